@@ -14,6 +14,7 @@ from typing import Any, Literal
 import hf_mhe
 from hf_mhe.energy import Potential
 from hf_mhe.errors import MHEError
+from hf_mhe.training.schedule import Decay, Schedule
 
 CONFIG_NAME = "mhe_config.json"
 _VERSION_KEY = "hf_mhe_version"
@@ -47,6 +48,12 @@ class MHEConfig:
             None means all.
         exclude: pattern or patterns of group names to leave out.
         output: pattern or patterns of the output layers of a model that does not tell them itself.
+        schedule: what becomes of all weights after the warm-up: `"constant"`, or a `"linear"` or `"cosine"` decay to 0
+            at the last optimizer step.
+        warmup_steps: optimizer steps in which all weights rise from 0 along a line.
+        every_n_steps: of how many optimizer steps one computes the penalty, which then counts as often as it would
+            have in all of them: `every_n_steps` times, if the weights are constant.
+        log_groups: log each group's mean energy too, as `mhe_energy/<group>`.
 
     Raises:
         MHEError: an option is unknown, a number is negative or not finite, or a value has the wrong type.
@@ -70,13 +77,24 @@ class MHEConfig:
     output: list[str] | None = field(
         default=None, metadata={"help": "Patterns of the output layers, for a model that does not tell them itself."}
     )
+    schedule: Decay = field(
+        default="constant", metadata={"help": "Decay of all weights from the end of the warm-up to the last step."}
+    )
+    warmup_steps: int = field(default=0, metadata={"help": "Optimizer steps in which all weights rise from 0."})
+    every_n_steps: int = field(
+        default=1, metadata={"help": "Of how many optimizer steps one computes the penalty, for all of them."}
+    )
+    log_groups: bool = field(default=False, metadata={"help": "Log each group's mean energy too."})
 
     def __post_init__(self) -> None:
         for name in ("s", "softening", *_WEIGHTS):
             object.__setattr__(self, name, _number(name, getattr(self, name)))
         for name in ("include", "exclude", "output"):
             object.__setattr__(self, name, _patterns(name, getattr(self, name)))
+        if not isinstance(self.log_groups, bool):
+            raise MHEError(f"log_groups must be True or False; got {self.log_groups!r}")
         self.potential("hidden")  # the potential knows which distances and spaces there are
+        self.over(math.inf)  # and the schedule which decays
 
     def weight(self, role: str) -> float:
         """The weight of a group's mean energy in the objective, by the group's role.
@@ -97,6 +115,14 @@ class MHEConfig:
         """The potential of the groups of one role: the output role is always full space."""
         space = "full" if role == "output" else self.space
         return Potential(s=self.s, distance=self.distance, space=space, softening=self.softening)
+
+    def over(self, total_steps: float) -> Schedule:
+        """The schedule of the weights over a training of so many optimizer steps; `inf` for one without end.
+
+        Raises:
+            MHEError: `total_steps` is not an integer >= 1 or `inf`.
+        """
+        return Schedule(self.schedule, self.warmup_steps, self.every_n_steps, total_steps)
 
     def to_dict(self) -> dict[str, Any]:
         """The config as plain values: what `from_dict` reads and JSON can hold."""

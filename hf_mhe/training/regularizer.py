@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hf_mhe.errors import MHEError
-from hf_mhe.neurons import NeuronGroup, coverage, neuron_groups
+from hf_mhe.neurons import NeuronGroup, neuron_groups
 from hf_mhe.neurons.wrappers import unwrap
-from hf_mhe.training.config import ROLES, MHEConfig
+from hf_mhe.training.config import MHEConfig
+from hf_mhe.training.diagnosis import GradientRatio, is_due
 from hf_mhe.training.engines import (
     ForwardUnderDDP,
     Part,
@@ -26,20 +28,11 @@ from hf_mhe.training.engines import (
     refuse_parameter,
     tie,
 )
+from hf_mhe.training.logs import PenaltyLog, PenaltyTerms
 from hf_mhe.training.mean_energy import mean_energy
+from hf_mhe.training.messages import check_loss, not_finite, nothing_left
+from hf_mhe.training.schedule import check_integer
 from hf_mhe.training.timing import Moment, moment_of_accelerate
-
-
-class PenaltyTerms(NamedTuple):
-    """One evaluation of the penalty: the weighted sum, differentiable, and each group's mean energy, detached.
-
-    With `ranks` above 1 the work was divided: the penalty and the energies are `ranks` times this rank's share, which
-    is zero for the groups that others computed, and their mean over the ranks is what they would be undivided.
-    """
-
-    penalty: Tensor
-    energies: Tensor
-    ranks: int = 1
 
 
 class MHERegularizer:
@@ -60,6 +53,10 @@ class MHERegularizer:
                 accelerator.backward(loss)
                 optimizer.step()
                 optimizer.zero_grad()
+                accelerator.log(regularizer.logs())
+
+    It counts the optimizer steps, for the schedule of the config. After
+    `accelerator.register_for_checkpointing(regularizer)` the count is saved and loaded with everything else.
 
     Source: Liu et al., "Learning towards Minimum Hyperspherical Energy", NeurIPS 2018, arXiv:1805.09298, eq. for L.
 
@@ -69,13 +66,24 @@ class MHERegularizer:
         divide_work: under DDP, whether each rank computes its share of the groups, which the averaging of gradients
             completes. What a call adds to a rank's loss is then that rank's share times the number of ranks: the mean
             of the loss over the ranks is as undivided. Say False in a loop that reduces gradients in its own way.
+        total_steps: optimizer steps of the whole training, at whose end a decay arrives at 0: needed where the config
+            has one (`schedule="linear"` or `"cosine"`). `math.inf` is a training without end.
+
+    Attributes:
+        step: the number of optimizer steps counted so far.
 
     Raises:
-        MHEError: the model is not a module, runs on an engine that is not served, or has nothing to regularize.
+        MHEError: the model is not a module, runs on an engine that is not served, or has nothing to regularize; or a
+            decay is asked for without `total_steps`.
     """
 
     def __init__(
-        self, model: nn.Module, config: MHEConfig | Mapping[str, Any] | None = None, *, divide_work: bool = True
+        self,
+        model: nn.Module,
+        config: MHEConfig | Mapping[str, Any] | None = None,
+        *,
+        divide_work: bool = True,
+        total_steps: float | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise MHEError(f"model must be a torch.nn.Module; got {type(model).__name__}")
@@ -83,6 +91,16 @@ class MHERegularizer:
         refuse_model(model)
         self.model = unwrap(model)
         self.divide_work = divide_work
+        if total_steps is None and self.config.schedule != "constant":
+            raise MHEError(
+                f"schedule={self.config.schedule!r} decays to 0 at the end of the training, which MHERegularizer does "
+                "not know: tell it the number of optimizer steps, MHERegularizer(model, config, total_steps=...)"
+            )
+        self.schedule = self.config.over(math.inf if total_steps is None else total_steps)
+        self.step = 0
+        self._log = PenaltyLog(self.config)
+        self._ratio = GradientRatio()
+        self._warned = False
         self._bound: list[NeuronGroup] = []
         self._forward: ForwardUnderDDP | None = None
         if self.config.is_off:
@@ -92,7 +110,7 @@ class MHERegularizer:
         )
         self._bound = [group for group in found if self.weight(group.role) > 0]
         if not self.groups:
-            raise MHEError(self._nothing_left(found))
+            raise MHEError(nothing_left(self.model, found, self._bound, self.config))
         if is_distributed():
             self._forward = ForwardUnderDDP(self._tensors)
             self.model.register_forward_hook(self._forward)
@@ -124,7 +142,7 @@ class MHERegularizer:
         if not groups:
             return PenaltyTerms(torch.zeros(()), torch.zeros(0))
         energies = self._energies(groups)
-        return PenaltyTerms(self._weighted(groups, energies), energies.detach())
+        return PenaltyTerms(self._weighted(groups, energies), energies.detach(), groups)
 
     def evaluate_due(self) -> PenaltyTerms:
         """As `evaluate`, for the gradients of the forward pass just done: under DDP, this rank's share of the work.
@@ -148,7 +166,60 @@ class MHERegularizer:
             penalty = self._weighted([groups[index] for index in mine], own).to(penalty.device)
             energies[mine] = own.detach().to(energies.device)
         others = [tensor for index, each in enumerate(tensors) if owners[index] != part.rank for tensor in each]
-        return PenaltyTerms(tie(penalty, [t for t in others if t.requires_grad]), energies, part.ranks)
+        return PenaltyTerms(tie(penalty, [t for t in others if t.requires_grad]), energies, groups, part.ranks)
+
+    def advance(self) -> Tensor | None:
+        """What the optimizer step at hand gets of the penalty, and on to the next; None where it gets nothing.
+
+        That is `evaluate_due`, multiplied by the schedule's share of this step.
+
+        Raises:
+            MHEError: as `penalty`.
+        """
+        step, self.step = self.step, self.step + 1
+        share = self.schedule.share(step)
+        if share == 0 or not self._something_trains():
+            return None
+        terms = self.evaluate_due()
+        self._log.count(terms, self.schedule.factor(step))
+        penalty = share * terms.penalty
+        every = self.schedule.every_n_steps
+        if is_due(step // every + 1) and not torch.compiler.is_compiling():
+            penalty = self._ratio.watch(penalty, self.model, lambda: share * self.penalty(), steps=every)
+        return penalty
+
+    def logs(self) -> dict[str, float]:
+        """What a log record says of the penalty, as means over the optimizer steps since the last call.
+
+        `mhe_loss` is what the penalty adds to the objective, `mhe_mean_energy` and `mhe_score` are means over the
+        groups of the mean energy and of its score (`hf_mhe.energy.reference.score`; not with softening), with
+        `MHEConfig(log_groups=True)` each group's mean energy is `mhe_energy/<group>`; `mhe_gradient_ratio` is the norm
+        of the penalty's gradient over that of the task's (`hf_mhe.training.diagnosis`), where it was taken. Only the
+        steps that computed the penalty count, and with none the record has none of these. Where λ has a schedule,
+        `mhe_factor` is what the weights were multiplied by at the last step.
+
+        Every rank has to call it, because under DDP the work is divided.
+        """
+        record = {**self._log.drain(), **self._ratio.drain()}
+        if not self.schedule.is_constant and self.step:
+            record["mhe_factor"] = self.schedule.factor(self.step - 1)
+        return record
+
+    def state_dict(self) -> dict[str, int]:
+        """What a resumed training needs beside the model's weights: the number of optimizer steps."""
+        return {"step": self.step}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on from a state that `state_dict` gave; what was gathered for a log record is dropped.
+
+        Raises:
+            MHEError: the state is not one of a regularizer.
+        """
+        if not isinstance(state, Mapping) or set(state) != {"step"}:
+            raise MHEError(f"a regularizer's state is {{'step': number of optimizer steps}}; got {state!r}")
+        check_integer("step", state["step"], at_least=0)
+        self.step = int(state["step"])
+        self._log, self._ratio = PenaltyLog(self.config), GradientRatio()
 
     def energies(self) -> dict[str, float]:
         """Each group's mean energy at the current weights, by the group's name; no gradient.
@@ -185,7 +256,7 @@ class MHERegularizer:
         Raises:
             MHEError: the loss is not a 0-dim floating tensor, `scale` is not positive, or as `penalty`.
         """
-        _check_loss(loss)
+        check_loss(loss)
         if scale is not None and not scale > 0:
             raise MHEError(f"scale must be a number > 0; got {scale!r}")
         if not self.model.training or not torch.is_grad_enabled() or self.config.is_off:
@@ -193,8 +264,18 @@ class MHERegularizer:
         moment = moment_of_accelerate() or Moment(sync=True, divisor=1.0)
         if not (moment.sync if sync is None else sync):
             return loss
+        penalty = self.advance()
+        if penalty is None:
+            return loss
         factor = moment.divisor if scale is None else scale
-        return loss + factor * self.evaluate_due().penalty.to(loss.device)
+        return loss + factor * penalty.to(loss.device)
+
+    def _something_trains(self) -> bool:
+        if self._bound and not self.groups and not self._warned:
+            self._warned = True
+            message = nothing_left(self.model, self._bound, self._bound, self.config)
+            warnings.warn(f"from optimizer step {self.step} on: {message}", UserWarning, stacklevel=4)
+        return bool(self.groups)
 
     def _weighted(self, groups: list[NeuronGroup], energies: Tensor) -> Tensor:
         weights = torch.tensor([self.weight(group.role) for group in groups], dtype=energies.dtype)
@@ -208,7 +289,7 @@ class MHERegularizer:
             energies = complete([self._share(group, shards) for group in groups])
             joined = torch.stack([energy.to(device) for energy in energies])
         if not torch.isfinite(joined.detach()).all():
-            raise MHEError(self._not_finite(groups, joined.tolist()))
+            raise MHEError(not_finite(groups, joined.tolist(), self.config))
         return joined
 
     def _tensors(self) -> list[Tensor]:
@@ -225,38 +306,3 @@ class MHERegularizer:
             return Share(mean_energy(group.matrix(), potential), None)
         except MHEError as error:
             raise MHEError(f"neuron group {group.name!r}: {error}") from error
-
-    def _not_finite(self, groups: list[NeuronGroup], energies: list[float]) -> str:
-        name, energy = next(
-            (group.name, value) for group, value in zip(groups, energies, strict=True) if not math.isfinite(value)
-        )
-        return (
-            f"the energy of neuron group {name!r} is {energy}: two of its neurons coincide; set softening "
-            f"(MHEConfig(softening=1e-3); it is {self.config.softening:g}) or leave the group out (exclude={name!r})"
-        )
-
-    def _nothing_left(self, found: list[NeuronGroup]) -> str:
-        model = type(self.model).__name__
-        if not found:
-            skipped = [f"{name}: {reason}" for name, reason in coverage(self.model).skipped.items()]
-            reasons = f" (skipped: {'; '.join(skipped[:3])}{'; ...' if len(skipped) > 3 else ''})" if skipped else ""
-            return f"{model} has no neuron groups to regularize{reasons}: it needs a linear or convolution layer"
-        counts = ", ".join(f"{role} {sum(group.role == role for group in found)}" for role in ROLES)
-        weights = ", ".join(f"{role}_weight={self.weight(role):g}" for role in ROLES)
-        if self._bound:
-            return (
-                f"nothing to regularize in {model}: all {len(self._bound)} groups with a weight above 0 are frozen "
-                f"(groups by role: {counts}; {weights}): unfreeze one (requires_grad_(True)) or weight another role"
-            )
-        return (
-            f"nothing to regularize in {model}: no group has a weight above 0 (groups by role: {counts}; {weights}): "
-            "set the weight of a role that the model has"
-        )
-
-
-def _check_loss(loss: object) -> None:
-    if not isinstance(loss, Tensor) or loss.dim() != 0 or not loss.is_floating_point():
-        got = (
-            f"a {loss.dtype} tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        )
-        raise MHEError(f"loss must be a 0-dim floating tensor (loss.mean() makes one); got {got}")

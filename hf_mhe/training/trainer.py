@@ -11,11 +11,11 @@ loss, to the bit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import Trainer
 from transformers.utils import is_sagemaker_mp_enabled
@@ -24,7 +24,7 @@ from hf_mhe.errors import MHEError
 from hf_mhe.neurons.wrappers import unwrap
 from hf_mhe.training.config import MHEConfig
 from hf_mhe.training.engines import refuse_distributed_type
-from hf_mhe.training.regularizer import MHERegularizer, PenaltyTerms
+from hf_mhe.training.regularizer import MHERegularizer
 
 
 class MHEMixin(Trainer):
@@ -33,7 +33,7 @@ class MHEMixin(Trainer):
     def __init__(self, *args: Any, mhe_config: MHEConfig | Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         self.mhe_config = MHEConfig.of(mhe_config)
         self._mhe_regularizer: MHERegularizer | None = None
-        self._mhe_log = _PenaltyLog()
+        self._mhe_record: dict[str, float] = {}
         super().__init__(*args, **kwargs)
         self._refuse_engine()
         _ = self.mhe_regularizer  # bound here, so that a model with nothing to regularize is refused at construction
@@ -47,12 +47,13 @@ class MHEMixin(Trainer):
         """
         assert self.model is not None  # Trainer's own constructor made sure
         if self._mhe_regularizer is None or self._mhe_regularizer.model is not unwrap(self.model):
-            self._mhe_regularizer = MHERegularizer(self.model, self.mhe_config)
+            # How long the training is, and where in it we are, is told at each step.
+            self._mhe_regularizer = MHERegularizer(self.model, self.mhe_config, total_steps=math.inf)
         return self._mhe_regularizer
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`."""
-        self._mhe_log = _PenaltyLog()
+        self.mhe_regularizer.load_state_dict({"step": 0})  # what an earlier training left for a record is dropped
         return super().train(*args, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
@@ -70,20 +71,17 @@ class MHEMixin(Trainer):
             return super().training_step(model, inputs, *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As `Trainer.log`; a record with the training loss also gets `mhe_loss` and `mhe_mean_energy`.
-
-        `mhe_loss` is the weighted penalty and `mhe_mean_energy` the unweighted mean over the groups, both averaged
-        over the optimizer steps since the last such record.
-        """
+        """As `Trainer.log`; a record with the training loss also gets what `MHERegularizer.logs` has to say."""
         if "loss" in logs:
-            logs.update(self._mhe_log.drain())
+            record, self._mhe_record = self._mhe_record, {}
+            logs.update(record)
         super().log(logs, *args, **kwargs)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         # Every rank comes here after each step, and Trainer itself gathers the loss next: the one place where what the
         # ranks know of the penalty can be put together. `log` is no such place, for a program may call it on one rank.
         if self.control.should_log:
-            self._mhe_log.complete()
+            self._mhe_record = self.mhe_regularizer.logs()
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -103,10 +101,11 @@ class MHEMixin(Trainer):
             nonlocal added
             if not added:
                 added = True
-                terms = self.mhe_regularizer.evaluate_due()
-                self._mhe_log.count(terms)
-                # `accelerator.backward` divides by its own accumulation steps; Trainer sets them to 1, others may not.
-                loss = loss + self.accelerator.gradient_accumulation_steps * terms.penalty.to(loss.device)
+                penalty = self._mhe_penalty()
+                if penalty is not None:
+                    # `accelerator.backward` divides by its own accumulation steps; Trainer sets them to 1, others may
+                    # not.
+                    loss = loss + self.accelerator.gradient_accumulation_steps * penalty.to(loss.device)
             backward(loss, **kwargs)
 
         self.accelerator.backward = backward_with_penalty
@@ -119,6 +118,13 @@ class MHEMixin(Trainer):
                 f"{type(self).__name__}.training_step did not call self.accelerator.backward, so the penalty could "
                 "not be added: call it there instead of loss.backward()"
             )
+
+    def _mhe_penalty(self) -> Tensor | None:
+        """What the optimizer step at hand gets; by Trainer's own count, with which a resumed training goes on."""
+        regularizer = self.mhe_regularizer
+        regularizer.step = self.state.global_step
+        regularizer.schedule = self.mhe_config.over(self.state.max_steps)
+        return regularizer.advance()
 
     def _refuse_engine(self) -> None:
         refuse_distributed_type(str(self.accelerator.distributed_type.value))
@@ -136,8 +142,9 @@ class MHETrainer(MHEMixin, Trainer):
 
     The penalty counts once per optimizer step at its full weight, however the batch is split into micro-batches and
     whatever the model or the Trainer does to scale its loss. Evaluation and prediction never see it. The logged `loss`
-    stays the task loss; `mhe_loss` and `mhe_mean_energy` are logged beside it. `mhe_config.json` is saved beside the
-    weights. For another Trainer class see `with_mhe`.
+    stays the task loss; beside it are logged `mhe_loss`, the mean score and more (see `MHERegularizer.logs`). A
+    schedule of the config follows the optimizer steps of the training, a resumed one too. `mhe_config.json` is saved
+    beside the weights. For another Trainer class see `with_mhe`.
 
     Example::
 
@@ -187,33 +194,3 @@ _EXTENDED: dict[type[Trainer], type[Trainer]] = {}
 def _extend(trainer_class: type[Trainer]) -> type[Trainer]:
     doc = f"`{trainer_class.__module__}.{trainer_class.__qualname__}` with the keyword `mhe_config`; see `MHETrainer`."
     return type(f"MHE{trainer_class.__name__}", (MHEMixin, trainer_class), {"__doc__": doc, "__module__": __name__})
-
-
-class _PenaltyLog:
-    """The penalties since the last log record, summed on their device: no transfer until a record is written."""
-
-    def __init__(self) -> None:
-        self._sum: Tensor | None = None
-        self._steps = 0
-        self._ranks = 1  # above 1 while the sum is of this rank's shares
-
-    def count(self, terms: PenaltyTerms) -> None:
-        step = torch.stack([terms.penalty.detach(), terms.energies.mean()])
-        self._sum = step if self._sum is None else self._sum + step
-        self._steps += 1
-        self._ranks = max(self._ranks, terms.ranks)
-
-    def complete(self) -> None:
-        """Where the work was divided, take the mean over the ranks, which all have to call this."""
-        if self._ranks > 1 and self._sum is not None:
-            torch.distributed.all_reduce(self._sum)
-            self._sum /= self._ranks
-            self._ranks = 1
-
-    def drain(self) -> dict[str, float]:
-        """The means over the steps; nothing where there were none, or only this rank's shares of them are known."""
-        if self._sum is None or self._ranks > 1:
-            return {}
-        penalty, energy = (self._sum / self._steps).tolist()
-        self._sum, self._steps = None, 0
-        return {"mhe_loss": penalty, "mhe_mean_energy": energy}

@@ -65,13 +65,13 @@ def test_saved_is_what_is_read(config: MHEConfig, tmp_path: Path) -> None:
 
 def test_keys_of_a_newer_version_are_named_in_one_warning() -> None:
     """A model published by a newer version could not be loaded, or would be loaded without a word."""
-    values = {"s": 1.0, "schedule": "cosine", "budget": 0.02, "hf_mhe_version": "9.0"}
+    values = {"s": 1.0, "temperature": 3, "anneal": 0.02, "hf_mhe_version": "9.0"}
     with pytest.warns(UserWarning, match="does not know and ignores") as caught:
         config = MHEConfig.from_dict(values)
     assert config == MHEConfig(s=1.0)
     assert len(caught) == 1
     assert "9.0" in str(caught[0].message)
-    assert "budget, schedule" in str(caught[0].message)
+    assert "anneal, temperature" in str(caught[0].message)
 
 
 @pytest.mark.parametrize(

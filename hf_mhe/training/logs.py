@@ -1,0 +1,95 @@
+"""What a log record says of the penalty: means over the optimizer steps since the last record.
+
+Note [No transfer until a record is written]
+The values of a step stay on their device and are added up there; reading them is a synchronization, and where the work
+was divided a reduction over the ranks as well, so both wait until somebody asks for a record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hf_mhe.energy.reference.score import energy_score
+from hf_mhe.neurons import NeuronGroup
+from hf_mhe.training.config import MHEConfig
+
+
+class PenaltyTerms(NamedTuple):
+    """One evaluation of the penalty: the weighted sum, differentiable, and each group's mean energy, detached.
+
+    With `ranks` above 1 the work was divided: the penalty and the energies are `ranks` times this rank's share, which
+    is zero for the groups that others computed, and their mean over the ranks is what they would be undivided.
+    """
+
+    penalty: Tensor
+    energies: Tensor
+    groups: Sequence[NeuronGroup] = ()
+    ranks: int = 1
+
+
+class PenaltyLog:
+    """The evaluations of the penalty since the last record."""
+
+    def __init__(self, config: MHEConfig) -> None:
+        self.config = config
+        self._groups: list[NeuronGroup] = []
+        self._sum: Tensor | None = None  # of what has not been transferred: the penalty, then each group's energy
+        self._steps = 0
+        self._ranks = 1  # above 1 while the sum is of this rank's shares
+        self._penalties: list[tuple[float, int]] = []  # sum, steps
+        self._energies: dict[str, tuple[NeuronGroup, float, int]] = {}  # group, sum, steps
+
+    def count(self, terms: PenaltyTerms, factor: float) -> None:
+        """Add the terms of one optimizer step, whose λ the schedule multiplied by `factor`."""
+        if [group.name for group in self._groups] != [group.name for group in terms.groups]:
+            self._settle()  # layers were frozen or unfrozen, on every rank alike
+            self._groups = list(terms.groups)
+        step = torch.cat([factor * terms.penalty.detach()[None].to(terms.energies), terms.energies])
+        self._sum = step if self._sum is None else self._sum + step
+        self._steps += 1
+        self._ranks = max(self._ranks, terms.ranks)
+
+    def drain(self) -> dict[str, float]:
+        """The record, and a new one begun; empty where no step computed the penalty.
+
+        Where the work is divided every rank has to call this, for the means are taken over them.
+        """
+        self._settle()
+        penalties, self._penalties = self._penalties, []
+        energies, self._energies = self._energies, {}
+        if not penalties:
+            return {}
+        means = [(group, total / steps) for group, total, steps in energies.values()]
+        record = {
+            "mhe_loss": sum(total for total, _ in penalties) / sum(steps for _, steps in penalties),
+            "mhe_mean_energy": sum(mean for _, mean in means) / len(means),
+        }
+        scores = [score for group, mean in means if (score := self._score(group, mean)) is not None]
+        if scores:
+            record["mhe_score"] = sum(scores) / len(scores)
+        if self.config.log_groups:
+            record.update({f"mhe_energy/{group.name}": mean for group, mean in means})
+        return record
+
+    def _settle(self) -> None:
+        """Transfer what was added up on the device; where the work was divided, the mean over the ranks."""
+        if self._sum is None:
+            return
+        if self._ranks > 1:
+            torch.distributed.all_reduce(self._sum)
+            self._sum /= self._ranks
+        penalty, *energies = self._sum.tolist()
+        self._penalties.append((penalty, self._steps))
+        for group, energy in zip(self._groups, energies, strict=True):
+            _, total, steps = self._energies.get(group.name, (group, 0.0, 0))
+            self._energies[group.name] = (group, total + energy, steps + self._steps)
+        self._sum, self._steps, self._ranks = None, 0, 1
+
+    def _score(self, group: NeuronGroup, energy: float) -> float | None:
+        potential = self.config.potential(group.role)
+        # What a random draw and the optimum would have is known for exact energies only.
+        return None if potential.softening else energy_score(energy, group.n, group.d, potential).score
