@@ -3,6 +3,7 @@
 Knows modules, names and shapes; computes no energy.
 """
 
+from hf_mhe.neurons.below import below
 from hf_mhe.neurons.checkpoint import checkpoint_groups
 from hf_mhe.neurons.cover import Coverage, coverage, neuron_groups
 from hf_mhe.neurons.group import NeuronGroup, Role
@@ -13,6 +14,7 @@ __all__ = [
     "Coverage",
     "NeuronGroup",
     "Role",
+    "below",
     "checkpoint_groups",
     "coverage",
     "neuron_groups",

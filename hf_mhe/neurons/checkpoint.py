@@ -26,22 +26,25 @@ def checkpoint_groups(
     exclude: Patterns = None,
     dtypes: Mapping[str, str] | None = None,
     by_head: bool = False,
+    declared: str | None = None,
 ) -> Coverage:
     """The neuron groups of a checkpoint: the same names, roles, n, d and order as of the model that loads it.
 
     `shapes` maps each tensor's name to its shape, `config` is the parsed config.json. The class that the config names
-    is built on the meta device, without weights and without code from outside transformers; names are matched by the
-    rules transformers loads by. Every tensor of two or more dimensions is in a group or in `skipped`, and every weight
-    that the model has and the checkpoint does not is in `skipped` too. Where two tied names are both stored, they are
-    taken to be equal, as the config says. Where no class is known, groups are made by shape, kind "unknown", and
-    `note` says why. `dtypes` (name -> safetensors dtype) lets integer tensors be told apart; `by_head` is that of
-    `neuron_groups`. Groups that share tensors follow each other, so that reading them in order reads each tensor once.
+    (`declared`: the one that the index of a pipeline or of a sentence-transformers folder names) is built on the meta
+    device, without weights and without code from outside transformers, diffusers, timm and sentence-transformers;
+    names are matched by the rules the library loads by. Every tensor of two or more dimensions is in a group or in
+    `skipped`, and every weight that the model has and the checkpoint does not is in `skipped` too. Where two tied
+    names are both stored, they are taken to be equal, as the config says. Where no class is known, groups are made by
+    shape, kind "unknown", and `note` says why. `dtypes` (name -> safetensors dtype) lets integer tensors be told
+    apart; `by_head` is that of `neuron_groups`. Groups that share tensors follow each other, so that reading them in
+    order reads each tensor once.
 
     Raises:
         MHEError: a tensor's shape is not its module's, the config builds no model, or a pattern matches nothing.
     """
     shapes = {name: tuple(shape) for name, shape in shapes.items()}
-    skeleton = build_skeleton(config)
+    skeleton = build_skeleton(config, declared)
     found = (
         _by_shape(shapes, skeleton, dtypes)
         if isinstance(skeleton, str)

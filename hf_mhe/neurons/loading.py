@@ -1,7 +1,7 @@
-"""Which tensors of a checkpoint make which tensor of a transformers model, by transformers' own rules for loading.
+"""Which tensors of a checkpoint make which tensor of a model, by the rules for loading of the model's own library.
 
-The renamings and conversions (fused, split, permuted weights) are those of the installed transformers, run on names
-and, for the shapes, on tensors without storage; nothing is written down here a second time.
+The renamings and conversions (fused, split, permuted weights) are those of the installed transformers or diffusers,
+run on names and, for the shapes, on tensors without storage; nothing is written down here a second time.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons.group import Get, Stored, StoredTensor
+from hf_mhe.neurons.skeleton.diffusers_model import renamed_on_load
 
 
 class LastConversion:
@@ -93,12 +94,29 @@ class Loading:
     unused: list[str]
 
 
-def plan_loading(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Loading:
-    """Assign the tensors of a checkpoint to the tensors of a transformers model.
+def plan_loading(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Loading:
+    """Assign the tensors of a checkpoint to the tensors of a model.
 
     Raises:
         MHEError: a conversion of transformers does not accept the tensors' shapes.
     """
+    # Every model of transformers has a prefix; the other libraries load by name.
+    return _transformers_plan(model, shapes) if hasattr(model, "base_model_prefix") else _plan_by_name(model, shapes)
+
+
+def _plan_by_name(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Loading:
+    expected = model.state_dict()
+    plan = Loading({}, {}, [])
+    for name, target in renamed_on_load(model, shapes).items():
+        if target in expected:
+            plan.sources[target] = StoredTensor(name)
+            plan.shapes[target] = tuple(shapes[name])
+        else:
+            plan.unused.append(name)
+    return plan
+
+
+def _transformers_plan(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Loading:
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
