@@ -32,14 +32,14 @@ def hyperspherical_energy(
 
     Args:
         weight: `(n, d)`, one neuron a row, or `(B, n, d)` for B matrices at once; float16, bfloat16, float32 or
-        float64. s: exponent of the Riesz kernel `rho^(-s)`, any number >= 0; 0 is the logarithmic kernel `log(1 /
-        rho)`. distance: `"euclidean"` (chord) or `"angular"` (arc, in radians).
+            float64.
+        s: exponent of the Riesz kernel `rho^(-s)`, any number >= 0; 0 is the logarithmic kernel `log(1 / rho)`.
+        distance: `"euclidean"` (chord) or `"angular"` (arc, in radians).
         space: `"full"`, or `"half"` to count every neuron together with its mirror image.
         reduction: `"mean"` over ordered pairs (the paper's normalised energy), or `"sum"`.
         softening: Plummer softening: the squared distance becomes `rho^2 + softening^2`.
         walk: `"blocked"` (exact, `3 n^2 d` operations with the gradient, `O(n d)` memory) or `"dense"` (the
-            definition,
-            differentiable twice, `O(n^2)` memory).
+            definition, differentiable twice, `O(n^2)` memory).
         dead: what to do with rows of zeros, which have no direction: `"error"`, or `"skip"` to leave them out of n.
 
     Returns:

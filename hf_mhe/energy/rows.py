@@ -34,8 +34,7 @@ def check_weight(weight: Tensor, *, ranks: tuple[int, ...] = (2, 3)) -> None:
 
     Raises:
         MHEError: not a tensor, of the wrong rank, of a dtype that is not real floating point, on the meta device, or
-        with
-            n < 2 or d < 1.
+            with n < 2 or d < 1.
     """
     if not isinstance(weight, Tensor):
         raise MHEError(f"weight must be a torch.Tensor of shape (n, d); got {type(weight).__name__}")
@@ -90,7 +89,7 @@ def pull_back_(grad: Tensor, rows: UnitRows, scale: float) -> Tensor:
 
 
 def _pull_back_(grad: Tensor, unit: Tensor, norm: Tensor, scale: float) -> Tensor:
-    return grad.addcmul_(unit, (grad * unit).sum(-1, keepdim=True), value=-1).mul_(scale / norm)
+    return grad.addcmul_(unit, torch.linalg.vecdot(grad, unit).unsqueeze(-1), value=-1).mul_(scale / norm)
 
 
 def _one_chunk(rows: Tensor) -> bool:

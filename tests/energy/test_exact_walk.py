@@ -9,6 +9,7 @@ import torch
 
 from hf_mhe.energy import dense_energy, hyperspherical_energy
 from hf_mhe.energy.potential import Potential
+from hf_mhe.energy.walks.panels import cover
 
 VARIANTS = [
     (s, distance, space) for s in (0, 1, 2) for distance in ("euclidean", "angular") for space in ("full", "half")
@@ -349,3 +350,53 @@ def test_the_dense_walk_has_a_value_for_opposite_and_equal_rows(distance: str) -
     assert dense.item() == pytest.approx(coordinate_energy(weight, 1, distance, "full").item(), rel=1e-9)
     weight[2] = weight[1]
     assert hyperspherical_energy(weight, 1, distance=distance, walk="dense").item() > 1e5
+
+
+@pytest.mark.parametrize("n", [2, 512, 513, 514, 640, 1000, 1023, 1025, 1537, 3072, 3083])
+def test_each_pair_is_in_one_panel(n: int) -> None:
+    """If this failed, pairs of neurons would be lost or counted twice for some numbers of neurons."""
+    seen = torch.zeros(n, n, dtype=torch.int8)
+    begun = torch.zeros(n, dtype=torch.bool)
+    for stack in cover(n, torch.device("cpu")):
+        items = list(stack.items())
+        if not stack.opens_rows:
+            assert all(begun[panel.row : panel.row_end].all() for panel in items)
+        if not stack.opens_columns:
+            assert all(begun[panel.column : panel.column_end].all() for panel in items)
+        for panel in items:
+            assert not (stack.opens_rows and begun[panel.row : panel.row_end].any())
+            seen[panel.row : panel.row_end, panel.column : panel.column_end] += 1
+            if not panel.diagonal:
+                seen[panel.column : panel.column_end, panel.row : panel.row_end] += 1
+        for panel in items:
+            begun[panel.row : panel.row_end] = True
+            begun[panel.column : panel.column_end] = True
+    assert bool((seen == 1).all())
+
+
+@pytest.mark.parametrize("n", [513, 1100, 1403])
+@pytest.mark.parametrize("copies", ["pairs", "block"])
+def test_close_neurons_anywhere_in_the_matrix(n: int, copies: str) -> None:
+    """If this failed, near-duplicates would be lost, or spoil a gradient, in some kind of panel but not in others."""
+    weight = random_rows(n, 40)
+    generator = torch.Generator().manual_seed(5)
+    if copies == "pairs":  # in squares, in batched and in single rectangles, and with the rows left over at the end
+        left = torch.randperm(n, generator=generator)[:60]
+        right = torch.cat((left[30:], torch.tensor([n - 1, n - 2]), left[32:] - left[32:] % 7))[:60]
+        keep = left != right
+        left, right = left[keep], right[keep]
+        weight[right] = weight[left] + 1e-3 * random_rows(len(left), 40, seed=2)
+    else:  # more than one by one is worth: whole pieces go to float64
+        weight[n // 3 :] = weight[0] + 1e-2 * random_rows(n - n // 3, 40, seed=2)
+    weight = weight.float().requires_grad_()
+    reference = weight.detach().double().requires_grad_()
+    expected = dense_energy(reference, Potential(2.0, "euclidean", "full"))
+    expected.backward()
+    junk = [torch.full((n, 40), torch.nan) for _ in range(4)]  # what the walk's own memory may hold when it begins
+    del junk
+    energy = hyperspherical_energy(weight)
+    energy.backward()
+    assert energy.item() == pytest.approx(expected.item(), rel=1e-5)
+    error = (weight.grad.double() - reference.grad).norm(dim=1) / reference.grad.norm(dim=1)
+    assert float(error.median()) < 1e-4
+    assert float(error.max()) < 1e-2

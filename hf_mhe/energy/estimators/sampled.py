@@ -13,7 +13,7 @@ from hf_mhe.energy.operator import product_dtype
 from hf_mhe.energy.potential import Distance, Potential, Space, check_option
 from hf_mhe.energy.rows import DeadRows, check_weight, unit_rows
 from hf_mhe.energy.walks.blocked import PairSum, PanelSums, walk
-from hf_mhe.energy.walks.panels import Panel, block_shape
+from hf_mhe.energy.walks.panels import Panel, Stack, block_shape
 from hf_mhe.errors import MHEError
 
 
@@ -159,12 +159,11 @@ def _rows_against_all(unit: Tensor, weight: Tensor, rows: int, potential: Potent
     """`sum F(c_ij)` over ordered pairs with i among the first `rows`, with its gradient on all the unit rows."""
     sums = PanelSums(weight, unit, potential, gradient, False)
     buffers: list[Tensor] = []
-    for panel in _rectangle(rows, len(unit), unit.device):
-        size = panel.rows * panel.columns
-        buffers = buffers or [unit.new_empty(size) for _ in range(2 if gradient else 1)]
-        cos, *spare = (buffer[:size].view(panel.rows, panel.columns) for buffer in buffers)
-        torch.mm(unit[panel.row : panel.row_end], unit[panel.column : panel.column_end].t(), out=cos)
-        sums.visit(panel, cos, spare[0] if spare else None, None)
+    for stack in _rectangle(rows, len(unit), unit.device):
+        buffers = buffers or [unit.new_empty(stack.elements) for _ in range(2 if gradient else 1)]
+        cos, *spare = (buffer[: stack.elements].view(stack.shape) for buffer in buffers)
+        torch.mm(stack.left(unit), stack.right(unit).t(), out=cos)
+        sums.visit(stack, cos, spare[0] if spare else None, None)
     beside = sums.result()
     square = walk(unit[:rows], weight[:rows], potential, gradient=gradient)
     if beside.gradient is not None and square.gradient is not None:
@@ -172,12 +171,13 @@ def _rows_against_all(unit: Tensor, weight: Tensor, rows: int, potential: Potent
     return PairSum(square.value + 0.5 * beside.value, beside.gradient, 0)
 
 
-def _rectangle(rows: int, n: int, device: torch.device) -> Iterator[Panel]:
+def _rectangle(rows: int, n: int, device: torch.device) -> Iterator[Stack]:
     # The first panel is the largest.
     height, width = block_shape(n, device)
     for row in range(0, rows, height):
         for column in range(rows, n, width):
-            yield Panel(row, min(row + height, rows), column, min(column + width, n))
+            panel = Panel(row, min(row + height, rows), column, min(column + width, n))
+            yield Stack(panel, opens_rows=column == rows, opens_columns=row == 0)
 
 
 # Note [What need not be sampled]

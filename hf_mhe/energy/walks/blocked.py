@@ -10,7 +10,7 @@ from torch import Tensor
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.walks.close_pairs import ClosePairs, coincident_below, sum_close_pairs
 from hf_mhe.energy.walks.closed_forms import Block, evaluate_
-from hf_mhe.energy.walks.panels import Panel, panels, pieces_of
+from hf_mhe.energy.walks.panels import Panel, Stack, cover
 from hf_mhe.energy.walks.workspace import scratch
 
 
@@ -57,32 +57,32 @@ def walk(
 
     Costs `3 n^2 d` operations and `O(n d)` memory.
     """
-    cover = panels(len(unit), unit.device)
-    if len(cover) == 1:
+    stacks = cover(len(unit), unit.device)
+    if len(stacks) == 1:
         cos = torch.mm(unit, unit.t()).fill_diagonal_(0)
-        if observer is None and ClosePairs.find(cos, cover[0], potential) is None:
+        if observer is None and ClosePairs.find(cos, stacks[0], potential) is None:
             return _whole(cos, unit, potential, gradient)
     sums = PanelSums(weight, unit, potential, gradient, leave_out_coincident)
-    if len(cover) == 1:
-        sums.visit(cover[0], cos, torch.empty_like(cos) if gradient else None, observer)
+    if len(stacks) == 1:
+        sums.visit(stacks[0], cos, torch.empty_like(cos) if gradient else None, observer)
         return sums.result()
-    size = max(panel.rows * panel.columns for panel in cover)
+    size = max(stack.elements for stack in stacks)
     buffers = [scratch(f"panel {k}", size, unit.dtype, unit.device) for k in range(2 if gradient else 1)]
-    for panel in cover:
-        cos, *rest = (buffer[: panel.rows * panel.columns].view(panel.rows, panel.columns) for buffer in buffers)
-        torch.mm(unit[panel.row : panel.row_end], unit[panel.column : panel.column_end].t(), out=cos)
-        sums.visit(panel, cos, rest[0] if rest else None, observer)
+    for stack in stacks:
+        cos, *rest = (buffer[: stack.elements].view(stack.shape) for buffer in buffers)
+        torch.matmul(stack.left(unit), stack.right(unit).mT, out=cos)
+        sums.visit(stack, cos, rest[0] if rest else None, observer)
     return sums.result()
 
 
 def _whole(cos: Tensor, unit: Tensor, potential: Potential, gradient: bool) -> PairSum:
     # One square without close pairs, which most layers of most small models are: what PanelSums does, in fewer calls.
     block = evaluate_(potential, cos, torch.empty_like(cos) if gradient else None)
-    value = block.value_factor * float(block.value.fill_diagonal_(0).sum())
+    block.take_out_(_clear_diagonal)
+    value = block.total()
     if block.slope is None:
         return PairSum(value, None, 0)
-    slope = block.slope.fill_diagonal_(0)
-    return PairSum(value, torch.addmm(unit, slope, unit, beta=0, alpha=2 * block.slope_factor), 0)
+    return PairSum(value, torch.addmm(unit, block.slope, unit, beta=0, alpha=2 * block.slope_factor), 0)
 
 
 class PanelSums:
@@ -95,52 +95,63 @@ class PanelSums:
         self._exact_unit = unit if unit.dtype == torch.float64 else None
         self._leave_out_below = coincident_below(weight.dtype) if leave_out_coincident else None
         self._value, self._coincident = 0.0, 0
-        # Not zeros_like: it maps fresh pages at every call, where empty_like is given those of the last one.
-        self._grad = torch.empty_like(unit).zero_() if gradient else None
+        # Not zeros: each row's first product overwrites what is there, which saves a pass over the gradient.
+        self._grad = torch.empty_like(unit) if gradient else None
+        self._begun = False
 
     def result(self) -> PairSum:
         """What has been added so far."""
+        if self._grad is not None and not self._begun:
+            self._grad.zero_()
         return PairSum(self._value, self._grad, self._coincident)
 
-    def visit(self, panel: Panel, cos: Tensor, spare: Tensor | None, observer: Observer | None) -> None:
-        """Add one panel of cosines; overwrites `cos` and `spare` (None where no gradient is wanted)."""
-        if panel.diagonal:
-            cos.fill_diagonal_(0)
+    def visit(self, stack: Stack, cos: Tensor, spare: Tensor | None, observer: Observer | None) -> None:
+        """Add one stack of panels of cosines; overwrites `cos` and `spare` (None where no gradient is wanted)."""
+        if stack.first.diagonal:
+            _clear_diagonal(cos)
         if observer is not None:
-            observer.observe(cos, panel)
+            for panel, block in zip(stack.items(), cos.view(-1, *cos.shape[-2:]), strict=True):
+                observer.observe(block, panel)
         slope, slope_factor = spare, 0.0
-        for piece in pieces_of(panel):
-            part = slice(piece.row - panel.row, piece.row_end - panel.row)
-            block = self._evaluate(piece, cos[part], None if spare is None else spare[part])
+        exceptions: list[ClosePairs | Stack] = []
+        for part, piece in stack.pieces():
+            block, exception = self._evaluate(piece, cos[part], None if spare is None else spare[part])
+            if exception is not None:
+                exceptions.append(exception)
             if block is not None and block.slope is not None:
                 slope, slope_factor = (cos if block.slope_in_cos else spare), block.slope_factor
-        if self._grad is not None and slope is not None and slope_factor:
-            _add_products_(self._grad, slope, self._unit, panel, 2 * slope_factor)
+        if self._grad is not None and slope is not None:
+            _add_products_(self._grad, slope, self._unit, stack, 2 * slope_factor)
+            self._begun = True
+        for exception in exceptions:  # only now, when the gradient of all rows of the stack has begun
+            if isinstance(exception, ClosePairs):
+                self._add_close_pairs(exception)
+            else:
+                self._add_in_float64(exception, gradient=spare is not None)
 
-    def _evaluate(self, piece: Panel, cos: Tensor, spare: Tensor | None) -> Block | None:
-        """Add a piece's value and turn it into slopes; None where it was added whole, in float64."""
+    def _evaluate(
+        self, piece: Stack, cos: Tensor, spare: Tensor | None
+    ) -> tuple[Block | None, ClosePairs | Stack | None]:
+        """Add a piece's value and turn it into slopes; and what is left of it to be added otherwise.
+
+        That is its close pairs, or the whole piece, which is then all zeros.
+        """
         close = ClosePairs.find(cos, piece, self._potential)
         if close is not None and close.too_many(cos.numel()) and cos.dtype != torch.float64:
-            self._add_in_float64(piece, gradient=spare is not None)
             cos.zero_()
             if spare is not None:
                 spare.zero_()
-            return None
+            return None, piece
         if close is not None:
             close.take_out_(cos)
         block = evaluate_(self._potential, cos, spare)
-        for result in (block.value, block.slope):
-            if result is None:
-                continue
-            if close is not None:
-                close.take_out_(result)
-            if piece.diagonal:
-                result.fill_diagonal_(0)
-        # A square on the diagonal holds both orders of each of its pairs, a rectangle one.
-        self._value += block.value_factor * float(block.value.sum()) * (1 if piece.diagonal else 2)
         if close is not None:
-            self._add_close_pairs(close)
-        return block
+            block.take_out_(close.take_out_)
+        if piece.first.diagonal:
+            block.take_out_(_clear_diagonal)
+        # A square on the diagonal holds both orders of each of its pairs, a rectangle one.
+        self._value += block.total() * (1 if piece.first.diagonal else 2)
+        return block, close
 
     def _add_close_pairs(self, close: ClosePairs) -> None:
         rows = self._weight if self._exact_unit is None else self._exact_unit
@@ -148,33 +159,46 @@ class PanelSums:
         self._value += exact.value
         self._coincident += exact.coincident
 
-    def _add_in_float64(self, piece: Panel, *, gradient: bool) -> None:
+    def _add_in_float64(self, piece: Stack, *, gradient: bool) -> None:
         # Float64 products reach pairs a thousand times closer than float32 ones, at a sixtieth of the price of
         # recomputing the pairs one by one; a layer that has collapsed to one direction is such a case.
         if self._exact_unit is None:
             self._exact_unit = torch.nn.functional.normalize(self._weight.double(), dim=1, eps=0.0)
         unit = self._exact_unit
-        cos = unit[piece.row : piece.row_end] @ unit[piece.column : piece.column_end].t()
-        if piece.diagonal:
-            cos.fill_diagonal_(0)
-        block = self._evaluate(piece, cos, torch.empty_like(cos) if gradient else None)
-        if self._grad is not None and block is not None and block.slope is not None:
-            _add_tangent_products_(self._grad, block.slope, unit, piece, 2 * block.slope_factor)
+        for panel in piece.items():
+            cos = unit[panel.row : panel.row_end] @ unit[panel.column : panel.column_end].t()
+            if panel.diagonal:
+                cos.fill_diagonal_(0)
+            block, close = self._evaluate(Stack(panel), cos, torch.empty_like(cos) if gradient else None)
+            if self._grad is not None and block is not None and block.slope is not None:
+                _add_tangent_products_(self._grad, block.slope, unit, panel, 2 * block.slope_factor)
+            if isinstance(close, ClosePairs):
+                self._add_close_pairs(close)
 
 
-def _add_products_(grad: Tensor, slope: Tensor, unit: Tensor, panel: Panel, factor: float) -> None:
-    left, right = unit[panel.row : panel.row_end], unit[panel.column : panel.column_end]
-    grad[panel.row : panel.row_end].addmm_(slope, right, alpha=factor)
-    if not panel.diagonal:
-        grad[panel.column : panel.column_end].addmm_(slope.t(), left, alpha=factor)
+def _clear_diagonal(blocks: Tensor) -> None:
+    blocks.diagonal(dim1=-2, dim2=-1).zero_()
+
+
+def _add_products_(grad: Tensor, slope: Tensor, unit: Tensor, stack: Stack, factor: float) -> None:
+    _add_(stack.left(grad), slope, stack.right(unit), factor, beta=0 if stack.opens_rows else 1)
+    if not stack.first.diagonal:
+        _add_(stack.right(grad), slope.mT, stack.left(unit), factor, beta=0 if stack.opens_columns else 1)
+
+
+def _add_(target: Tensor, slope: Tensor, rows: Tensor, factor: float, *, beta: int) -> None:
+    if target.dim() == 2:
+        target.addmm_(slope, rows, alpha=factor, beta=beta)
+    else:
+        target.baddbmm_(slope, rows, alpha=factor, beta=beta)
 
 
 def _add_tangent_products_(grad: Tensor, slope: Tensor, unit: Tensor, panel: Panel, factor: float) -> None:
     # The same in float64, for a panel of close pairs. There the product is nearly parallel to the neuron, and what
     # counts is the small rest: it has to be projected on the sphere before it is rounded to float32, not after.
-    first, last = panel.row, panel.column_end
+    first, last = min(panel.row, panel.column), max(panel.row_end, panel.column_end)
     part = torch.zeros_like(unit[first:last])
-    local = Panel(0, panel.rows, panel.column - first, last - first)
+    local = Stack(Panel(panel.row - first, panel.row_end - first, panel.column - first, panel.column_end - first))
     _add_products_(part, slope, unit[first:last], local, factor)
     part.addcmul_(unit[first:last], (part * unit[first:last]).sum(1, keepdim=True), value=-1)
     grad[first:last] += part.to(grad.dtype)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hf_mhe.energy.potential import Potential
-from hf_mhe.energy.walks.panels import Panel
+from hf_mhe.energy.walks.panels import Stack
 
 # Note [Cancellation]
 # A cosine out of a matrix product carries an error of a few units in its last place, so `2 - 2c` is noise once two
@@ -58,7 +58,7 @@ class ClosePairs(NamedTuple):
     second: Tensor
 
     @staticmethod
-    def find(cos: Tensor, panel: Panel, potential: Potential) -> ClosePairs | None:
+    def find(cos: Tensor, stack: Stack, potential: Potential) -> ClosePairs | None:
         """The pairs of a block that are too close for its dtype, or too nearly opposite if the potential cares.
 
         Returns None where there are none.
@@ -67,15 +67,17 @@ class ClosePairs(NamedTuple):
         if potential.two_sided:
             low, high = (float(extreme) for extreme in torch.aminmax(cos))
         else:
-            low, high = 0.0, float(cos.max())
+            low, high = 0.0, float(cos.amax())
         # Written so that a NaN is not taken for a number that is small enough.
         if low > -bound and high < bound:
             return None
         mask = cos.abs() >= bound if potential.two_sided else cos >= bound
         where = mask.view(-1).nonzero().flatten()
-        first = torch.div(where, cos.shape[1], rounding_mode="floor") + panel.row
-        second = where % cos.shape[1] + panel.column
-        if panel.diagonal:  # which shows each pair twice
+        row = torch.div(where, cos.shape[-1], rounding_mode="floor")
+        shift = torch.div(row, cos.shape[-2], rounding_mode="floor") * stack.stride
+        first = row % cos.shape[-2] + stack.first.row + shift
+        second = where % cos.shape[-1] + stack.first.column + shift
+        if stack.first.diagonal:  # which shows each pair twice
             once = second > first
             first, second = first[once], second[once]
         return ClosePairs(where, first, second)

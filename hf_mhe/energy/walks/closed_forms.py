@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,8 +16,8 @@ class Block(NamedTuple):
     """`F(c) = value_factor * value` and `dF/dc = slope_factor * slope`, elementwise on one block.
 
     The slope lies in the block that was handed over as `spare`, or with `slope_in_cos` in that of the cosines; the
-    value in the other one, or in memory of its own. The factors stay apart because multiplying a block by a constant
-    is one more pass over it.
+    value in the other one, or in memory of its own; or both are one tensor, the slope the square of the value, which
+    `total` makes of it. The factors stay apart because multiplying a block by a constant is one more pass over it.
     """
 
     value: Tensor
@@ -24,6 +25,19 @@ class Block(NamedTuple):
     slope: Tensor | None
     slope_factor: float
     slope_in_cos: bool = False
+
+    def take_out_(self, places: Callable[[Tensor], object]) -> None:
+        """Have `places` set some places of value and slope to zero."""
+        places(self.value)
+        if self.slope is not None and self.slope is not self.value:
+            places(self.slope)
+
+    def total(self) -> float:
+        """The sum of `F` over the block, asked once; from then on the slope is ready."""
+        total = self.value_factor * float(self.value.sum())
+        if self.slope is self.value:
+            self.value.square_()
+        return total
 
 
 # Note [Passes]
@@ -62,7 +76,7 @@ def _euclidean_full(potential: Potential, cos: Tensor, spare: Tensor | None) -> 
     half = 1 + 0.5 * potential.softening**2
     if potential.s == 2:  # u = 1 / (c - a/2) = -2 / x ; F = -u/2 ; F' = u^2 / 2
         cos.sub_(half).reciprocal_()
-        return Block(cos, -0.5, None if spare is None else torch.mul(cos, cos, out=spare), 0.5)
+        return Block(cos, -0.5, None if spare is None else cos, 0.5, slope_in_cos=True)
     torch.sub(_scalar(half, cos), cos, out=cos)  # x / 2
     if potential.s == 1:  # r = sqrt(2 / x) ; F = r / sqrt 2 ; F' = r^3 / (2 sqrt 2)
         cos.rsqrt_()

@@ -18,7 +18,7 @@ from hf_mhe.energy.rows import check_weight, unit_rows
 from hf_mhe.energy.walks.blocked import PairSum, walk
 from hf_mhe.energy.walks.close_pairs import ClosePairs, sum_close_pairs
 from hf_mhe.energy.walks.closed_forms import evaluate_
-from hf_mhe.energy.walks.panels import Panel, block_shape
+from hf_mhe.energy.walks.panels import Panel, Stack, block_shape
 from hf_mhe.errors import MHEError
 
 
@@ -154,7 +154,7 @@ class _Beside:
             self._buffers = [self._unit.new_empty(size) for _ in range(1 if self._grad is None else 2)]
         cos, *spare = (buffer[:size].view(panel.rows, panel.columns) for buffer in self._buffers)
         torch.mm(self._unit[panel.row : panel.row_end], self._unit[panel.column : panel.column_end].t(), out=cos)
-        close = ClosePairs.find(cos, panel, self._potential)
+        close = ClosePairs.find(cos, Stack(panel), self._potential)
         if close is not None and close.too_many(size) and cos.dtype != torch.float64:
             self._visit_in_float64(panel)
             return
@@ -172,7 +172,7 @@ class _Beside:
             for rows in (self._weight[panel.row : panel.row_end], self._weight[panel.column : panel.column_end])
         )
         cos = left @ right.t()
-        close = ClosePairs.find(cos, panel, self._potential)
+        close = ClosePairs.find(cos, Stack(panel), self._potential)
         product = self._add(panel, cos, None if self._grad is None else torch.empty_like(cos), close)
         if product is not None and self._grad is not None:
             slope, factor = product
@@ -186,14 +186,13 @@ class _Beside:
         """Add the values, and the close pairs entirely; return the slopes of the rest and their factor."""
         if close is not None:
             close.take_out_(cos)
-        value, value_factor, slope, slope_factor, _ = evaluate_(self._potential, cos, spare)
+        block = evaluate_(self._potential, cos, spare)
         if close is not None:
-            for block in (value,) if slope is None else (value, slope):
-                close.take_out_(block)
+            block.take_out_(close.take_out_)
             self._add_close(close)
-        self.value += value_factor * float(value.sum())
+        self.value += block.total()
         # The pair (i, j) and the pair (j, i) both pull at the own row i.
-        return None if slope is None else (slope, 2 * slope_factor)
+        return None if block.slope is None else (block.slope, 2 * block.slope_factor)
 
     def _add_close(self, close: ClosePairs) -> None:
         # Only the rows that these pairs are made of, for a gradient of the few in place of one of all n.
