@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from hf_mhe import __version__
 from hf_mhe.analysis.group_energy import GroupEnergy
-from hf_mhe.analysis.locate import listed
+from hf_mhe.analysis.in_memory import Pipeline, as_module
 from hf_mhe.analysis.reader import CheckpointReader, check_finite, open_checkpoint
 from hf_mhe.analysis.report import EnergyReport
+from hf_mhe.analysis.weights import listed
 from hf_mhe.energy import Potential, energy_score, pair_statistics
 from hf_mhe.errors import MHEError
-from hf_mhe.neurons import Coverage, NeuronGroup, checkpoint_groups, coverage, select_groups
+from hf_mhe.neurons import Coverage, NeuronGroup, below, checkpoint_groups, coverage, select_groups
 
 Progress = Callable[[int, int, str], None]
 Patterns = str | Sequence[str] | None
@@ -26,7 +27,7 @@ _LEFT_OUT = "left out by the include and exclude patterns"
 
 
 def analyze(
-    model: nn.Module | str | os.PathLike[str],
+    model: nn.Module | Pipeline | str | os.PathLike[str],
     *,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -36,19 +37,23 @@ def analyze(
     space: str = "full",
     include: Patterns = None,
     exclude: Patterns = None,
+    by_head: bool = False,
     duplicate_cosine: float = 0.95,
     progress: Progress | None = None,
 ) -> EnergyReport:
     """Measure how redundantly the neurons of a model point, layer by layer.
 
-    `model` is an `nn.Module`, or a checkpoint that is read one tensor at a time without building a model: a folder
-    with safetensors weights (one file or shards), a `.safetensors` file, or a Hub repo id, for which `revision`,
-    `token` and `cache_dir` mean what they mean in huggingface_hub. The energies are means over ordered pairs under the
-    potential of `s`, `distance` ("euclidean", "angular") and `space` ("full", "half"); weights of any floating dtype
-    are walked in float32. `include` and `exclude` are globs on dotted names, or regular expressions after `re:`. Pairs
-    whose cosine reaches `duplicate_cosine` are counted as near-duplicates. `progress(done, total, name)` is called as
-    each group begins, and once at the end. A group that cannot be measured (fewer than two neurons with a direction)
-    is in `report.skipped` with the reason, as is every other parameter of two or more dimensions that is in no group.
+    `model` is an `nn.Module`, a diffusers pipeline, or a checkpoint that is read one tensor at a time without building
+    a model: a folder with safetensors weights (one file or shards; of transformers, diffusers, timm or
+    sentence-transformers, or a whole diffusers pipeline, whose layers then begin with the name of their component,
+    `unet.mid_block...`), a `.safetensors` file, or a Hub repo id, for which `revision`, `token` and `cache_dir` mean
+    what they mean in huggingface_hub. The energies are means over ordered pairs under the potential of `s`,
+    `distance` ("euclidean", "angular") and `space` ("full", "half"); weights of any floating dtype are walked in
+    float32. `include` and `exclude` are globs on dotted names, or regular expressions after `re:`. `by_head` makes the
+    queries, keys and values of each attention head a group of their own. Pairs whose cosine reaches `duplicate_cosine`
+    are counted as near-duplicates. `progress(done, total, name)` is called as each group begins, and once at the end.
+    A group that cannot be measured (fewer than two neurons with a direction) is in `report.skipped` with the reason,
+    as is every other parameter of two or more dimensions that is in no group.
 
     Source: Liu et al., "Learning towards Minimum Hyperspherical Energy", NeurIPS 2018, arXiv:1805.09298; the score is
     defined at `GroupEnergy.score`.
@@ -61,16 +66,18 @@ def analyze(
     if not -1.0 < duplicate_cosine <= 1.0:
         raise MHEError(f"duplicate_cosine must be a cosine above -1 and at most 1, got {duplicate_cosine!r}")
     settings = _Settings(potential, include, exclude, duplicate_cosine, progress)
-    if isinstance(model, nn.Module):
+    module = as_module(model)
+    if module is not None:
         if revision is not None:
             raise MHEError(f"revision {revision!r} was given for a model in memory: only Hub repositories have any")
-        return _report(type(model).__name__, None, coverage(model), _live_matrix, settings)
+        return _report(type(model).__name__, None, coverage(module, by_head=by_head), _live_matrix, settings)
     if not isinstance(model, (str, os.PathLike)):
         raise MHEError(
-            f"analyze takes a torch.nn.Module, a path or a Hub repo id, got {type(model).__name__}: {model!r:.80}"
+            "analyze takes a torch.nn.Module, a diffusers pipeline, a path or a Hub repo id, "
+            f"got {type(model).__name__}: {model!r:.80}"
         )
     with open_checkpoint(model, revision=revision, token=token, cache_dir=cache_dir) as reader:
-        found = _checkpoint_coverage(reader)
+        found = _checkpoint_coverage(reader, by_head)
         get = _remember_last(reader.get)
         location = reader.location
         return _report(location.source, location.revision, found, lambda group: group.build(get), settings)
@@ -87,9 +94,24 @@ class _Settings:
     progress: Progress | None
 
 
-def _checkpoint_coverage(reader: CheckpointReader) -> Coverage:
-    found = checkpoint_groups(reader.shapes(), reader.config)
+def _checkpoint_coverage(reader: CheckpointReader, by_head: bool) -> Coverage:
+    if reader.components:
+        return _components_coverage(reader, by_head)
+    declared = reader.location.declared
+    found = checkpoint_groups(reader.shapes(), reader.config, by_head=by_head, declared=declared)
     return Coverage(found.groups, {**found.skipped, **reader.unreadable()}, found.note)
+
+
+def _components_coverage(reader: CheckpointReader, by_head: bool) -> Coverage:
+    groups: list[NeuronGroup] = []
+    skipped = dict(reader.location.left_out)
+    notes = [f"{name} is left out: {reason}" for name, reason in skipped.items()]
+    for name, component in reader.components.items():
+        found = below(name, _checkpoint_coverage(component, by_head))
+        groups += found.groups
+        skipped.update(found.skipped)
+        notes += [found.note] if found.note else []
+    return Coverage(groups, skipped, "; ".join(notes) or None)
 
 
 def _live_matrix(group: NeuronGroup) -> Tensor:

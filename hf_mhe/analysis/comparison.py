@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from hf_mhe.analysis.files import write_atomic, write_json
 from hf_mhe.analysis.group_energy import GroupEnergy
-from hf_mhe.analysis.locate import listed
 from hf_mhe.analysis.report import EnergyReport, mean_score, redundancy, summary_dict
+from hf_mhe.analysis.weights import is_index, listed
 from hf_mhe.errors import MHEError
 
 if TYPE_CHECKING:
     import pandas
     from torch import nn
+
+    from hf_mhe.analysis.in_memory import Pipeline
 
 FORMAT = "hf_mhe.comparison"
 FORMAT_VERSION = 1
@@ -264,8 +266,8 @@ def _row_dict(row: ComparisonRow) -> dict[str, Any]:
 
 
 def compare(
-    before: EnergyReport | nn.Module | str | os.PathLike[str],
-    after: EnergyReport | nn.Module | str | os.PathLike[str],
+    before: EnergyReport | nn.Module | Pipeline | str | os.PathLike[str],
+    after: EnergyReport | nn.Module | Pipeline | str | os.PathLike[str],
     *,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
@@ -301,6 +303,6 @@ def _report_in(given: object) -> EnergyReport | None:
         return given
     if isinstance(given, (str, os.PathLike)):
         name = os.fspath(given)
-        if name.endswith(".json") and not name.endswith(".safetensors.index.json"):
+        if name.endswith(".json") and not is_index(Path(name).name):
             return EnergyReport.load(name)
     return None

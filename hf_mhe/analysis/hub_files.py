@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,7 +25,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.errors import HTTPError as TransportError
 from huggingface_hub.utils import validate_repo_id
 
-from hf_mhe.analysis.locate import INDEX, SINGLE, Location, indexed, no_weights, read_config, unindexed
+from hf_mhe.analysis.component import Location
+from hf_mhe.analysis.locate import locate
 from hf_mhe.errors import MHEError
 
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
@@ -50,23 +52,8 @@ def locate_repo(
         MHEError: no such repository or revision, no access, no network, no safetensors weights, a missing shard.
     """
     repo = _Repository(repo_id, revision, token, cache_dir)
-    config_path = repo.fetch("config.json")
-    config = read_config(config_path) if config_path else None
-    single = repo.fetch(SINGLE)
-    if single is not None:
-        return Location(repo_id, (single,), config, revision=repo.revision)
-    index = repo.fetch(INDEX)
-    if index is not None:
-        found = indexed(index, repo.fetch, repo_id, config)
-        return Location(repo_id, found.files, config, index, found.weight_map, repo.revision)
-    names = repo.listing()
-    top = [name for name in names if "/" not in name]
-    weights = unindexed([name for name in top if name.endswith(".safetensors")], f"repository {repo_id}")
-    if not weights:
-        inside = [f"{name.rsplit('/', 1)[0]}/" for name in names if "/" in name and name.endswith(".safetensors")]
-        raise MHEError(no_weights(f"repository {repo_id}", top, inside))
-    files = [path for name in weights if (path := repo.fetch(name)) is not None]
-    return Location(repo_id, tuple(files), config, revision=repo.revision)
+    location = locate(repo, repo_id)
+    return replace(location, revision=repo.revision)
 
 
 class _Repository:
@@ -76,12 +63,16 @@ class _Repository:
         self, repo_id: str, revision: str | None, token: str | bool | None, cache_dir: str | Path | None
     ) -> None:
         self.repo_id = repo_id
+        self.label = f"repository {repo_id}"
         self.revision = revision
         self.token = token
         self.cache_dir = cache_dir
         self.unreachable: LocalEntryNotFoundError | None = None
+        self.snapshot: Path | None = None
+        self._names: list[str] | None = None
+        self.complete = True
 
-    def fetch(self, name: str) -> Path | None:
+    def get(self, name: str) -> Path | None:
         """The local path of one file of the repository, None where the repository has no such file."""
         if self.revision and _COMMIT.match(self.revision) and self._known_absent(name):
             return None
@@ -104,8 +95,10 @@ class _Repository:
             return None
         except (HfHubHTTPError, TransportError, OSError) as error:
             self._refuse(error)
-        if _COMMIT.match(commit := self._commit_of(path, name)):
-            self.revision = commit
+        # The folder that holds the repository's files in the cache is named after the commit.
+        self.snapshot = path.parents[name.count("/")]
+        if _COMMIT.match(self.snapshot.name):
+            self.revision = self.snapshot.name
         return path
 
     def _known_absent(self, name: str) -> bool:
@@ -113,18 +106,23 @@ class _Repository:
         known = try_to_load_from_cache(self.repo_id, name, cache_dir=self.cache_dir, revision=self.revision)
         return known is _CACHED_NO_EXIST
 
-    def _commit_of(self, path: Path, name: str) -> str:
-        """The folder that holds the repository's files in the cache is named after the commit."""
-        return path.parents[name.count("/")].name
+    def names(self) -> list[str]:
+        """The names of all files of the repository; of those in the cache alone where the Hub cannot be asked."""
+        if self._names is None:
+            self._names = self._listing()
+        return self._names
 
-    def listing(self) -> list[str]:
-        """The names of all files of the repository."""
-        if self.unreachable is not None:
-            self._refuse(self.unreachable)
+    def _listing(self) -> list[str]:
         try:
+            if self.unreachable is not None:
+                raise self.unreachable
             return HfApi().list_repo_files(self.repo_id, revision=self.revision, token=self.token)
         except (HfHubHTTPError, TransportError, EntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-            self._refuse(error)
+            if self.snapshot is None or isinstance(error, HfHubHTTPError):
+                self._refuse(error)
+            self.complete = False
+            files = (path for path in self.snapshot.rglob("*") if path.is_file())
+            return [path.relative_to(self.snapshot).as_posix() for path in files]
 
     def _refuse(self, error: Exception) -> NoReturn:
         raise MHEError(self._explain(error)) from error

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from hf_mhe.analysis.component import Location
 from hf_mhe.analysis.hub_files import is_repo_id, locate_repo
-from hf_mhe.analysis.locate import Location, is_pickle, listed, locate_path, pickle_refusal
+from hf_mhe.analysis.locate import locate_path
 from hf_mhe.analysis.safetensors_file import READABLE_DTYPES, TensorInfo, read_header
+from hf_mhe.analysis.weights import is_pickle, listed, pickle_refusal
 from hf_mhe.errors import MHEError
 
 # Note [Memory of a mapped file]
@@ -27,8 +29,9 @@ _BYTES_PER_HANDLE = 64 * 2**20
 class CheckpointReader:
     """The tensors of a safetensors checkpoint, read by name; peak memory is about one tensor.
 
-    `tensors` is known on opening, from the files' headers; `config` is the parsed config.json, or None. Use it as a
-    context manager, or call `close`.
+    `tensors` is known on opening, from the files' headers; `config` is the parsed config.json, or None. A pipeline's
+    `components` are readers of their own, by name; in the pipeline's reader their tensors have that name in front. Use
+    it as a context manager, or call `close`.
     """
 
     def __init__(self, location: Location) -> None:
@@ -38,7 +41,10 @@ class CheckpointReader:
             MHEError: a damaged or truncated file, a tensor that the index and its shard disagree about.
         """
         self.location = location
-        self.tensors: dict[str, TensorInfo] = {}
+        self.components = {name: CheckpointReader(part) for name, part in location.components.items()}
+        self.tensors: dict[str, TensorInfo] = {
+            f"{name}.{tensor}": info for name, part in self.components.items() for tensor, info in part.tensors.items()
+        }
         for file in location.files:
             for name, info in read_header(file).items():
                 if name in self.tensors and location.weight_map is None:
@@ -93,6 +99,9 @@ class CheckpointReader:
         info = self.tensors.get(name)
         if info is None:
             raise MHEError(f"{self.location.source} has no tensor {name!r}")
+        for prefix, component in self.components.items():
+            if name.startswith(f"{prefix}."):
+                return component.get(name.removeprefix(f"{prefix}."))
         if info.file != self._file or self._bytes_read > _BYTES_PER_HANDLE:  # Note [Memory of a mapped file]
             self.close()
         try:
@@ -107,8 +116,10 @@ class CheckpointReader:
         return tensor
 
     def close(self) -> None:
-        """Let go of the open file."""
+        """Let go of the open files."""
         self._file, self._handle, self._bytes_read = None, None, 0
+        for component in self.components.values():
+            component.close()
 
     def __enter__(self) -> CheckpointReader:
         return self
