@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +12,19 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from hf_mhe.errors import MHEError
+from hf_mhe.neurons.adapters import effective as _effective  # noqa: F401  # it registers its weights
+from hf_mhe.neurons.adapters.layers import is_adapter_layer
+from hf_mhe.neurons.adapters.own import own_matrices
+from hf_mhe.neurons.adapters.walk import Visit, standing, visits
 from hf_mhe.neurons.group import NeuronGroup, Role, Source, StoredTensor, full_shape, is_dtensor
 from hf_mhe.neurons.kinds import Division, Piece, divide, divisions, heads, pieces
 from hf_mhe.neurons.patterns import Patterns, matching, select_groups
 from hf_mhe.neurons.reasons import LAZY, size_refusal
 from hf_mhe.neurons.roles import output_modules
 from hf_mhe.neurons.weight import Weight, attribute_at, find_weight
-from hf_mhe.neurons.wrappers import clean, unwrap
+from hf_mhe.neurons.wrappers import bare, clean, unwrap
+
+Adapters = Literal["effective", "own"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -36,10 +43,16 @@ class Coverage:
 
 @dataclass(frozen=True)
 class _Use:
-    """One module's use of a matrix; tied weights have several."""
+    """One module's use of a matrix; tied weights have several.
+
+    `path` and `module` are those that hold the weight's parts, `name` and `layer` the user's: of an adapted layer, the
+    base layer.
+    """
 
     path: str
     module: nn.Module
+    name: str
+    layer: nn.Module
     piece: Piece
     weight: Weight
 
@@ -52,6 +65,7 @@ def neuron_groups(
     trainable_only: bool = False,
     output: Patterns = None,
     by_head: bool = False,
+    adapters: Adapters = "effective",
 ) -> list[NeuronGroup]:
     """The neuron groups of a model, in the order of its modules, bound to its live parameters.
 
@@ -63,33 +77,50 @@ def neuron_groups(
     `mlp.experts.5.gate`, `.up`, `.down`. With `by_head` the queries, keys and values of each attention head are a
     group of their own, `h.0.attn.c_attn.q.head.3`, where the attention module tells its heads.
 
+    A model with adapters of peft has the groups of the model without them. With `adapters="effective"` a layer's weight
+    is the one it computes with, `W + scaling * B A` for LoRA, differentiable into the adapter; adapters that are
+    disabled or not active take no part. With `adapters="own"` the layers have their base weights, and each matrix of an
+    active LoRA is a group of its own with one neuron for each of its ranks: `q_proj.lora_A.default` in input space,
+    `q_proj.lora_B.default` in output space.
+
     Raises:
-        MHEError: `model` is no `nn.Module`, or a pattern matches nothing.
+        MHEError: `model` is no `nn.Module`, a pattern matches nothing, or `adapters` is neither of the two.
     """
-    groups = select_groups(coverage(model, output=output, by_head=by_head).groups, include, exclude)
+    found = coverage(model, output=output, by_head=by_head, adapters=adapters)
+    groups = select_groups(found.groups, include, exclude)
     return [group for group in groups if group.requires_grad] if trainable_only else groups
 
 
-def coverage(model: nn.Module, *, output: Patterns = None, by_head: bool = False) -> Coverage:
+def coverage(
+    model: nn.Module, *, output: Patterns = None, by_head: bool = False, adapters: Adapters = "effective"
+) -> Coverage:
     """Every parameter of two or more dimensions of a model: in a neuron group, or skipped with the reason.
 
     Wrappers (DistributedDataParallel, torch.compile, a DeepSpeed engine) are looked through, and are not in the names.
-    `output` and `by_head` are those of `neuron_groups`.
+    Those of peft are not in the names of groups, but in those of parameters. `output`, `by_head` and `adapters` are
+    those of `neuron_groups`.
 
     Raises:
-        MHEError: `model` is no `nn.Module`, or a pattern of `output` matches nothing.
+        MHEError: `model` is no `nn.Module`, a pattern of `output` matches nothing, or `adapters` is not known.
     """
+    if adapters not in get_args(Adapters):
+        raise MHEError(f"adapters is {adapters!r}; it must be one of {', '.join(map(repr, get_args(Adapters)))}")
     if not isinstance(model, nn.Module):
         raise MHEError(f"model is a {type(model).__name__}; neuron groups are taken from a torch.nn.Module")
     root = unwrap(model)
+    outputs = {id(module) for module in output_modules(bare(root))}
+    divided = divisions(root)
+    # One walk for all that follows: peft's MultiheadAttention replaces its parameters at each.
+    modules = list(root.named_modules(remove_duplicate=False))
     names: dict[int, list[str]] = {}
-    for name, parameter in root.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(clean(name))
-    outputs = {id(module) for module in output_modules(root)}
+    for path, module in modules:
+        for attribute, parameter in module.named_parameters(path, recurse=False, remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(clean(attribute))
+    visited = list(visits(modules))
 
     groups: list[NeuronGroup] = []
     refused: dict[str, str] = {}
-    for uses in _matrices(root, by_head):
+    for uses in _matrices(visited, divided, by_head, adapters):
         try:
             group = _group(root, uses, names, outputs)
         except _RefusedError as refusal:
@@ -99,7 +130,7 @@ def coverage(model: nn.Module, *, output: Patterns = None, by_head: bool = False
     if output is not None:
         chosen = matching(groups, output, "output")
         groups = [replace(group, role="output") if i in chosen else group for i, group in enumerate(groups)]
-    return Coverage(groups, _skipped(root, groups, refused, names))
+    return Coverage(groups, _skipped(root, visited, groups, refused, names))
 
 
 class _RefusedError(Exception):
@@ -111,19 +142,31 @@ class _RefusedError(Exception):
         self.reason = reason
 
 
-def _matrices(root: nn.Module, by_head: bool) -> Iterable[list[_Use]]:
+def _matrices(
+    visited: Iterable[Visit], divided: Mapping[int, Division], by_head: bool, adapters: Adapters
+) -> Iterable[list[_Use]]:
     """The uses of each matrix, in the order of first use."""
     matrices: dict[object, list[_Use]] = {}
-    divided = divisions(root)
-    for path, module in root.named_modules():
-        for piece in pieces(module):
-            weight = find_weight(module, piece.weight)
-            if weight is None:
-                continue
-            tensors = tuple(id(attribute_at(module, part)) for part in weight.parts)
-            for part in _parts(_Use(path, module, piece, weight), divided.get(id(module)), by_head):
-                matrices.setdefault((tensors, part.layout), []).append(_Use(path, module, part, weight))
+    for visit in visited:
+        for use in _uses(visit, adapters):
+            tensors = tuple(id(attribute_at(use.module, part)) for part in use.weight.parts)
+            for part in _parts(use, divided.get(id(use.layer)), by_head):
+                matrices.setdefault((tensors, part.layout), []).append(replace(use, piece=part))
     return matrices.values()
+
+
+def _uses(visit: Visit, adapters: Adapters) -> Iterator[_Use]:
+    """The weights that one module holds; an adapter layer has its base layer's weights, or its own matrices."""
+    adapted = is_adapter_layer(visit.module)
+    if adapted and adapters == "own":
+        for piece, weight in own_matrices(visit.module):
+            yield _Use(visit.path, visit.module, visit.name, visit.module, piece, weight)
+    elif visit.aside is None and not (visit.below_adapter and adapters == "effective"):
+        layer = bare(visit.module) if adapted else visit.module
+        for piece in pieces(layer):
+            weight = find_weight(visit.module, piece.weight)
+            if weight is not None:
+                yield _Use(visit.path, visit.module, visit.name, layer, piece, weight)
 
 
 def _parts(use: _Use, division: Division | None, by_head: bool) -> Iterator[Piece]:
@@ -153,6 +196,8 @@ def _group(root: nn.Module, uses: list[_Use], names: dict[int, list[str]], outpu
     ]
     listed = zip(tensors, aliases, strict=True)
     parameters = tuple(name for t, all_names in listed if isinstance(t, nn.Parameter) for name in all_names)
+    if use.weight.refusal is not None:
+        raise _RefusedError(parameters, use.weight.refusal)
     for tensor in tensors:
         if is_lazy(tensor):
             raise _RefusedError(parameters, LAZY)
@@ -171,7 +216,7 @@ def _group(root: nn.Module, uses: list[_Use], names: dict[int, list[str]], outpu
     role: Role = "hidden"
     if use.piece.kind == "embedding":
         role = "embedding"
-    elif any(id(other.module) in outputs for other in uses):
+    elif any(id(other.layer) in outputs for other in uses):
         role = "output"
     return NeuronGroup(
         name=_dotted(use),
@@ -181,7 +226,7 @@ def _group(root: nn.Module, uses: list[_Use], names: dict[int, list[str]], outpu
         d=d,
         parameters=parameters,
         aliases=tuple(_dotted(other) for other in uses if other is not use),
-        module=clean(use.path),
+        module=use.name,
         layout=use.piece.layout,
         source=Source(
             root,
@@ -207,34 +252,43 @@ def _matrix_shape(
     blank = [torch.empty(shape, dtype=t.dtype, device="meta") for t, shape in zip(tensors, shapes, strict=True)]
     try:
         with torch.no_grad():
-            matrix = use.piece.layout(use.weight.combine(dict(zip(use.weight.parts, blank, strict=True))))
+            make = use.weight.outline or use.weight.combine
+            matrix = use.piece.layout(make(dict(zip(use.weight.parts, blank, strict=True))))
     except (RuntimeError, IndexError, ValueError) as error:
-        reason = f"shapes {', '.join(map(str, shapes))} do not fit {use.piece.kind} of {type(use.module).__name__}"
+        reason = f"shapes {', '.join(map(str, shapes))} do not fit {use.piece.kind} of {type(use.layer).__name__}"
         raise _RefusedError(parameters, f"{reason}: {str(error).splitlines()[0]}") from error
     if matrix.ndim != 2:
         raise _RefusedError(
-            parameters, f"{use.piece.kind} of {type(use.module).__name__} gives rank {matrix.ndim}, not 2"
+            parameters, f"{use.piece.kind} of {type(use.layer).__name__} gives rank {matrix.ndim}, not 2"
         )
     return matrix.shape[0], matrix.shape[1]
 
 
 def _dotted(use: _Use) -> str:
     """The group's name; a model that is itself one layer lends it the name of its class."""
-    return ".".join(part for part in (clean(use.path), use.piece.suffix) if part) or type(use.module).__name__
+    return ".".join(part for part in (use.name, use.piece.suffix) if part) or type(use.layer).__name__
 
 
 def _skipped(
-    root: nn.Module, groups: list[NeuronGroup], refused: dict[str, str], names: dict[int, list[str]]
+    root: nn.Module,
+    visited: Iterable[Visit],
+    groups: list[NeuronGroup],
+    refused: dict[str, str],
+    names: dict[int, list[str]],
 ) -> dict[str, str]:
     taken = {name for group in groups for name in group.parameters}
     skipped: dict[str, str] = {}
-    for path, module in root.named_modules():
-        for attribute, parameter in module.named_parameters(recurse=False):
+    for visit in visited:
+        if is_adapter_layer(visit.module):
+            for name, reason in standing(visit.module).items():
+                refused.setdefault(clean(f"{visit.path}.{name}".lstrip(".")), reason)
+        for attribute, parameter in visit.module.named_parameters(recurse=False):
             if not is_lazy(parameter) and len(full_shape(parameter)) < 2:
                 continue
             for name in names[id(parameter)]:
                 if name not in taken:
-                    skipped.setdefault(name, refused.get(name) or _unread(root, path, attribute, parameter))
+                    reason = refused.get(name) or visit.aside or _unread(root, visit.path, attribute, parameter)
+                    skipped.setdefault(name, reason)
     return skipped
 
 

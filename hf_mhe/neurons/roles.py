@@ -21,7 +21,7 @@ from typing import Any
 from torch import nn
 
 from hf_mhe.neurons.kinds import pieces
-from hf_mhe.neurons.wrappers import unwrap
+from hf_mhe.neurons.wrappers import bare
 
 _AFTER_OUTPUT = (nn.Softmax, nn.LogSoftmax, nn.Softmax2d, nn.Sigmoid, nn.Flatten, nn.Unflatten, nn.Identity)
 
@@ -48,11 +48,11 @@ def _output_embeddings(model: nn.Module) -> Iterator[nn.Module]:
         return
     if not isinstance(answer, nn.Module):
         return
-    answer = unwrap(answer)
+    answer = bare(answer)
     if any(True for _ in pieces(answer)):
         yield answer
     elif isinstance(answer, (nn.ModuleList, nn.ModuleDict)):
-        yield from (unwrap(child) for child in answer.children())
+        yield from (bare(child) for child in answer.children())
     else:
         yield from _of_sizes(answer.modules(), {_vocabulary(getattr(model, "config", None))})
 
@@ -73,7 +73,7 @@ def _heads(model: nn.Module) -> Iterator[nn.Module]:
     if isinstance(labels, int):
         sizes |= {labels, labels + 1}
     for parent in parents:
-        children = [child for child in map(unwrap, parent.children()) if child not in inside]
+        children = [child for child in map(bare, parent.children()) if child not in inside]
         layers = list(_of_sizes(children, sizes))
         for index, layer in enumerate(layers):
             square = getattr(layer, "in_features", None) == getattr(layer, "out_features", 0)
@@ -95,7 +95,7 @@ def _timm_classifier(model: nn.Module) -> Iterator[nn.Module]:
     if callable(ask):
         answer = ask()
         answers = answer if isinstance(answer, (tuple, list)) else (answer,)
-        yield from (unwrap(module) for module in answers if isinstance(module, nn.Module))
+        yield from (bare(module) for module in answers if isinstance(module, nn.Module))
 
 
 def _is_sequential(module: nn.Module) -> bool:
@@ -104,7 +104,7 @@ def _is_sequential(module: nn.Module) -> bool:
 
 
 def _last_of_sequential(root: nn.Module) -> Iterator[nn.Module]:
-    for module in map(unwrap, reversed(list(root.children()))):
+    for module in map(bare, reversed(list(root.children()))):
         if _is_sequential(module):
             yield from _last_of_sequential(module)
         elif isinstance(module, nn.Linear):

@@ -1,4 +1,4 @@
-"""The effective value of a module's weight, from the tensors it is stored as: plain, parametrized, or normed."""
+"""The effective value of a module's weight, from the tensors it is stored as: plain, parametrized, normed, adapted."""
 
 from __future__ import annotations
 
@@ -16,10 +16,27 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 @dataclass(frozen=True)
 class Weight:
-    """`parts` are attribute paths, relative to the owning module, of the tensors that `combine` makes it from."""
+    """`parts` are attribute paths, relative to the owning module, of the tensors that `combine` makes it from.
+
+    `outline` gives a tensor of the weight's shape from tensors without values, where `combine` cannot. `refusal` says
+    why the weight cannot be read, for one that is there and cannot.
+    """
 
     parts: tuple[str, ...]
     combine: Callable[[Mapping[str, Tensor]], Tensor]
+    outline: Callable[[Mapping[str, Tensor]], Tensor] | None = None
+    refusal: str | None = None
+
+
+Finder = Callable[[nn.Module, str], Weight | None]
+
+_FAMILIES: list[Finder] = []
+
+
+def family(finder: Finder) -> Finder:
+    """Register a finder of weights that are more than their parameter; it is asked before the parameter is taken."""
+    _FAMILIES.append(finder)
+    return finder
 
 
 def attribute_at(module: nn.Module, path: str) -> Any:
@@ -32,6 +49,9 @@ def attribute_at(module: nn.Module, path: str) -> Any:
 
 def find_weight(module: nn.Module, attribute: str) -> Weight | None:
     """The weight that a module holds under a name, or None where it holds no such tensor."""
+    for finder in _FAMILIES:
+        if (found := finder(module, attribute)) is not None:
+            return found
     if parametrize.is_parametrized(module, attribute):
         return _parametrized(module, attribute)
     if module._parameters.get(attribute) is not None:

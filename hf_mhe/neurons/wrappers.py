@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from torch import nn
 
+from hf_mhe.neurons.adapters.layers import held
+
 # Modules that hold the wrapped module under this attribute, and so put it into every dotted name below them.
 _TRANSPARENT = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's own model under DistributedDataParallel, DataParallel, a DeepSpeed engine or torch.compile."""
+    """The user's own model under DistributedDataParallel, DataParallel, a DeepSpeed engine or torch.compile.
+
+    A `PeftModel` stays: its forward pass, its parameters' names and its prompt embeddings are its own.
+    """
     while True:
         inner = next((model._modules[name] for name in _TRANSPARENT if model._modules.get(name) is not None), None)
         if inner is None and (
@@ -22,6 +27,19 @@ def unwrap(model: nn.Module) -> nn.Module:
         model = inner
 
 
+def inner_path(module: nn.Module) -> str | None:
+    """The attribute path of the module that a wrapper inside a model stands for; None for all other modules."""
+    transparent = (name for name in _TRANSPARENT if module._modules.get(name) is not None)
+    return next(transparent, None) or held(module)
+
+
+def bare(module: nn.Module) -> nn.Module:
+    """The module as it was before training and peft wrapped it: of an adapted layer the base layer."""
+    while (path := inner_path(module)) is not None:
+        module = module.get_submodule(path)
+    return module
+
+
 def clean(name: str) -> str:
-    """A dotted name without the parts that wrappers added."""
+    """A dotted name without the parts that training's wrappers added; peft's stay, as in its `named_parameters`."""
     return ".".join(part for part in name.split(".") if part not in _TRANSPARENT)

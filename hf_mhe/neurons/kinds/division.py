@@ -17,7 +17,7 @@ from torch import nn
 
 from hf_mhe.neurons.kinds.registry import Piece, lookup
 from hf_mhe.neurons.layout import Take, Then
-from hf_mhe.neurons.wrappers import unwrap
+from hf_mhe.neurons.wrappers import bare
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def divisions(root: nn.Module) -> dict[int, Division]:
         for child, division in _division(module).items():
             layer = getattr(module, child, None)
             if isinstance(layer, nn.Module):
-                found[id(unwrap(layer))] = division
+                found[id(bare(layer))] = division
     return found
 
 

@@ -1,0 +1,117 @@
+"""The weight that an adapted layer computes with: the base layer's, as the active adapters change it.
+
+Note [What counts]. The forward pass decides: an adapter layer runs its base layer alone while its adapters are
+disabled or any of them is merged, and otherwise lets every active adapter change the result. Adapters around adapters
+(mixed models, several target parameters) are applied from the inside out. Dropout is no part of a weight.
+
+Note [Gradients]. The gradient is that of the energy of the effective weight, in full. peft's DoRA treats its norm as a
+constant in the backward pass, to save memory; for rows that a positive factor scales, as DoRA's are in linear layers
+and convolutions, this makes no difference to an energy, which knows directions only. In embeddings, where DoRA scales
+the columns, it does, and the penalty's gradient flows through the norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from hf_mhe.errors import MHEError
+from hf_mhe.neurons.adapters.layers import State, is_adapter_layer, method_of, own_parameters, state_of
+from hf_mhe.neurons.adapters.methods import METHODS, OF_THE_INPUT, Method
+from hf_mhe.neurons.weight import Weight, attribute_at, family, find_weight
+from hf_mhe.neurons.wrappers import inner_path
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """One adapter layer's part: `prefix` is its path below the outermost one, `own` its parameters' names in it."""
+
+    prefix: str
+    layer: nn.Module
+    state: State
+    method: Method | None
+    own: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Adapted:
+    """The effective weight, from the tensors of the base weight and of the adapters, by their names in the layer."""
+
+    base: Weight
+    prefix: str
+    steps: tuple[_Step, ...]
+
+    def original(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        return self.base.combine({part: tensors[self.prefix + part] for part in self.base.parts})
+
+    def __call__(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        original = weight = self.original(tensors)
+        for step in self.steps:
+            now = state_of(step.layer)
+            if now != step.state:
+                raise MHEError(
+                    f"the adapters of a {type(step.layer).__name__} layer ({method_of(step.layer)}) changed since the "
+                    f"neuron groups were made: {_told(now)}, then {_told(step.state)}; make the groups again"
+                )
+            if step.method is not None:
+                own = {name: tensors[step.prefix + name] for name in step.own}
+                weight = step.method.change(step.layer, step.state.active, own, weight, original)
+        return weight
+
+
+def _told(state: State) -> str:
+    return f"active {state.active}, merged {state.merged}{', disabled' if state.disabled else ''}"
+
+
+@family
+def adapted(module: nn.Module, attribute: str) -> Weight | None:
+    """The effective weight of an adapter layer, under the name that its base layer gives the weight."""
+    if not is_adapter_layer(module):
+        return None
+    layers, prefix, base_layer = _chain(module)
+    base = find_weight(base_layer, attribute)
+    if base is None:
+        return None
+    steps, parts, refusals = [], [prefix + part for part in base.parts], [base.refusal]
+    for below, layer in reversed(layers):
+        if getattr(layer, "parameter_name", attribute) != attribute:
+            continue  # of a layer for each target parameter, the one around this parameter
+        state = state_of(layer)
+        counts = state.active if not (state.disabled or state.merged) else ()
+        method = METHODS.get(method_of(layer))
+        biases = method.biases if method is not None else ()
+        names = (name for adapter in counts for name in own_parameters(layer, adapter))
+        own = tuple(dict.fromkeys(name for name in names if name.partition(".")[0] not in biases))
+        parts += [below + name for name in own]
+        if state.disabled and state.merged:
+            refusals.append(f"its {method_of(layer)} adapters are disabled, yet merged: call unmerge_adapter() first")
+        elif counts:
+            refusals.append(_refusal(layer, counts, method, base_layer))
+        steps.append(_Step(below, layer, state, method if counts else None, own))
+    combine = _Adapted(base, prefix, tuple(steps))
+    refusal = next((reason for reason in refusals if reason is not None), None)
+    return replace(base, parts=tuple(parts), combine=combine, outline=combine.original, refusal=refusal)
+
+
+def _refusal(layer: nn.Module, active: tuple[str, ...], method: Method | None, base_layer: nn.Module) -> str | None:
+    name = method_of(layer)
+    if name in OF_THE_INPUT:
+        return f"{name} adapter: what it adds depends on the input, so there is no one weight"
+    if method is None:
+        return f"how {name} ({type(layer).__name__}) changes the weight is not known: call merge_adapter(), if it can"
+    reason = method.refuses(layer, active, base_layer)
+    return None if reason is None else f"{name} adapter: {reason}"
+
+
+def _chain(module: nn.Module) -> tuple[list[tuple[str, nn.Module]], str, nn.Module]:
+    """The adapter layers around a base layer, outermost first, with their paths; the base layer's path; the layer."""
+    layers: list[tuple[str, nn.Module]] = []
+    prefix = ""
+    while (path := inner_path(module)) is not None:
+        if is_adapter_layer(module):
+            layers.append((prefix, module))
+        prefix += f"{path}."
+        module = attribute_at(module, path)
+    return layers, prefix, module

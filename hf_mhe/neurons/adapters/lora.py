@@ -1,0 +1,66 @@
+"""LoRA, rsLoRA and DoRA, in dense layers, embeddings, convolutions, attention and bare expert parameters.
+
+Sources: Hu et al., "LoRA", arXiv:2106.09685; Kalajdzievski, "rsLoRA", arXiv:2312.03732; Liu et al., "DoRA",
+arXiv:2402.09353. Written out here, since peft's `get_delta_weight` replaces half-precision parameters while it computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_mhe.neurons.adapters.borrowed import is_transposed
+
+# What peft calls a variant of LoRA is decided where its forward pass is: these have that of LoRA itself, or of DoRA.
+_DORA = ("DoraLinearVariant", "DoraEmbeddingVariant", "DoraConv1dVariant", "DoraConv2dVariant", "DoraConv3dVariant")
+_PLAIN = ("MiCALinearVariant", "MiCAEmbeddingVariant", "VeloraLinearVariant")
+
+
+def change(layer: Any, active: tuple[str, ...], own: Mapping[str, Tensor], weight: Tensor, original: Tensor) -> Tensor:
+    """`W + scaling * B A` for one adapter after the other; for DoRA, each row (column of an embedding) rescaled."""
+    for adapter in active:
+        delta = layer.scaling[adapter] * _product(layer, adapter, own, weight)
+        weight = weight + delta
+        magnitude = own.get(f"lora_magnitude_vector.{adapter}.weight")
+        if magnitude is not None:
+            scaled = 1 if f"lora_embedding_A.{adapter}" in own or is_transposed(layer) else 0
+            others = [axis for axis in range(weight.ndim) if axis != scaled]
+            norm = torch.linalg.vector_norm(original + delta, dim=others, keepdim=True)
+            weight = weight * (magnitude.flatten().view(norm.shape) / norm)
+    return weight
+
+
+def refuses(layer: Any, active: tuple[str, ...], base_layer: nn.Module) -> str | None:
+    """Variants whose weight depends on the input or is drawn at random, and what no one convolution computes."""
+    if type(getattr(layer.__dict__.get("forward"), "__self__", None)).__name__.startswith("XLora"):
+        return "X-LoRA weighs the adapters anew for each token, so there is no one weight"
+    for adapter in active:
+        variant = type(layer.lora_variant.get(adapter)).__name__
+        if variant not in ("NoneType", *_DORA, *_PLAIN):
+            return (
+                f"the weight of {variant.removesuffix('Variant')} is not known: merge the adapter first, if it can be"
+            )
+        for told in ("dilation", "padding_mode") if adapter in layer.lora_A else ():
+            if getattr(base_layer, told, None) != getattr(layer.lora_A[adapter], told, None):
+                return f"peft's LoRA has another {told} than its convolution, so there is no one weight"
+    if getattr(base_layer, "groups", 1) > 1:
+        return "peft's LoRA of a grouped convolution mixes the groups, so there is no one weight of the layer's shape"
+    return None
+
+
+def _product(layer: Any, adapter: str, own: Mapping[str, Tensor], weight: Tensor) -> Tensor:
+    """`B A` in the layout of the weight."""
+    if f"lora_embedding_A.{adapter}" in own:
+        return (own[f"lora_embedding_B.{adapter}"] @ own[f"lora_embedding_A.{adapter}"]).T
+    a, b = own[f"lora_A.{adapter}.weight"], own[f"lora_B.{adapter}.weight"]
+    experts = getattr(layer, "num_experts", 1)
+    if experts > 1:
+        # A holds the experts one after the other, B has them in turn: peft's ParamWrapper.get_delta_weight.
+        each_a, each_b = a.unflatten(0, (experts, -1)), b.unflatten(1, (-1, experts))
+        stored = "eio" if getattr(layer.get_base_layer(), "is_transposed", False) else "eoi"
+        return torch.einsum(f"ore,eri->{stored}", each_b, each_a)
+    product = (b.flatten(1) @ a.flatten(1)).view(b.shape[0], *a.shape[1:])
+    return product.T if is_transposed(layer) else product

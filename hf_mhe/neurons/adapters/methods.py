@@ -1,0 +1,77 @@
+"""How each method of peft changes the weight it adapts: one line a method.
+
+A method that is not in the table is refused by name. Which of the installed peft's methods are right here is found out
+by tests, which compare each with the layer's own forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from hf_mhe.neurons.adapters import borrowed, lora, orthogonal, scaling
+
+Change = Callable[[Any, tuple[str, ...], Mapping[str, Tensor], Tensor, Tensor], Tensor]
+"""(layer, active adapters, their parameters, weight as changed so far, the base layer's weight) -> the weight."""
+
+
+def _never(layer: Any, active: tuple[str, ...], base_layer: nn.Module) -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a method changes a weight, differentiably, and the reason why it cannot be told in one layer, or None.
+
+    `biases` are the containers of parameters that change a bias alone.
+    """
+
+    change: Change
+    refuses: Callable[[Any, tuple[str, ...], nn.Module], str | None] = _never
+    biases: tuple[str, ...] = ()
+
+
+_ADDED = Method(borrowed.added)
+_RUN = Method(borrowed.run, borrowed.refuses_run)
+
+METHODS: dict[str, Method] = {
+    "adalora": _ADDED,
+    "adamss": _ADDED,
+    "beft": Method(scaling.unchanged, biases=("beft_bias",)),
+    "boft": Method(orthogonal.butterfly),
+    "c3a": _ADDED,
+    "deft": _RUN,
+    "delora": _ADDED,
+    "fourierft": Method(borrowed.added_as_rows),
+    "frod": _ADDED,
+    "glora": Method(borrowed.run, borrowed.refuses_run, biases=("glora_C", "glora_D", "glora_E")),
+    "gralora": _ADDED,
+    "hira": Method(scaling.hadamard),
+    "hra": _RUN,
+    "ia3": Method(scaling.ia3),
+    "loha": _ADDED,
+    "lokr": _ADDED,
+    "lora": Method(lora.change, lora.refuses),
+    "miss": _RUN,
+    "oft": Method(orthogonal.rotated, orthogonal.refuses_rotation),
+    "osf": _RUN,
+    "peanut": _RUN,
+    "psoft": _ADDED,
+    "pvera": _ADDED,
+    "randlora": _ADDED,
+    "road": _RUN,
+    "shira": _ADDED,
+    "supertuning": _RUN,
+    "tinylora": _ADDED,
+    "trainable_tokens": Method(scaling.replaced_rows),
+    "unilora": _ADDED,
+    "vblora": _ADDED,
+    "vera": _ADDED,
+    "waveft": Method(borrowed.added_as_rows),
+}
+
+# Layers that mix their adapters anew for each input have no one weight.
+OF_THE_INPUT = frozenset({"lily", "poly", "shadow"})

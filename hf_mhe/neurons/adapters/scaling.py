@@ -1,0 +1,49 @@
+"""Methods that multiply, replace or leave the entries of a weight, in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_mhe.neurons.adapters.borrowed import ask, is_transposed
+
+
+def unchanged(
+    layer: Any, active: tuple[str, ...], own: Mapping[str, Tensor], weight: Tensor, original: Tensor
+) -> Tensor:
+    """The weight as it is, of methods that train a bias alone."""
+    return weight
+
+
+def ia3(layer: Any, active: tuple[str, ...], own: Mapping[str, Tensor], weight: Tensor, original: Tensor) -> Tensor:
+    """Inputs scaled where the layer is feed-forward, outputs elsewhere: Liu et al., "(IA)3", arXiv:2205.05638."""
+    for adapter in active:
+        scale = own[f"ia3_l.{adapter}"].flatten()
+        axis = 1 if layer.is_feedforward else 0
+        if is_transposed(layer):
+            axis = 1 - axis
+        shape = [-1 if at == axis else 1 for at in range(weight.ndim)]
+        weight = weight * scale.view(shape)
+    return weight
+
+
+def hadamard(
+    layer: Any, active: tuple[str, ...], own: Mapping[str, Tensor], weight: Tensor, original: Tensor
+) -> Tensor:
+    """`W + W0 * (B A)`, entry by entry: HiRA."""
+    for adapter in active:
+        weight = weight + original * ask(layer, own, original, lambda held, name=adapter: held.get_delta_weight(name))
+    return weight
+
+
+def replaced_rows(
+    layer: Any, active: tuple[str, ...], own: Mapping[str, Tensor], weight: Tensor, original: Tensor
+) -> Tensor:
+    """The rows of chosen tokens replaced by trained ones: peft's trainable tokens."""
+    for adapter in active:
+        index = torch.as_tensor(layer.token_indices[adapter], device=weight.device)
+        weight = weight.index_copy(0, index, own[f"trainable_tokens_delta.{adapter}"].to(weight.dtype))
+    return weight
