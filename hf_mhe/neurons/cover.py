@@ -77,11 +77,11 @@ def neuron_groups(
     `mlp.experts.5.gate`, `.up`, `.down`. With `by_head` the queries, keys and values of each attention head are a
     group of their own, `h.0.attn.c_attn.q.head.3`, where the attention module tells its heads.
 
-    A model with adapters of peft has the groups of the model without them. With `adapters="effective"` a layer's weight
-    is the one it computes with, `W + scaling * B A` for LoRA, differentiable into the adapter; adapters that are
-    disabled or not active take no part. With `adapters="own"` the layers have their base weights, and each matrix of an
-    active LoRA is a group of its own with one neuron for each of its ranks: `q_proj.lora_A.default` in input space,
-    `q_proj.lora_B.default` in output space.
+    A model with adapters of peft has the groups of the model without them. With `adapters="effective"` a layer's
+    weight is the one it computes with, `W + scaling * B A` for LoRA, differentiable into the adapter; adapters that
+    are disabled or not active take no part. With `adapters="own"` the layers have their base weights, and each matrix
+    of an active LoRA is a group of its own with one neuron for each of its ranks: `q_proj.lora_A.default` in input
+    space, `q_proj.lora_B.default` in output space.
 
     Raises:
         MHEError: `model` is no `nn.Module`, a pattern matches nothing, or `adapters` is neither of the two.
@@ -164,9 +164,9 @@ def _uses(visit: Visit, adapters: Adapters) -> Iterator[_Use]:
     elif visit.aside is None and not (visit.below_adapter and adapters == "effective"):
         layer = bare(visit.module) if adapted else visit.module
         for piece in pieces(layer):
-            weight = find_weight(visit.module, piece.weight)
-            if weight is not None:
-                yield _Use(visit.path, visit.module, visit.name, layer, piece, weight)
+            found = find_weight(visit.module, piece.weight)
+            if found is not None:
+                yield _Use(visit.path, visit.module, visit.name, layer, piece, found)
 
 
 def _parts(use: _Use, division: Division | None, by_head: bool) -> Iterator[Piece]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -65,7 +66,7 @@ def added_as_rows(
 
 
 def _delta(layer: Any, adapter: str, own: Mapping[str, Tensor], original: Tensor) -> Tensor:
-    delta: Tensor = ask(layer, own, original, lambda held: held.get_delta_weight(adapter))
+    delta: Tensor = ask(layer, own, original, operator.methodcaller("get_delta_weight", adapter))
     return delta.to_dense() if delta.is_sparse else delta
 
 

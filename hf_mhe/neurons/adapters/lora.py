@@ -1,7 +1,7 @@
 """LoRA, rsLoRA and DoRA, in dense layers, embeddings, convolutions, attention and bare expert parameters.
 
 Sources: Hu et al., "LoRA", arXiv:2106.09685; Kalajdzievski, "rsLoRA", arXiv:2312.03732; Liu et al., "DoRA",
-arXiv:2402.09353. Written out here, since peft's `get_delta_weight` replaces half-precision parameters while it computes.
+arXiv:2402.09353. Written out here, since peft's `get_delta_weight` may replace half-precision parameters.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ def refuses(layer: Any, active: tuple[str, ...], base_layer: nn.Module) -> str |
     for adapter in active:
         variant = type(layer.lora_variant.get(adapter)).__name__
         if variant not in ("NoneType", *_DORA, *_PLAIN):
-            return (
-                f"the weight of {variant.removesuffix('Variant')} is not known: merge the adapter first, if it can be"
-            )
+            return f"the weight of {variant.removesuffix('Variant')} is not known: call merge_adapter(), if it can"
         for told in ("dilation", "padding_mode") if adapter in layer.lora_A else ():
             if getattr(base_layer, told, None) != getattr(layer.lora_A[adapter], told, None):
                 return f"peft's LoRA has another {told} than its convolution, so there is no one weight"

@@ -1,13 +1,14 @@
 """OFT and BOFT: the rotation of the input space that all neurons of a layer share.
 
-Sources: Qiu et al., "Controlling Text-to-Image Diffusion by Orthogonal Finetuning", arXiv:2306.07280 (a rotation leaves
-the hyperspherical energy as it is); Liu et al., "Parameter-Efficient Orthogonal Finetuning via Butterfly
-Factorization", arXiv:2311.06243. With `use_cayley_neumann=True` (peft's default) OFT's blocks are orthogonal only up to
-a truncated series, and the energy drifts.
+Sources: Qiu et al., "Controlling Text-to-Image Diffusion by Orthogonal Finetuning", arXiv:2306.07280 (a rotation
+leaves the hyperspherical energy as it is); Liu et al., "Parameter-Efficient Orthogonal Finetuning via Butterfly
+Factorization", arXiv:2311.06243. With `use_cayley_neumann=True` (peft's default) OFT's blocks are orthogonal only up
+to a truncated series, and the energy drifts.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,6 +61,6 @@ def butterfly(
     """BOFT: `W0 R^T` with R a product of butterfly factors, and each row scaled."""
     neurons = weight.T if is_transposed(layer) else weight.flatten(1)
     for adapter in active:
-        rotation, scale = ask(layer, own, original, lambda held, name=adapter: held.get_delta_weight(name))
+        rotation, scale = ask(layer, own, original, operator.methodcaller("get_delta_weight", adapter))
         neurons = (neurons @ rotation.T) * scale.view(-1, 1)
     return neurons.T if is_transposed(layer) else neurons.view(weight.shape)

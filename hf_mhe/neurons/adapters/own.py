@@ -1,9 +1,10 @@
 """The adapter's own matrices as neurons, for users who ask for them instead of the effective weight.
 
-Note [The neurons of an adapter]. LoRA adds `B A`, a sum of r terms, one for each row of A (r, in), a direction that the
-adapter reads from the layer's input, and the same column of B (out, r), the direction that it writes to the output. So
-both matrices have r neurons: the rows of A in input space, the columns of B in output space. Where they point together
-the adapter uses less than its rank. Rejected: the rows of B, points in a space of r dimensions that only its A explains.
+Note [The neurons of an adapter]. LoRA adds `B A`, a sum of r terms, one for each row of A (r, in), a direction that
+the adapter reads from the layer's input, and the same column of B (out, r), the direction that it writes to the
+output. So both matrices have r neurons: the rows of A in input space, the columns of B in output space. Where they
+point together the adapter uses less than its rank. Rejected: the rows of B, points in a space of r dimensions that
+only its A explains.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,7 +36,7 @@ def hadamard(
 ) -> Tensor:
     """`W + W0 * (B A)`, entry by entry: HiRA."""
     for adapter in active:
-        weight = weight + original * ask(layer, own, original, lambda held, name=adapter: held.get_delta_weight(name))
+        weight = weight + original * ask(layer, own, original, operator.methodcaller("get_delta_weight", adapter))
     return weight
 
 

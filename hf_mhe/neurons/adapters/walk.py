@@ -1,4 +1,4 @@
-"""The modules of a model by the names they had before peft wrapped them, and those that take no part in the forward."""
+"""The modules of a model by the names they had before peft wrapped them, and those that are not in use."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def visits(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[Visit]:
         inner = held(module)
         if inner is not None:
             stands_for[id(module.get_submodule(inner))] = name
-        if is_adapter_layer(module) or (found[path].below_adapter and inner is not None):
-            spoken_for.add(id(module.get_submodule(inner)))
+            if is_adapter_layer(module) or found[path].below_adapter:
+                spoken_for.add(id(module.get_submodule(inner)))
         if is_copied(module):
             aside.update(_copies_aside(module, inner))
         elif is_adapter_layer(module):
@@ -70,7 +70,7 @@ def _own_modules_aside(layer: nn.Module) -> Iterator[tuple[int, str]]:
 
 
 def standing(layer: nn.Module) -> dict[str, str]:
-    """What each adapter in a layer has to do with its weight, by the names of the adapters' parameters in the layer."""
+    """What each adapter has to do with its weight, by the names of the adapters' parameters in the layer."""
     state, method = state_of(layer), method_of(layer)
     found: dict[str, str] = {}
     for container, module in layer._modules.items():
