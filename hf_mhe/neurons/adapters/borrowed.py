@@ -87,3 +87,10 @@ def refuses_run(layer: Any, active: tuple[str, ...], base_layer: nn.Module) -> s
     if isinstance(base_layer, nn.Linear) or is_transposed(layer):
         return None
     return f"the weight of a {type(base_layer).__name__} is read after merging only: call merge_adapter() first"
+
+
+def refuses_several(layer: Any, active: tuple[str, ...], base_layer: nn.Module) -> str | None:
+    """Several active C3A adapters: peft's forward pass runs one on what the other made, its merging adds both up."""
+    if len(active) > 1:
+        return f"peft runs several active ones otherwise than it merges them: activate one of {', '.join(active)}"
+    return None

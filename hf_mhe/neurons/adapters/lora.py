@@ -6,13 +6,17 @@ arXiv:2402.09353. Written out here, since peft's `get_delta_weight` may replace 
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from hf_mhe.neurons.adapters.borrowed import is_transposed
+from hf_mhe.neurons.wrappers import bare
 
 # What peft calls a variant of LoRA is decided where its forward pass is: these have that of LoRA itself, or of DoRA.
 _DORA = ("DoraLinearVariant", "DoraEmbeddingVariant", "DoraConv1dVariant", "DoraConv2dVariant", "DoraConv3dVariant")
@@ -23,6 +27,8 @@ def change(layer: Any, active: tuple[str, ...], own: Mapping[str, Tensor], weigh
     """`W + scaling * B A` for one adapter after the other; for DoRA, each row (column of an embedding) rescaled."""
     for adapter in active:
         delta = layer.scaling[adapter] * _product(layer, adapter, own, weight)
+        if isinstance(bare(layer), NonDynamicallyQuantizableLinear):
+            delta = delta * _times_in_attention()
         weight = weight + delta
         magnitude = own.get(f"lora_magnitude_vector.{adapter}.weight")
         if magnitude is not None:
@@ -62,3 +68,21 @@ def _product(layer: Any, adapter: str, own: Mapping[str, Tensor], weight: Tensor
         return torch.einsum(f"ore,eri->{stored}", each_b, each_a)
     product = (b.flatten(1) @ a.flatten(1)).view(b.shape[0], *a.shape[1:])
     return product.T if is_transposed(layer) else product
+
+
+@functools.cache
+def _times_in_attention() -> float:
+    """How often peft adds the LoRA of the output projection of an `nn.MultiheadAttention` to its weight.
+
+    Release 0.21 does so twice, in its forward pass and in merging: once itself, and once by telling the projection to
+    merge. The installed release is asked, on an attention of one number, because another may do it once.
+    """
+    peft: Any = sys.modules["peft"]
+    config = peft.LoraConfig(r=1, lora_alpha=1, target_modules=["0"])
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
+        model: Any = peft.inject_adapter_in_model(config, nn.Sequential(nn.MultiheadAttention(1, 1)))
+        for parameter in model.parameters():
+            parameter.fill_(1.0)
+        model[0].merge()
+    projection: Any = bare(model[0].get_base_layer().out_proj)
+    return float(projection.weight) - 1.0

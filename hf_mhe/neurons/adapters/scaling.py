@@ -40,6 +40,23 @@ def hadamard(
     return weight
 
 
+def loha(layer: Any, active: tuple[str, ...], own: Mapping[str, Tensor], weight: Tensor, original: Tensor) -> Tensor:
+    """`W + scaling * (A1 B1) * (A2 B2)`, entry by entry: Hyeon-Woo et al., "FedPara", arXiv:2108.06098.
+
+    Written out, since the backward pass of peft's own product is wrong for convolutions with `hada_t1`.
+    """
+    for adapter in active:
+        factors = [_low_rank(own, number, adapter) for number in (1, 2)]
+        weight = weight + (layer.scaling[adapter] * factors[0] * factors[1]).view(weight.shape)
+    return weight
+
+
+def _low_rank(own: Mapping[str, Tensor], number: int, adapter: str) -> Tensor:
+    a, b = own[f"hada_w{number}_a.{adapter}"], own[f"hada_w{number}_b.{adapter}"]
+    core = own.get(f"hada_t{number}.{adapter}")
+    return a @ b if core is None else torch.einsum("ijkl,jr,ip->prkl", core, b, a)
+
+
 def replaced_rows(
     layer: Any, active: tuple[str, ...], own: Mapping[str, Tensor], weight: Tensor, original: Tensor
 ) -> Tensor:
