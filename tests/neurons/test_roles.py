@@ -10,52 +10,13 @@ from torch import nn
 
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import coverage, neuron_groups
-
-# The output layers of each architecture, read off the `forward` of its class in transformers.
-OUTPUTS = {
-    "bert": {"classifier"},
-    "roberta": {"classifier.out_proj"},
-    "distilbert": {"qa_outputs"},
-    "gpt2": set(),
-    "gpt_neox": {"lm_head"},
-    "llama": {"lm_head"},
-    "llama_classifier": {"score"},
-    "phi3": {"lm_head"},
-    "mixtral": {"lm_head"},
-    "t5": set(),
-    "whisper": set(),
-    "wav2vec2": {"lm_head"},
-    "vit": {"classifier"},
-    "resnet": {"classifier.1"},
-    "convnext": {"classifier"},
-    "segformer": {"decode_head.classifier"},
-    "clip": set(),
-    "mamba": set(),
-    "falcon_grouped": {"lm_head"},
-    "falcon_multi_query": {"lm_head"},
-    "falcon_interleaved": {"lm_head"},
-    "bloom": {"lm_head"},
-    "codegen": {"lm_head"},
-    "gpt_bigcode": {"lm_head"},
-    "modernbert": {"decoder"},
-    "qwen3_moe": {"lm_head"},
-    "gpt_oss": {"lm_head"},
-    "deepseek_v3": {"lm_head"},
-    "qwen3_next": {"lm_head"},
-}
-# The embedding that the output shares, and the names it goes by.
-TIED = {
-    "gpt2": ("transformer.wte", ("lm_head",)),
-    "t5": ("shared", ("encoder.embed_tokens", "decoder.embed_tokens", "lm_head")),
-    "whisper": ("model.decoder.embed_tokens", ("proj_out",)),
-    "mamba": ("backbone.embeddings", ("lm_head",)),
-}
+from tests.neurons.families.table import FAMILIES
 
 
 def test_output_layers(architecture: str, build: Callable[..., nn.Module]) -> None:
     """If this failed, class vectors would be spread in half space, which mirrors them, or weighted wrongly."""
     groups = neuron_groups(build(architecture))
-    assert {group.name for group in groups if group.role == "output"} == OUTPUTS[architecture]
+    assert {group.name for group in groups if group.role == "output"} == FAMILIES[architecture].outputs
 
 
 def test_tied_matrix_is_one_embedding_group(architecture: str, build: Callable[..., nn.Module]) -> None:
@@ -63,7 +24,7 @@ def test_tied_matrix_is_one_embedding_group(architecture: str, build: Callable[.
     model = build(architecture)
     groups = neuron_groups(model)
     tied = {group.name: group.aliases for group in groups if group.aliases}
-    assert tied == ({TIED[architecture][0]: TIED[architecture][1]} if architecture in TIED else {})
+    assert tied == dict(filter(None, [FAMILIES[architecture].tied]))
     for group in groups:
         if group.aliases:
             assert group.role == "embedding"

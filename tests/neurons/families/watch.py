@@ -83,3 +83,12 @@ def zeroed(group: NeuronGroup) -> Iterator[None]:
     finally:
         with torch.no_grad():
             stored.copy_(kept)
+
+
+def without_bias(model: nn.Module) -> nn.Module:
+    """A model in which a projection whose weight is zero gives zero."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") and "norm" not in name.lower() and "ln" not in name:
+                parameter.zero_()
+    return model.eval()

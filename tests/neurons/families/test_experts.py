@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from hf_mhe.neurons import coverage, neuron_groups
-from tests.neurons.watch import zeroed
+from tests.neurons.families.watch import zeroed
 
 _SIZES = {"hidden_size": 12, "intermediate_size": 10, "moe_intermediate_size": 10, "num_attention_heads": 2}
 _EXPERTS = 3
