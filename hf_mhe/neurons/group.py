@@ -111,6 +111,8 @@ class NeuronGroup:
     def matrix(self) -> Tensor:
         """The neurons as rows (n, d), in the parameter's dtype, on its device; gradients reach the parameter.
 
+        A parametrized or normed weight of half precision is float32.
+
         Raises:
             MHEError: no live value is there: the group comes from a checkpoint, or the parameter is on the meta
                 device, sharded, partitioned away (ZeRO-3), gone, or of another shape than when the group was made.

@@ -1,4 +1,10 @@
-"""The effective value of a module's weight, from the tensors it is stored as: plain, parametrized, normed, adapted."""
+"""The effective value of a module's weight, from the tensors it is stored as: plain, parametrized, normed, adapted.
+
+Note [Half precision in parts]. A parametrization or a norm over half-precision tensors is evaluated in float32, and
+its value stays float32. Rounded to the module's own dtype, the same checkpoint would have other directions loaded in
+float32 than in bfloat16 (7e-5 relative in energy for wav2vec2's positional convolution), and orthogonal maps have
+no half-precision kernels on a CPU.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +76,7 @@ def _parametrized(module: nn.Module, attribute: str) -> Weight:
     names = [name for name, _ in [*chain.named_parameters(), *chain.named_buffers()]]
 
     def combine(tensors: Mapping[str, Tensor]) -> Tensor:
-        own = {name: tensors[prefix + name] for name in names}
+        own = {name: _widened(tensors[prefix + name]) for name in names}
         # In training mode, spectral norm takes a power iteration at each evaluation: looking must not move the model.
         modes = [(m, m.training) for m in chain.modules()]
         chain.train(False)
@@ -85,15 +91,22 @@ def _parametrized(module: nn.Module, attribute: str) -> Weight:
 
 def _weight_norm(attribute: str, dim: int) -> Weight:
     magnitude, direction = f"{attribute}_g", f"{attribute}_v"
-    return Weight((magnitude, direction), lambda t: torch._weight_norm(t[direction], t[magnitude], dim))
+    return Weight(
+        (magnitude, direction), lambda t: torch._weight_norm(_widened(t[direction]), _widened(t[magnitude]), dim)
+    )
 
 
 def _spectral_norm(attribute: str, dim: int) -> Weight:
     stored, left, right = f"{attribute}_orig", f"{attribute}_u", f"{attribute}_v"
 
     def combine(tensors: Mapping[str, Tensor]) -> Tensor:
-        weight = tensors[stored]
-        sigma = torch.dot(tensors[left], weight.movedim(dim, 0).flatten(1).mv(tensors[right]))
+        weight = _widened(tensors[stored])
+        sigma = torch.dot(_widened(tensors[left]), weight.movedim(dim, 0).flatten(1).mv(_widened(tensors[right])))
         return weight / sigma
 
     return Weight((stored, left, right), combine)
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    """Half precision as float32; see Note [Half precision in parts]."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor

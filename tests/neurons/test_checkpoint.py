@@ -2,54 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from hf_mhe.errors import MHEError
-from hf_mhe.neurons import Coverage, NeuronGroup, checkpoint_groups, coverage
-
-Get = Callable[[str], torch.Tensor]
-
-
-@contextmanager
-def opened(folder: Path) -> Iterator[tuple[dict[str, tuple[int, ...]], Get, dict[str, Any]]]:
-    """Shapes, a reader by name, and the parsed config of a checkpoint folder, through safetensors alone."""
-    with ExitStack() as stack:
-        file_of = {}
-        for path in sorted(folder.glob("*.safetensors")):
-            file = stack.enter_context(safe_open(path, "pt"))
-            file_of.update(dict.fromkeys(file.keys(), file))
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in file_of.items()}
-        yield shapes, lambda name: file_of[name].get_tensor(name), json.loads((folder / "config.json").read_text())
-
-
-def described(groups: list[NeuronGroup]) -> list[tuple[object, ...]]:
-    return [(g.name, g.kind, g.role, g.n, g.d, g.aliases, g.module) for g in groups]
-
-
-def assert_same(
-    model: nn.Module, found: Coverage, shapes: dict[str, tuple[int, ...]], get: Get, by_head: bool = False
-) -> None:
-    """The checkpoint's groups are the model's, equal to the last bit, and no tensor is unaccounted for."""
-    groups = coverage(model, by_head=by_head).groups
-    assert found.note is None
-    assert described(found.groups) == described(groups)
-    for group, stored in zip(groups, found.groups, strict=True):
-        assert torch.equal(stored.build(get), group.matrix()), group.name
-        assert not stored.requires_grad
-        assert set(stored.parameters) <= set(shapes)
-    grouped = {name for group in found.groups for name in group.parameters}
-    assert {name for name, shape in shapes.items() if len(shape) >= 2} <= grouped | set(found.skipped)
-    assert not grouped & set(found.skipped)
+from hf_mhe.neurons import checkpoint_groups, coverage
+from tests.neurons.stored import assert_same, described, opened
 
 
 def test_minilm_on_disk_is_minilm_in_memory(minilm_path: Path) -> None:
@@ -64,27 +28,6 @@ def test_minilm_on_disk_is_minilm_in_memory(minilm_path: Path) -> None:
     assert (group.n, group.d, group.role, group.kind) == (1536, 384, "hidden", "linear")
     # 6 layers of 6 dense maps, 3 tables, the pooler
     assert len(found.groups) == 6 * 6 + 3 + 1
-
-
-@pytest.mark.parametrize("shard_size", ["1GB", "20KB"])
-def test_architecture_on_disk_is_the_model_in_memory(
-    architecture: str, build: Callable[..., nn.Module], tmp_path: Path, shard_size: str
-) -> None:
-    """If this failed, transposed, tied, fused, renamed or sharded weights would be read as other neurons."""
-    build(architecture).save_pretrained(tmp_path, max_shard_size=shard_size)
-    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (shard_size == "20KB")
-    model = type(build(architecture, device="meta")).from_pretrained(tmp_path)
-    with opened(tmp_path) as (shapes, get, config):
-        assert_same(model, checkpoint_groups(shapes, config), shapes, get)
-
-
-@pytest.mark.parametrize("name", ["falcon_grouped", "gpt_neox", "phi3"])
-def test_heads_on_disk_are_the_heads_in_memory(name: str, build: Callable[..., nn.Module], tmp_path: Path) -> None:
-    """If this failed, heads would be numbered otherwise in a checkpoint than in its model."""
-    model = build(name)
-    model.save_pretrained(tmp_path)
-    with opened(tmp_path) as (shapes, get, config):
-        assert_same(model, checkpoint_groups(shapes, config, by_head=True), shapes, get, by_head=True)
 
 
 def test_experts_stored_one_by_one_are_read_one_by_one(build: Callable[..., nn.Module], tmp_path: Path) -> None:
