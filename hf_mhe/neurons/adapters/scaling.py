@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_mhe.neurons.adapters.borrowed import ask, is_transposed
+from hf_mhe.neurons.wrappers import bare
 
 
 def unchanged(
@@ -26,8 +27,10 @@ def ia3(layer: Any, active: tuple[str, ...], own: Mapping[str, Tensor], weight: 
         axis = 1 if layer.is_feedforward else 0
         if is_transposed(layer):
             axis = 1 - axis
-        shape = [-1 if at == axis else 1 for at in range(weight.ndim)]
-        weight = weight * scale.view(shape)
+        groups = getattr(bare(layer), "groups", 1) if axis == 1 else 1
+        # Each group of a convolution has inputs, and so scales, of its own: (groups, out / groups, in / groups, ...).
+        shape = [groups, *(-1 if at == axis else 1 for at in range(weight.ndim))]
+        weight = (weight.unflatten(0, (groups, -1)) * scale.view(shape)).flatten(0, 1)
     return weight
 
 

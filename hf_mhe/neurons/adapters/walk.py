@@ -85,6 +85,6 @@ def standing(layer: nn.Module) -> dict[str, str]:
             elif adapter not in state.active:
                 reason = "not active, no part of the weight"
             else:
-                reason = f"{container} is no part of the weight"
+                reason = f"{container} holds no neurons of its own"
             found[f"{container}.{name}"] = f"{method} adapter {adapter!r}: {reason}"
     return found

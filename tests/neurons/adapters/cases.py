@@ -31,6 +31,7 @@ class Layers(nn.Module):
         nn.init.normal_(self.transposed.weight, std=0.3)
         self.embedding = nn.Embedding(10, IN)
         self.conv = nn.Conv2d(4, 6, 3, stride=2, padding=1)
+        self.grouped = nn.Conv2d(4, 6, 3, groups=2)
         self.pointwise = nn.Conv2d(4, 6, 1)
         self.conv1d = nn.Conv1d(4, 6, 3)
         self.conv3d = nn.Conv3d(4, 6, 2)
@@ -40,7 +41,13 @@ class Layers(nn.Module):
         layer = getattr(self, kind)
         if kind == "embedding":
             return layer(torch.arange(10))
-        shapes = {"conv": (4, 7, 7), "pointwise": (4, 3, 3), "conv1d": (4, 9), "conv3d": (4, 5, 5, 5)}
+        shapes = {
+            "conv": (4, 7, 7),
+            "grouped": (4, 7, 7),
+            "pointwise": (4, 3, 3),
+            "conv1d": (4, 9),
+            "conv3d": (4, 5, 5, 5),
+        }
         shape = (2, *shapes.get(kind, (3, IN)))
         x = torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
         x = x.to(next(self.parameters()).dtype)
@@ -48,6 +55,7 @@ class Layers(nn.Module):
 
 
 KINDS = ("linear", "square", "transposed", "embedding", "conv", "pointwise", "conv1d", "conv3d", "attention")
+# A grouped convolution is not among them: peft's LoRA of it has no one weight.
 _CONVOLUTIONS = ("conv", "pointwise", "conv1d", "conv3d")
 _DENSE = ("linear", "square")
 _DENSE_OF_BOTH_LAYOUTS = (*_DENSE, "transposed")
@@ -84,11 +92,11 @@ CASES: dict[str, Case] = {
     "gralora": Case("gralora", _DENSE_OF_BOTH_LAYOUTS),
     "hira": Case("hira", (*_DENSE_OF_BOTH_LAYOUTS, "embedding", *_CONVOLUTIONS)),
     "hra": Case("hra"),
-    "ia3 outputs": Case("ia3", (*_DENSE_OF_BOTH_LAYOUTS, "conv", "conv3d"), {"feedforward_modules": []}),
+    "ia3 outputs": Case("ia3", (*_DENSE_OF_BOTH_LAYOUTS, "conv", "conv3d", "grouped"), {"feedforward_modules": []}),
     "ia3 inputs": Case("ia3", (*_DENSE_OF_BOTH_LAYOUTS, "conv"), {"feedforward_modules": list(KINDS)}),
-    "loha": Case("loha", (*_DENSE, "conv", "pointwise", "conv1d")),
+    "loha": Case("loha", (*_DENSE, "conv", "grouped", "pointwise", "conv1d")),
     "loha tensor": Case("loha", ("conv",), {"use_effective_conv2d": True, "r": 2, "alpha": 3}),
-    "lokr": Case("lokr", (*_DENSE, "conv", "pointwise", "conv1d")),
+    "lokr": Case("lokr", (*_DENSE, "conv", "grouped", "pointwise", "conv1d")),
     "lokr decomposed": Case("lokr", ("conv",), {"decompose_both": True, "use_effective_conv2d": True, "r": 2}),
     "lora": Case("lora", KINDS),
     "lora with bias": Case("lora", (*_DENSE_OF_BOTH_LAYOUTS, "conv"), {"lora_bias": True}),

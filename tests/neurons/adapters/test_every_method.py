@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 peft = pytest.importorskip("peft")
 
@@ -102,7 +102,7 @@ def test_gradient_is_that_of_the_weight(case: Case, kind: str) -> None:
     slope = sum(float((g * v).sum()) for g, v in zip(gradients, directions, strict=True) if g is not None)
     assert slope != 0
     start = [parameter.detach().clone() for parameter in trained]
-    step = 3e-4 if case.rounds else 1e-5
+    step = 1e-4 if case.rounds else 1e-5
     values = []
     with torch.no_grad():
         for sign in (1, -1):
@@ -110,7 +110,7 @@ def test_gradient_is_that_of_the_weight(case: Case, kind: str) -> None:
                 parameter.copy_(origin + sign * step * direction)
             values.append(float(value()))
     assert (values[0] - values[1]) / (2 * step) == pytest.approx(
-        slope, rel=2e-2 if case.rounds else 1e-6, abs=1e-2 if case.rounds else 1e-6
+        slope, rel=1e-2 if case.rounds else 1e-6, abs=1e-2 if case.rounds else 1e-6
     )
 
 
@@ -189,12 +189,25 @@ def test_kinds_that_are_not_one_weight_are_refused_by_name() -> None:
     for method, kind, told in refused:
         arguments = {"oft_block_size": 4} if method == "oft" else {}
         model = adapt(Case(method, arguments=arguments), kind)
-        assert groups_of(model, kind) == []
-        name = f"base_model.model.{kind}.base_layer.weight"
-        assert told in coverage(model).skipped[name]
-        assert unaccounted(model) == []
+        _check_refused(model, kind, told)
         model.merge_adapter()
         assert furthest(matrices(model, kind), matrices(merged(model), kind)) == 0
+    _check_refused(adapt(Case("lora", arguments={"r": 2}), "grouped"), "grouped", "mixes the groups")
+    oft = adapt(Case("oft", arguments={"oft_block_size": 3}), "grouped")
+    _check_refused(oft, "grouped", "rotates all inputs of a grouped convolution together")
+
+
+def _check_refused(model: nn.Module, kind: str, told: str) -> None:
+    assert groups_of(model, kind) == []
+    assert told in coverage(model).skipped[f"base_model.model.{kind}.base_layer.weight"]
+    assert unaccounted(model) == []
+
+
+def test_inputs_of_a_grouped_convolution_are_scaled_by_group() -> None:
+    """(IA)3 on inputs, which peft computes and cannot merge, would scale the wrong channels."""
+    model = adapt(CASES["ia3 inputs"], "grouped")
+    difference = model("grouped") - with_weights(matrices(model, "grouped"), "grouped")("grouped")
+    assert apart_from_a_bias(difference, "grouped") < 1e-12
 
 
 def test_several_active_c3a_are_refused() -> None:
@@ -203,6 +216,4 @@ def test_several_active_c3a_are_refused() -> None:
     model.add_adapter("second", config_of(CASES["c3a"], "square"))
     stir(model.double(), seed=2)
     model.base_model.set_adapter(["default", "second"])
-    assert groups_of(model, "square") == []
-    assert "activate one of default, second" in coverage(model).skipped["base_model.model.square.base_layer.weight"]
-    assert unaccounted(model) == []
+    _check_refused(model, "square", "activate one of default, second")
