@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -122,6 +122,14 @@ class NeuronGroup:
         for part, tensor, shape in zip(source.parts, tensors, source.shapes, strict=True):
             self._check_live(f"{source.owner}.{part}".lstrip("."), tensor, shape)
         return self._rows(source, tensors)
+
+    def assemble(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The neurons as rows (n, d), made from other values of what `tensors()` returns: whole ones, in that order.
+
+        Raises:
+            MHEError: a tensor has another shape than when the group was made.
+        """
+        return self._rows(self._bound(), tuple(tensors))
 
     def build(self, get: Get) -> Tensor:
         """The neurons as rows (n, d), made from tensors that `get(name)` returns by the names in `parameters`.

@@ -13,19 +13,20 @@ from torch import Tensor, nn
 
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import NeuronGroup, neuron_groups
+from hf_mhe.neurons.group import is_dtensor
 from hf_mhe.neurons.wrappers import unwrap
 from hf_mhe.training.config import MHEConfig
 from hf_mhe.training.diagnosis import GradientRatio, is_due
 from hf_mhe.training.engines import (
     ForwardUnderDDP,
+    Managed,
     Part,
-    Shards,
-    Share,
-    complete,
+    Sharded,
     divide,
     is_distributed,
     refuse_model,
     refuse_parameter,
+    sharded_penalty,
     tie,
 )
 from hf_mhe.training.logs import PenaltyLog, PenaltyTerms
@@ -40,8 +41,8 @@ class MHERegularizer:
 
     Binds the neuron groups once. A group is computed while at least one of its parameters requires a gradient, so
     freezing and unfreezing layers during training is followed. Dead (all-zero) neurons have no direction and take no
-    part. The model may be given before or after `accelerator.prepare`, DDP or `fully_shard`. Under FSDP2 each rank
-    walks the neurons that it owns and every rank reports the whole penalty.
+    part. The model may be given before or after `accelerator.prepare`, DDP, `fully_shard` or `parallelize_module`.
+    Where parameters are sharded the ranks divide the work, and every rank reports the whole penalty.
 
     In a loop with `accelerator.accumulate`, the penalty is added on the micro-batch that synchronizes gradients, and
     multiplied by what `accelerator.backward` divides by, so that it counts once per optimizer step at full weight::
@@ -111,6 +112,10 @@ class MHERegularizer:
         self._bound = [group for group in found if self.weight(group.role) > 0]
         if not self.groups:
             raise MHEError(nothing_left(self.model, found, self._bound, self.config))
+        managed = Managed(self.model)
+        for group in self._bound:
+            for tensor in group.tensors():
+                refuse_parameter(group.name, managed.parameter(tensor))
         if is_distributed():
             self._forward = ForwardUnderDDP(self._tensors)
             self.model.register_forward_hook(self._forward)
@@ -141,8 +146,7 @@ class MHERegularizer:
         groups = self.groups
         if not groups:
             return PenaltyTerms(torch.zeros(()), torch.zeros(0))
-        energies = self._energies(groups)
-        return PenaltyTerms(self._weighted(groups, energies), energies.detach(), groups)
+        return PenaltyTerms(*self._evaluate(groups), groups)
 
     def evaluate_due(self) -> PenaltyTerms:
         """As `evaluate`, for the gradients of the forward pass just done: under DDP, this rank's share of the work.
@@ -231,7 +235,7 @@ class MHERegularizer:
         if not groups:
             return {}
         with torch.no_grad():
-            values = self._energies(groups).tolist()
+            values = self._evaluate(groups)[1].tolist()
         return {group.name: value for group, value in zip(groups, values, strict=True)}
 
     def __call__(self, loss: Tensor, *, sync: bool | None = None, scale: float | None = None) -> Tensor:
@@ -281,28 +285,49 @@ class MHERegularizer:
         weights = torch.tensor([self.weight(group.role) for group in groups], dtype=energies.dtype)
         return (weights.to(energies.device) * energies).sum()
 
+    def _evaluate(self, groups: list[NeuronGroup]) -> tuple[Tensor, Tensor]:
+        """The penalty of these groups, differentiable, and their mean energies, detached."""
+        managed = Managed(self.model)
+        parameters = [tuple(managed.parameter(tensor) for tensor in group.tensors()) for group in groups]
+        sharded = [place for place, each in enumerate(parameters) if any(map(is_dtensor, each))]
+        if not sharded:
+            energies = self._energies(groups)
+            return self._weighted(groups, energies), energies.detach()
+        terms = [
+            Sharded(group, parameters[place], self.config.potential(group.role), self.weight(group.role))
+            for place, group in ((place, groups[place]) for place in sharded)
+        ]
+        penalty, found = sharded_penalty(terms)
+        self._check_finite([groups[place] for place in sharded], found)
+        energies = found.new_zeros(len(groups))
+        energies[sharded] = found
+        whole = [place for place in range(len(groups)) if place not in sharded]
+        if whole:
+            rest = self._energies([groups[place] for place in whole])
+            energies[whole] = rest.detach().to(energies)
+            penalty = penalty + self._weighted([groups[place] for place in whole], rest).to(penalty.device)
+        return penalty, energies
+
     def _energies(self, groups: list[NeuronGroup]) -> Tensor:
+        """The mean energies of groups whose parameters this process holds whole, differentiable."""
         # Autocast would run the walk's products in half precision, where its own treatment of the hard pairs is lost.
         device = groups[0].tensors()[0].device
-        shards = Shards(self.model, groups)
         with torch.autocast(device.type, enabled=False):
-            energies = complete([self._share(group, shards) for group in groups])
-            joined = torch.stack([energy.to(device) for energy in energies])
-        if not torch.isfinite(joined.detach()).all():
-            raise MHEError(not_finite(groups, joined.tolist(), self.config))
+            joined = torch.stack([self._energy(group).to(device) for group in groups])
+        self._check_finite(groups, joined.detach())
         return joined
+
+    def _energy(self, group: NeuronGroup) -> Tensor:
+        for tensor in group.tensors():
+            refuse_parameter(group.name, tensor)
+        try:
+            return mean_energy(group.matrix(), self.config.potential(group.role))
+        except MHEError as error:
+            raise MHEError(f"neuron group {group.name!r}: {error}") from error
+
+    def _check_finite(self, groups: list[NeuronGroup], energies: Tensor) -> None:
+        if not torch.isfinite(energies).all():
+            raise MHEError(not_finite(groups, energies.tolist(), self.config))
 
     def _tensors(self) -> list[Tensor]:
         return [tensor for group in self.groups for tensor in group.tensors() if tensor.requires_grad]
-
-    def _share(self, group: NeuronGroup, shards: Shards) -> Share:
-        potential = self.config.potential(group.role)
-        sharded = shards.holds(group)
-        for tensor in () if sharded else group.tensors():
-            refuse_parameter(group.name, tensor)
-        try:
-            if sharded:
-                return shards.share(group, potential)
-            return Share(mean_energy(group.matrix(), potential), None)
-        except MHEError as error:
-            raise MHEError(f"neuron group {group.name!r}: {error}") from error

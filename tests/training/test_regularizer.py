@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+from torch.distributed.tensor import DTensor, Partial
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.nn.parallel import DistributedDataParallel
 
 from hf_mhe import MHEConfig, MHEError, MHERegularizer
 from hf_mhe.training.engines import divide, refuse_distributed_type
@@ -186,10 +187,6 @@ def test_engines_that_are_not_served_are_refused_by_name() -> None:
         MHERegularizer(nn.DataParallel(make_tiny()))
     with pytest.raises(MHEError, match="FSDP1"):
         MHERegularizer(FullyShardedDataParallel(make_tiny()))
-    parallel = make_tiny()
-    parallel._tp_size = 2
-    with pytest.raises(MHEError, match="tensor parallel"):
-        MHERegularizer(parallel)
     for distributed_type, engine in (("DEEPSPEED", "DeepSpeed"), ("FSDP", "FSDP"), ("MEGATRON_LM", "Megatron-LM")):
         with pytest.raises(MHEError, match=f"does not serve {engine} .*in one process"):
             refuse_distributed_type(distributed_type)
@@ -209,24 +206,38 @@ def one_rank() -> Iterator[DeviceMesh]:
     distributed.destroy_process_group()
 
 
-def test_parameters_that_others_shard_are_refused_before_and_after_sharding(one_rank: DeviceMesh) -> None:
-    """Tensor parallel's local shard has fewer rows than the layer has neurons."""
+@pytest.mark.parametrize("sharding", ["tensor", "data over tensor"])
+def test_models_sharded_after_the_regularizer_was_bound_and_before(one_rank: DeviceMesh, sharding: str) -> None:
+    """A regularizer would be of use on one side of `parallelize_module` and `fully_shard` only."""
+    mesh = torch.distributed.init_device_mesh("cpu", (1, 1), mesh_dim_names=("data", "tensor"))
+    expected = MHERegularizer(make_tiny()).penalty()
     model = make_tiny()
     regularizer = MHERegularizer(model)
-    parallelize_module(model, one_rank, {"body": ColwiseParallel()})
+    parallelize_module(model, mesh["tensor"], {"body": ColwiseParallel(), "middle": RowwiseParallel()})
+    if sharding == "data over tensor":
+        fully_shard(model, mesh=mesh["data"])
     for bound in (regularizer, MHERegularizer(model)):
-        with pytest.raises(MHEError, match=r"tensor parallel.*'body'.*DDP"):
-            bound(torch.zeros(()))
+        torch.testing.assert_close(bound(torch.zeros(())), expected)
 
 
-def test_fsdp2_over_tensor_parallel_is_refused(one_rank: DeviceMesh) -> None:
-    """Rows sharded twice would be taken for rows sharded once."""
-    mesh = torch.distributed.init_device_mesh("cpu", (1, 1), mesh_dim_names=("data", "tensor"))
+def test_placements_that_do_not_say_who_holds_what_are_refused(one_rank: DeviceMesh) -> None:
+    """A sum that is not added up yet would be taken for the weight."""
     model = make_tiny()
-    parallelize_module(model, mesh["tensor"], {"body": ColwiseParallel()})
-    fully_shard(model, mesh=mesh["data"])
-    with pytest.raises(MHEError, match=r"'body'.*sharded along one dimension.*leave out tensor parallel"):
-        MHERegularizer(model).penalty()
+    regularizer = MHERegularizer(model)
+    partial = DTensor.from_local(model.body.weight.detach(), one_rank, [Partial()])
+    model.body.weight = nn.Parameter(partial)
+    for use in (regularizer.penalty, lambda: MHERegularizer(model)):
+        with pytest.raises(MHEError, match=r"'body'.*Partial.*replicate it or shard"):
+            use()
+
+
+def test_ddp_around_tensor_parallel_is_refused(one_rank: DeviceMesh) -> None:
+    """It puts the local part of a weight in place of the weight."""
+    mesh = torch.distributed.init_device_mesh("cpu", (1, 1), mesh_dim_names=("data", "tensor"))
+    model = parallelize_module(make_tiny(), mesh["tensor"], {"body": ColwiseParallel()})
+    ddp = DistributedDataParallel(model, device_mesh=mesh["data"])
+    with pytest.raises(MHEError, match=r"DDP around tensor parallel.*'body'.*fully_shard"):
+        MHERegularizer(ddp)
 
 
 @pytest.mark.parametrize("reshard", [True, False])

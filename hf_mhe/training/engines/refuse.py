@@ -10,8 +10,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from hf_mhe.errors import MHEError
+from hf_mhe.training.engines.regions import holding
 
-_REMEDY = "train with DDP (accelerate launch --multi_gpu), FSDP2 (fully_shard in your own loop) or in one process"
+_REMEDY = (
+    "train with DDP (accelerate launch --multi_gpu), FSDP2 (fully_shard), tensor parallel (parallelize_module), both "
+    "of these, or in one process"
+)
 
 # Class names, not classes: DeepSpeed is optional, and importing it only to recognise it would require it.
 _WRAPPERS = {
@@ -36,9 +40,6 @@ def refuse_model(model: nn.Module) -> None:
         for kind in type(module).__mro__:
             if kind.__name__ in _WRAPPERS:
                 _refuse(_WRAPPERS[kind.__name__], f"module {name!r}" if name else type(model).__name__)
-    tensor_parallel = getattr(model, "_tp_size", None)  # set by transformers' from_pretrained(tp_plan="auto")
-    if tensor_parallel is not None and tensor_parallel > 1:
-        _refuse(f"tensor parallel (tp_size={tensor_parallel})", type(model).__name__)
 
 
 def refuse_distributed_type(name: str) -> None:
@@ -52,12 +53,17 @@ def refuse_distributed_type(name: str) -> None:
 
 
 def refuse_parameter(group: str, parameter: Tensor) -> None:
-    """Refuse a parameter of a neuron group of which this process does not hold every element.
+    """Refuse a parameter of a neuron group, as the optimizer has it, of which it is not known who holds what.
 
     Raises:
-        MHEError: names the engine and the neuron group.
+        MHEError: names the neuron group, and the engine or the placement.
     """
     if isinstance(parameter, DTensor):
-        _refuse("sharded parameters that fully_shard does not manage (tensor parallel)", f"neuron group {group!r}")
+        try:
+            holding(parameter)
+        except MHEError as error:
+            raise MHEError(f"neuron group {group!r}: {error}") from error
+    if hasattr(parameter, "_st_info"):  # what torch leaves of a DTensor
+        _refuse("DDP around tensor parallel", f"neuron group {group!r}")
     if hasattr(parameter, "ds_id"):
         _refuse("DeepSpeed ZeRO-3 (a partitioned parameter)", f"neuron group {group!r}")

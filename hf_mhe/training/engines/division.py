@@ -1,0 +1,108 @@
+"""How the ranks of a mesh divide the walk over sharded weights: what travels together, where to, and in what order."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+
+from hf_mhe.energy import Potential
+from hf_mhe.neurons import NeuronGroup
+from hf_mhe.neurons.layout import ROWS
+from hf_mhe.training.engines.exchange import group_of
+from hf_mhe.training.engines.plan import make_plan, operations, operations_by_rows
+from hf_mhe.training.engines.refuse import refuse_parameter
+from hf_mhe.training.engines.regions import Holding, holding, members, whole
+
+_ROUND_BYTES = 1 << 24  # what a rank receives in one round, unless a single weight is larger
+
+
+@dataclass(frozen=True)
+class Sharded:
+    """A neuron group of which a parameter is a DTensor, and what it means for the penalty.
+
+    Attributes:
+        parameters: what the group is made of, in the order of `group.tensors()`, as the optimizer has it.
+        factor: its mean energy counts so many times in the penalty.
+    """
+
+    group: NeuronGroup
+    parameters: tuple[Tensor, ...]
+    potential: Potential
+    factor: float
+
+
+@dataclass(frozen=True)
+class Weight:
+    """Groups cut from the same parameters, which travel together; both are places in the lists of `Division`."""
+
+    groups: tuple[int, ...]
+    parameters: tuple[int, ...]
+
+
+class Division:
+    """The groups whose parameters lie on one mesh, and who walks what.
+
+    Attributes:
+        process_group, rank, ranks: the mesh's ranks in ascending order, and this one's place among them.
+        parameters: each tensor once; `holdings` says who holds what of it.
+        weights: what the groups are cut from; `owners` the rank that walks it whole, or None: every rank its own rows.
+    """
+
+    def __init__(self, mesh: DeviceMesh, groups: Sequence[Sharded]) -> None:
+        self.mesh, self.groups = mesh, groups
+        ranks = members(mesh)
+        self.process_group = mesh.get_group() if mesh.ndim == 1 else group_of(ranks)
+        self.rank, self.ranks = ranks.index(mesh.get_rank()), len(ranks)
+        places: dict[int, int] = {}
+        self.parameters: list[Tensor] = []
+        self.holdings: list[Holding] = []
+        cuts: dict[tuple[int, ...], list[int]] = {}
+        for place, each in enumerate(groups):
+            for parameter in each.parameters:
+                if id(parameter) not in places:
+                    places[id(parameter)] = len(self.parameters)
+                    self.parameters.append(parameter)
+                    self.holdings.append(self._holding(each.group, parameter))
+            cuts.setdefault(tuple(places[id(parameter)] for parameter in each.parameters), []).append(place)
+        self.weights = [Weight(tuple(cut), parameters) for parameters, cut in cuts.items()]
+        costs = tuple(sum(operations(groups[g].group.n, groups[g].group.d) for g in w.groups) for w in self.weights)
+        self.owners = make_plan(costs, tuple(map(self._operations_by_rows, self.weights)), self.ranks)
+
+    def rounds(self) -> list[list[list[Weight]]]:
+        """Round by round and rank by rank, the weights that the rank walks whole, the largest first."""
+        queues: list[list[list[Weight]]] = [[] for _ in range(self.ranks)]
+        room = [0] * self.ranks
+        owned = [(self._bytes(w), w, k) for w, k in zip(self.weights, self.owners, strict=True) if k is not None]
+        for size, weight, owner in sorted(owned, key=lambda each: -each[0]):
+            if not queues[owner] or room[owner] < size:
+                queues[owner].append([])
+                room[owner] = _ROUND_BYTES
+            queues[owner][-1].append(weight)
+            room[owner] -= size
+        most = max(map(len, queues))
+        return [[queue[number] if number < len(queue) else [] for queue in queues] for number in range(most)]
+
+    def _holding(self, group: NeuronGroup, parameter: Tensor) -> Holding:
+        refuse_parameter(group.name, parameter)
+        return holding(parameter) if isinstance(parameter, DTensor) else whole(parameter.shape, self.ranks)
+
+    def _operations_by_rows(self, weight: Weight) -> int | None:
+        """The operations of the busiest rank, or None where what a rank holds is not whole neurons of one group."""
+        if len(weight.groups) > 1 or len(weight.parameters) > 1:
+            return None
+        group = self.groups[weight.groups[0]].group
+        assert group.source is not None  # a group of a live model
+        as_stored = isinstance(group.source.combine, operator.itemgetter) and group.layout == ROWS
+        held = self.holdings[weight.parameters[0]]
+        runs = [region.rows(held.shape) for region in held.regions]
+        if not as_stored or any(run is None for run in runs):
+            return None
+        return operations_by_rows(max(run[1] for run in runs if run is not None), group.n, group.d)
+
+    def _bytes(self, weight: Weight) -> int:
+        return sum(self.parameters[p].numel() * self.parameters[p].element_size() for p in weight.parameters)

@@ -1,0 +1,90 @@
+"""Tensors of any dtype from every rank of a group to every other, in one collective."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup, Work
+
+_ALIGNMENT = 16  # bytes: a tensor of any dtype may begin there
+
+
+class Expected(NamedTuple):
+    """A tensor that another rank sends."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def room(self) -> int:
+        """Its bytes in a buffer."""
+        return -(-math.prod(self.shape) * self.dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
+
+
+class Arrival:
+    """What the other ranks send, on its way."""
+
+    def __init__(self, work: Work | None, buffer: Tensor, expected: Sequence[Sequence[Expected]], own: list[Tensor]):
+        self._work, self._buffer, self._expected, self._own = work, buffer, expected, own
+
+    def wait(self, rank: int) -> list[list[Tensor]]:
+        """By sender, its tensors; those that this rank, `rank`, sent to itself are the very ones."""
+        if self._work is not None:
+            self._work.wait()
+        places = self._expected
+        views = iter(_views(self._buffer, [each for k, sent in enumerate(places) if k != rank for each in sent]))
+        return [self._own if k == rank else [next(views) for _ in sent] for k, sent in enumerate(places)]
+
+
+def exchange(
+    group: ProcessGroup,
+    outgoing: Sequence[Sequence[Tensor]],
+    incoming: Sequence[Sequence[Expected]],
+    device: torch.device,
+) -> Arrival:
+    """Send `outgoing[k]` to rank k of the group, and expect `incoming[k]` from it; every rank has to call this.
+
+    Bytes are sent, so that tensors of different dtypes travel together, and in the precision that they are stored in.
+    """
+    rank, ranks = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
+    own = list(outgoing[rank])
+    if ranks == 1:
+        return Arrival(None, torch.empty(0, dtype=torch.uint8), incoming, own)
+    leaving = [[] if k == rank else [Expected(tuple(t.shape), t.dtype) for t in outgoing[k]] for k in range(ranks)]
+    coming = [[] if k == rank else list(incoming[k]) for k in range(ranks)]
+    sizes = [[sum(each.room for each in one) for one in side] for side in (leaving, coming)]
+    sent, received = (torch.empty(sum(each), dtype=torch.uint8, device=device) for each in sizes)
+    tensors = [tensor for k in range(ranks) if k != rank for tensor in outgoing[k]]
+    for view, tensor in zip(_views(sent, [each for one in leaving for each in one]), tensors, strict=True):
+        view.copy_(tensor)
+    work = torch.distributed.all_to_all_single(received, sent, sizes[1], sizes[0], group=group, async_op=True)
+    return Arrival(work, received, incoming, own)
+
+
+def _views(buffer: Tensor, expected: Sequence[Expected]) -> list[Tensor]:
+    views, start = [], 0
+    for each in expected:
+        length = math.prod(each.shape) * each.dtype.itemsize
+        views.append(buffer[start : start + length].view(each.dtype).view(each.shape))
+        start += each.room
+    return views
+
+
+def group_of(ranks: Sequence[int]) -> ProcessGroup:
+    """The process group of these global ranks, ascending; made at the first call, which all of them have to make."""
+    world = torch.distributed.group.WORLD
+    assert world is not None  # somebody made the mesh that the ranks are of
+    return _group_of(world, tuple(ranks))
+
+
+@functools.lru_cache(maxsize=256)
+def _group_of(world: ProcessGroup, ranks: tuple[int, ...]) -> ProcessGroup:
+    if len(ranks) == torch.distributed.get_world_size(world):
+        return world
+    group: ProcessGroup = torch.distributed.new_group(list(ranks), use_local_synchronization=True)
+    return group

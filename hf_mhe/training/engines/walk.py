@@ -1,0 +1,215 @@
+"""One walk over sharded weights by all ranks of a mesh: weights to their walkers, gradients back to their holders."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Replicate
+
+from hf_mhe.energy.walks.rows_against_all import energy_share
+from hf_mhe.errors import MHEError
+from hf_mhe.training.engines.division import Division, Weight
+from hf_mhe.training.engines.exchange import Arrival, Expected, exchange
+from hf_mhe.training.mean_energy import mean_energy
+
+Round = list[list[Weight]]
+"""By rank, the weights that it walks whole in this round."""
+
+
+class Walk:
+    """One evaluation of the groups of a division; `run` may be called once.
+
+    Args:
+        division: the groups, and who walks what.
+        local: this rank's part of each of the division's parameters, no gradient.
+        wanted: whether a parameter's gradient is wanted; the same on every rank.
+
+    Attributes:
+        values: the mean energies, float64, on the host; the same on every rank.
+        gradients: of `sum of factor * mean energy`, with respect to each local part; None where it is not wanted.
+    """
+
+    def __init__(self, division: Division, local: Sequence[Tensor], wanted: Sequence[bool]) -> None:
+        self._division, self._local, self._wanted = division, local, wanted
+        kind = division.mesh.device_type  # the ranks' communication goes there; offloaded parameters come along
+        self._device = (
+            torch.device(kind) if kind == "cpu" else torch.device(kind, torch.accelerator.current_device_index())
+        )
+        self._refused: MHEError | None = None
+        self.values = torch.zeros(len(division.groups), dtype=torch.float64)
+        self.gradients: list[Tensor | None] = [None] * len(local)
+
+    def run(self) -> None:
+        """Walk this rank's share, and put the shares together.
+
+        Raises:
+            MHEError: an energy is not defined, on this rank or another; every rank raises it.
+        """
+        rounds = self._division.rounds()
+        coming = self._collect(rounds[0]) if rounds else None
+        returning: Callable[[], None] | None = None
+        for weights, after in itertools.zip_longest(rounds, rounds[1:]):
+            assert coming is not None  # there is one for each round
+            arrived = coming.wait(self._division.rank)
+            coming = None if after is None else self._collect(after)
+            found = [self._walk_whole(weight, tensors) for weight, tensors in self._assembled(weights, arrived)]
+            if returning is not None:
+                returning()
+            returning = self._return(weights, found) if any(self._wanted) else None
+        if returning is not None:
+            returning()
+        for weight, owner in zip(self._division.weights, self._division.owners, strict=True):
+            if owner is None:
+                self._walk_rows(weight)
+        self._sum_values()
+
+    def _sum_values(self) -> None:
+        values = self.values.to(self._device)
+        torch.distributed.all_reduce(values, group=self._division.process_group)
+        self.values = values.cpu()
+        for sharded, value in zip(self._division.groups, self.values.tolist(), strict=True):
+            if value != value:  # NaN is what `_refuse` leaves
+                raise self._refused or MHEError(
+                    f"neuron group {sharded.group.name!r}: the rank that walks it refused it; its own error says why"
+                )
+
+    def _refuse(self, place: int, error: MHEError) -> None:
+        # The others wait in collective calls: this rank goes on, and all raise together.
+        self.values[place] = float("nan")
+        name = self._division.groups[place].group.name
+        self._refused = self._refused or MHEError(f"neuron group {name!r}: {error}")
+
+    # --- weights that one rank walks whole
+
+    def _collect(self, weights: Round) -> Arrival:
+        """Send the ranks what this one holds of their weights, once for each copy that there is of it."""
+        division, rank = self._division, self._division.rank
+        outgoing: list[list[Tensor]] = []
+        incoming: list[list[Expected]] = []
+        for k, theirs in enumerate(weights):
+            holdings = [(p, division.holdings[p]) for weight in theirs for p in weight.parameters]
+            outgoing.append([self._local[p] for p, held in holdings if held.copy[rank] == held.copy[k]])
+        for k in range(division.ranks):
+            holdings = [(p, division.holdings[p]) for weight in weights[rank] for p in weight.parameters]
+            incoming.append(
+                [
+                    Expected(held.regions[k].shape, self._local[p].dtype)
+                    for p, held in holdings
+                    if held.copy[k] == held.copy[rank]
+                ]
+            )
+        return exchange(division.process_group, outgoing, incoming, self._device)
+
+    def _assembled(self, weights: Round, arrived: list[list[Tensor]]) -> Iterator[tuple[Weight, list[Tensor]]]:
+        """This rank's weights, put together from the parts."""
+        division, rank = self._division, self._division.rank
+        senders = [iter(parts) for parts in arrived]
+        for weight in weights[rank]:
+            tensors = []
+            for held in (division.holdings[p] for p in weight.parameters):
+                parts = [
+                    (held.regions[k], next(senders[k]))
+                    for k in range(division.ranks)
+                    if held.copy[k] == held.copy[rank]
+                ]
+                if len(parts) == 1:
+                    tensors.append(parts[0][1])
+                    continue
+                assembled = parts[0][1].new_empty(held.shape)
+                for region, part in parts:
+                    region.put(assembled, part)
+                tensors.append(assembled)
+            yield weight, tensors
+
+    def _walk_whole(self, weight: Weight, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The gradients of the weight's parameters, those that are wanted."""
+        wanted = [self._wanted[p] for p in weight.parameters]
+        leaves = [tensor.detach().requires_grad_(need) for tensor, need in zip(tensors, wanted, strict=True)]
+        inputs = [leaf for leaf in leaves if leaf.requires_grad]
+        gradients = [torch.zeros_like(leaf) for leaf in inputs]
+        for place in weight.groups:
+            sharded = self._division.groups[place]
+            try:
+                with torch.set_grad_enabled(bool(inputs)):
+                    energy = mean_energy(sharded.group.assemble(leaves), sharded.potential)
+            except MHEError as error:
+                self._refuse(place, error)
+                continue
+            self.values[place] += energy.detach().double().cpu()
+            if energy.requires_grad:
+                found = torch.autograd.grad(energy, inputs, energy.new_tensor(sharded.factor), materialize_grads=True)
+                gradients = (
+                    list(found)
+                    if len(weight.groups) == 1
+                    else [a.add_(b) for a, b in zip(gradients, found, strict=True)]
+                )
+        return gradients
+
+    def _return(self, weights: Round, found: Sequence[Sequence[Tensor]]) -> Callable[[], None]:
+        """Send every rank the gradients of what it holds; what is returned waits for this rank's, and keeps them."""
+        division, rank = self._division, self._division.rank
+        wanted = [[p for weight in theirs for p in weight.parameters if self._wanted[p]] for theirs in weights]
+        gradients = list(zip(wanted[rank], itertools.chain.from_iterable(found), strict=True))
+        outgoing = [
+            [division.holdings[p].regions[k].take(gradient) for p, gradient in gradients]
+            for k in range(division.ranks)
+        ]
+        # A view would keep the whole gradient alive until the backward pass.
+        outgoing[rank] = [
+            part if part.numel() == g.numel() else part.clone()
+            for part, (_, g) in zip(outgoing[rank], gradients, strict=True)
+        ]
+        incoming = [
+            [Expected(division.holdings[p].regions[rank].shape, self._local[p].dtype) for p in theirs]
+            for theirs in wanted
+        ]
+        arrival = exchange(division.process_group, outgoing, incoming, self._device)
+
+        def keep() -> None:
+            for parameters, arrived in zip(wanted, arrival.wait(rank), strict=True):
+                for p, gradient in zip(parameters, arrived, strict=True):
+                    self._add_gradient(p, gradient)
+
+        return keep
+
+    def _add_gradient(self, p: int, gradient: Tensor) -> None:
+        gradient, before = gradient.to(self._local[p].device), self.gradients[p]
+        self.gradients[p] = gradient if before is None else before + gradient
+
+    # --- weights of which every rank walks the rows that it holds
+
+    def _walk_rows(self, weight: Weight) -> None:
+        """This rank's rows against all: its part of the gradient is complete without another rank's work."""
+        division, rank = self._division, self._division.rank
+        (place,), (p,) = weight.groups, weight.parameters
+        parameter, held = division.parameters[p], division.holdings[p]
+        assert isinstance(parameter, DTensor)
+        run = held.regions[rank].rows(held.shape)
+        assert run is not None  # or the plan would not have it walked by rows
+        with torch.no_grad():
+            everyone = parameter.redistribute(placements=[Replicate()] * parameter.device_mesh.ndim).to_local()
+        own = self._local[p].detach().requires_grad_(self._wanted[p])
+        sharded = division.groups[place]
+        gradient = torch.zeros_like(own)
+        try:
+            with torch.set_grad_enabled(own.requires_grad):
+                share = energy_share(own.flatten(1), everyone.flatten(1), run[0], sharded.potential)
+        except MHEError as error:
+            self._refuse(place, error)
+            return
+        if held.copy[rank] == held.copy[0]:  # the ranks of one copy hold every row once
+            self.values[place] += share.detach().double().cpu()
+        if own.requires_grad:
+            (gradient,) = torch.autograd.grad(share, own, share.new_tensor(sharded.factor))
+            self._add_gradient(p, self._same_in_all_copies(parameter, gradient))
+
+    def _same_in_all_copies(self, parameter: DTensor, gradient: Tensor) -> Tensor:
+        """The first copy's gradient: kernels that add in no fixed order would let the copies drift apart."""
+        mesh = parameter.device_mesh
+        for axis, placement in enumerate(parameter.placements):
+            if isinstance(placement, Replicate) and mesh.size(axis) > 1:
+                torch.distributed.broadcast(gradient, group=mesh.get_group(axis), group_src=0)
+        return gradient
