@@ -7,7 +7,9 @@ from hf_mhe.analysis.analyzer import analyze
 from hf_mhe.analysis.comparison import Comparison, ComparisonRow, ComparisonSummary, compare
 from hf_mhe.analysis.group_energy import GroupEnergy
 from hf_mhe.analysis.reader import CheckpointReader, open_checkpoint
-from hf_mhe.analysis.report import EnergyReport, ReportSummary
+from hf_mhe.analysis.report import EnergyReport
+from hf_mhe.analysis.stacks import StackEnergy
+from hf_mhe.analysis.summary import ReportSummary
 
 __all__ = [
     "CheckpointReader",
@@ -17,6 +19,7 @@ __all__ = [
     "EnergyReport",
     "GroupEnergy",
     "ReportSummary",
+    "StackEnergy",
     "analyze",
     "compare",
     "open_checkpoint",

@@ -50,8 +50,9 @@ def analyze(
     what they mean in huggingface_hub. The energies are means over ordered pairs under the potential of `s`,
     `distance` ("euclidean", "angular") and `space` ("full", "half"); weights of any floating dtype are walked in
     float32. `include` and `exclude` are globs on dotted names, or regular expressions after `re:`. `by_head` makes the
-    queries, keys and values of each attention head a group of their own. Pairs whose cosine reaches `duplicate_cosine`
-    are counted as near-duplicates. `progress(done, total, name)` is called as each group begins, and once at the end.
+    queries, keys and values of each attention head a group of their own. Experts and heads are reported one by one,
+    and together in `report.stacks`. Pairs whose cosine reaches `duplicate_cosine` are counted as near-duplicates.
+    `progress(done, total, name)` is called as each group begins, and once at the end.
     A group that cannot be measured (fewer than two neurons with a direction) is in `report.skipped` with the reason,
     as is every other parameter of two or more dimensions that is in no group.
 
@@ -211,6 +212,7 @@ def _measure(group: NeuronGroup, matrix_of: Callable[[NeuronGroup], Tensor], set
         dead=len(pairs.dead),
         dead_rows=tuple(int(row) for row in pairs.dead),
         histogram=tuple(int(count) for count in pairs.histogram.tolist()),
+        stack=group.stack,
     )
 
 

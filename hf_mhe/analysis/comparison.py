@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from hf_mhe.analysis.files import write_atomic, write_json
 from hf_mhe.analysis.group_energy import GroupEnergy
-from hf_mhe.analysis.report import EnergyReport, mean_score, redundancy, summary_dict
+from hf_mhe.analysis.report import EnergyReport
+from hf_mhe.analysis.summary import mean_score, plain_dict, redundancy
 from hf_mhe.analysis.weights import is_index, listed
 from hf_mhe.errors import MHEError
 
@@ -189,7 +190,7 @@ class Comparison:
             "before": {"source": self.before.source, "revision": self.before.revision},
             "after": {"source": self.after.source, "revision": self.after.revision},
             "potential": {"s": self.after.s, "distance": self.after.distance, "space": self.after.space},
-            "summary": summary_dict(self.summary),
+            "summary": plain_dict(self.summary),
             "rows": [_row_dict(row) for row in self.rows],
             "only_before": list(self.only_before),
             "only_after": list(self.only_after),

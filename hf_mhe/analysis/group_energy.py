@@ -62,6 +62,8 @@ class GroupEnergy:
     """Which rows they are."""
     histogram: tuple[int, ...] = field(repr=False)
     """Unordered pairs per bin of cosine, equal bins on [−1, 1]."""
+    stack: str | None = None
+    """Name of the stack of experts or heads that it is one of, `*` in the place of its number; None: stands alone."""
 
     def to_dict(self) -> dict[str, Any]:
         """The row as JSON types; an infinite or undefined number is None."""
@@ -80,9 +82,10 @@ class GroupEnergy:
         label = f"group {row.get('name', '?')!r}"
         values: dict[str, Any] = {}
         for item in dataclasses.fields(cls):
-            if item.name not in row:
+            if item.name not in row and item.default is dataclasses.MISSING:
                 raise MHEError(f"{label} of the energy report has no {item.name!r}")
-            values[item.name] = _typed(item.name, str(item.type), row[item.name], label)
+            if item.name in row:
+                values[item.name] = _typed(item.name, str(item.type), row[item.name], label)
         return cls(**values)
 
 
@@ -102,7 +105,7 @@ def _typed(key: str, kind: str, value: Any, label: str) -> Any:
     if value is None and kind.endswith("| None"):
         return None
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind == "str" and isinstance(value, str):
+    if kind.startswith("str") and isinstance(value, str):
         return value
     if kind == "int" and number and isinstance(value, int):
         return value

@@ -9,7 +9,9 @@ from hf_mhe.analysis.comparison import Comparison, ComparisonRow
 from hf_mhe.analysis.group_energy import GroupEnergy
 from hf_mhe.analysis.page_parts import Column, definitions, figure, number, page, paragraphs, table, tiles
 from hf_mhe.analysis.plots import MOST_ROWS, comparison_figure, cosine_figure, report_figure
-from hf_mhe.analysis.report import EnergyReport, ReportSummary
+from hf_mhe.analysis.report import EnergyReport
+from hf_mhe.analysis.stacks import StackEnergy
+from hf_mhe.analysis.summary import ReportSummary
 
 _EXPLANATION = (
     "A neuron is a row of a layer's weight matrix; what matters is the direction in which it points. The energy of a "
@@ -34,6 +36,7 @@ def report_page(report: EnergyReport) -> str:
             "Score of each layer",
             f"{drawn}Bars start at a random draw; to the right of it a layer is redundant, to the left spread out.",
         ),
+        _stacks(report.stacks),
         table("groups", "Layers, most redundant first", _GROUP_COLUMNS, report.groups, "score"),
         figure(
             lambda: cosine_figure(report),
@@ -44,6 +47,12 @@ def report_page(report: EnergyReport) -> str:
     ]
     lede = _from(report)
     return page("Hyperspherical energy report", f"{lede} · {report.potential.describe()}", sections, _versions(report))
+
+
+def _stacks(stacks: list[StackEnergy]) -> str:
+    if not stacks:
+        return ""
+    return table("stacks", "Experts and heads, each stack together", _STACK_COLUMNS, stacks, "mean score")
 
 
 def comparison_page(comparison: Comparison, facts: Mapping[str, tuple[str, str]] | None = None) -> str:
@@ -141,7 +150,7 @@ def _side(side: str, key: str) -> Any:
     return lambda row: getattr(getattr(row, side), key)
 
 
-def _name_css(row: GroupEnergy | ComparisonRow) -> str:
+def _name_css(row: GroupEnergy | StackEnergy | ComparisonRow) -> str:
     return "name"
 
 
@@ -162,6 +171,21 @@ _GROUP_COLUMNS = [
     Column("nearest pair", lambda row: f"{row.nearest_pair[0]}, {row.nearest_pair[1]}", text=True, title="rows"),
     Column("near-duplicates", _of("near_duplicates"), title="pairs"),
     Column("coincident", _of("coincident"), title="pairs that point exactly the same way"),
+    Column("dead", _of("dead"), title="rows of zeros"),
+]
+_STACK_COLUMNS = [
+    Column("stack", _of("name"), text=True, css=_name_css),
+    Column("role", _of("role"), text=True),
+    Column("groups", _of("groups"), title="experts, heads, or groups of a convolution"),
+    Column("neurons", _of("neurons"), title="neurons with a direction, of all groups"),
+    Column("d", _of("d"), title="dimension of a neuron"),
+    Column("mean energy", _of("energy"), 6, title="mean of the groups' energies"),
+    Column("mean score", _of("score"), 3, title="0 optimum, 1 random draw, above 1 redundant"),
+    Column("lowest", _of("lowest_score"), 3, title="lowest score of a group"),
+    Column("highest", _of("highest_score"), 3, title="highest score of a group"),
+    Column("most redundant", _of("most_redundant"), text=True, css=_name_css),
+    Column("largest cosine", _of("max_cosine"), 3, title="of two neurons of one group"),
+    Column("near-duplicates", _of("near_duplicates"), title="pairs"),
     Column("dead", _of("dead"), title="rows of zeros"),
 ]
 _ROW_COLUMNS = [

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_mhe.analysis.files import write_atomic
-from hf_mhe.analysis.report import scores
+from hf_mhe.analysis.summary import scores
 from hf_mhe.errors import MHEError
 
 if TYPE_CHECKING:

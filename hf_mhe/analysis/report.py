@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import os
-import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_mhe.analysis.files import read_json, write_atomic, write_json
 from hf_mhe.analysis.group_energy import GroupEnergy
+from hf_mhe.analysis.stacks import STACK_COLUMNS, StackEnergy, stacked
+from hf_mhe.analysis.summary import ReportSummary, plain_dict, redundancy, summarize
 from hf_mhe.errors import MHEError
 
 if TYPE_CHECKING:
@@ -25,40 +25,8 @@ FORMAT_VERSION = 1
 # Columns of the table for people; a row's histogram and row indices stay in the JSON.
 COLUMNS = (
     "name", "kind", "role", "n", "d", "energy", "expected", "std", "lower_bound", "score", "z", "max_cosine",
-    "min_cosine", "mean_nearest_cosine", "near_duplicates", "coincident", "dead",
+    "min_cosine", "mean_nearest_cosine", "near_duplicates", "coincident", "dead", "stack",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class RoleSummary:
-    """The groups of one role together."""
-
-    groups: int
-    neurons: int
-    mean_score: float | None
-
-
-@dataclass(frozen=True)
-class ReportSummary:
-    """A report in a few numbers."""
-
-    groups: int
-    neurons: int
-    """Over all groups, dead ones left out."""
-    parameters: int
-    """Weights that the neurons are made of."""
-    mean_score: float | None
-    """Plain mean over the groups that have a score: each layer counts once, however wide. None where none has."""
-    median_score: float | None
-    most_redundant: str | None
-    """Name of the group with the highest score."""
-    most_redundant_score: float | None
-    max_cosine: float
-    near_duplicates: int
-    coincident: int
-    dead: int
-    skipped: int
-    by_role: dict[str, RoleSummary]
 
 
 @dataclass(frozen=True)
@@ -97,24 +65,20 @@ class EnergyReport:
     @cached_property
     def summary(self) -> ReportSummary:
         """The report in a few numbers."""
-        groups = self.groups
-        scored = [group for group in groups if group.score is not None]
-        roles = sorted({group.role for group in groups})
-        return ReportSummary(
-            groups=len(groups),
-            neurons=sum(group.n for group in groups),
-            parameters=sum((group.n + group.dead) * group.d for group in groups),
-            mean_score=mean_score(groups),
-            median_score=statistics.median(scores(groups)) if scored else None,
-            most_redundant=scored[0].name if scored else None,
-            most_redundant_score=scored[0].score if scored else None,
-            max_cosine=max((group.max_cosine for group in groups), default=math.nan),
-            near_duplicates=sum(group.near_duplicates for group in groups),
-            coincident=sum(group.coincident for group in groups),
-            dead=sum(group.dead for group in groups),
-            skipped=len(self.skipped),
-            by_role={role: _role_summary([g for g in groups if g.role == role]) for role in roles},
-        )
+        return summarize(self.groups, len(self.skipped))
+
+    @cached_property
+    def stacks(self) -> list[StackEnergy]:
+        """The experts of a layer and the heads of a projection, each stack of them in one row, most redundant first.
+
+        Their groups stand in `groups` too, one by one; `GroupEnergy.stack` says which stack a group is of.
+        """
+        return [stack for stack in self.aggregated if stack.groups > 1]
+
+    @cached_property
+    def aggregated(self) -> list[StackEnergy]:
+        """Every matrix of the model as one row: `stacks`, and each other group as a stack of one."""
+        return stacked(self.groups)
 
     def __getitem__(self, name: str) -> GroupEnergy:
         """The row of one group, by its dotted name.
@@ -139,14 +103,15 @@ class EnergyReport:
             "hf_mhe_version": self.hf_mhe_version,
             "torch_version": self.torch_version,
             "notes": list(self.notes),
-            "summary": summary_dict(self.summary),
+            "summary": plain_dict(self.summary),
+            "stacks": [plain_dict(stack) for stack in self.stacks],
             "groups": [group.to_dict() for group in self.groups],
             "skipped": dict(sorted(self.skipped.items())),
         }
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> EnergyReport:
-        """The report of which `to_dict` made `content`; the summary is computed anew.
+        """The report of which `to_dict` made `content`; the summary and the stacks are computed anew.
 
         Raises:
             MHEError: not an energy report, one of a newer format, or one with a part missing or of a wrong type.
@@ -200,20 +165,26 @@ class EnergyReport:
         except MHEError as error:
             raise MHEError(f"{os.fspath(path)}: {error}") from error
 
-    def to_pandas(self) -> pandas.DataFrame:
-        """One row per group, most redundant first: names, shape, energies, score, cosines, counts."""
+    def to_pandas(self, *, aggregate: bool = False) -> pandas.DataFrame:
+        """One row per group, most redundant first: names, shape, energies, score, cosines, counts.
+
+        With `aggregate`, the experts of a layer and the heads of a projection are one row, with the fields of
+        `StackEnergy`; every other group is a row of its own in the same columns.
+        """
         import pandas
 
+        if aggregate:
+            return pandas.DataFrame([vars(stack) for stack in self.aggregated], columns=list(STACK_COLUMNS))
         rows = [[getattr(group, name) for name in COLUMNS] for group in self.groups]
         return pandas.DataFrame(rows, columns=list(COLUMNS))
 
-    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
-        """The table as CSV, with all digits; also written to `path` where one is given.
+    def to_csv(self, path: str | os.PathLike[str] | None = None, *, aggregate: bool = False) -> str:
+        """The table as CSV, with all digits; also written to `path` where one is given. `aggregate`: as `to_pandas`.
 
         Raises:
             MHEError: the file cannot be written.
         """
-        text = str(self.to_pandas().to_csv(index=False, lineterminator="\n"))
+        text = str(self.to_pandas(aggregate=aggregate).to_csv(index=False, lineterminator="\n"))
         if path is not None:
             write_atomic(path, text)
         return text
@@ -240,34 +211,3 @@ class EnergyReport:
         from hf_mhe.analysis.plots import report_figure, save_figure
 
         return save_figure(report_figure(self), path)
-
-
-def redundancy(group: GroupEnergy) -> tuple[bool, float, str]:
-    """Sort key: highest score first, groups without one last, ties by name."""
-    return (group.score is None, -(group.score or 0.0), group.name)
-
-
-def scores(groups: list[GroupEnergy]) -> list[float]:
-    """The scores of the groups that have one."""
-    return [group.score for group in groups if group.score is not None]
-
-
-def mean_score(groups: list[GroupEnergy]) -> float | None:
-    """Plain mean of the scores, None where there are none."""
-    found = scores(groups)
-    return math.fsum(found) / len(found) if found else None
-
-
-def _role_summary(groups: list[GroupEnergy]) -> RoleSummary:
-    return RoleSummary(len(groups), sum(group.n for group in groups), mean_score(groups))
-
-
-def summary_dict(summary: Any) -> dict[str, Any]:
-    """A summary dataclass as JSON types: undefined numbers are None."""
-    content: dict[str, Any] = {}
-    for item in fields(summary):
-        value = getattr(summary, item.name)
-        if isinstance(value, dict):
-            value = {key: summary_dict(entry) for key, entry in value.items()}
-        content[item.name] = None if isinstance(value, float) and not math.isfinite(value) else value
-    return content

@@ -17,7 +17,7 @@ from hf_mhe.cli.outputs import check_outputs
 from hf_mhe.errors import MHEError
 
 if TYPE_CHECKING:
-    from hf_mhe.analysis import EnergyReport
+    from hf_mhe.analysis import EnergyReport, StackEnergy
 
 EXIT_CHECK_FAILED = 1
 
@@ -38,6 +38,10 @@ def analyze_command(
     ] = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
+    by_head: Annotated[bool, typer.Option("--by-head", help="Each attention head's q, k and v apart.")] = False,
+    aggregate: Annotated[
+        bool, typer.Option("--aggregate", help="Table and CSV with one row for all experts, or heads, of a matrix.")
+    ] = False,
     s: Annotated[float, typer.Option("--s", help="Exponent of the energy, >= 0.")] = 2.0,
     distance: Annotated[options.Distance, typer.Option(help="Distance on the sphere.")] = options.Distance.euclidean,
     space: Annotated[
@@ -72,13 +76,14 @@ def analyze_command(
             space=space.value,
             include=include or None,
             exclude=exclude or None,
+            by_head=by_head,
             progress=progress,
         )
     above = [] if fail_above is None else _above(report, fail_above)
     if json is not None and not json_to_stdout:
         report.save(json)
     if csv is not None:
-        report.to_csv(csv)
+        report.to_csv(csv, aggregate=aggregate)
     if html is not None:
         report.to_html(html)
     if plot is not None:
@@ -86,7 +91,13 @@ def analyze_command(
     if json_to_stdout:
         emit(json_format.dumps(report.to_dict(), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
     else:
-        print_table(f"{report.source}: {report.potential.describe()}", report_table(report, top))
+        title = f"{report.source}: {report.potential.describe()}"
+        if aggregate:
+            print_table(title, stack_table(report.aggregated, top))
+        else:
+            print_table(title, report_table(report, top))
+            if report.stacks:
+                print_table("experts and heads, each stack together", stack_table(report.stacks, top))
         emit(summary_line(report) + "\n")
         for remark in report.notes:
             note(f"note: {remark}")
@@ -118,6 +129,31 @@ def report_table(report: EnergyReport, top: int | None) -> Table:
             figure(group.max_cosine, 3),
             str(group.near_duplicates),
             str(group.dead),
+        )
+    return table
+
+
+def stack_table(stacks: list[StackEnergy], top: int | None) -> Table:
+    """The table of stacks of experts and heads, most redundant first; the `top` first of them, all if None."""
+    table = plain_table()
+    table.add_column("layer", overflow="fold")
+    table.add_column("role")
+    for heading in ("groups", "neurons", "d", "energy", "expected", "score", "highest", "max cos", "near-dup", "dead"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for stack in stacks[:top]:
+        table.add_row(
+            Text(stack.name),
+            stack.role,
+            str(stack.groups),
+            str(stack.neurons),
+            str(stack.d),
+            figure(stack.energy, 4),
+            figure(stack.expected, 4),
+            figure(stack.score, 3),
+            figure(stack.highest_score, 3),
+            figure(stack.max_cosine, 3),
+            str(stack.near_duplicates),
+            str(stack.dead),
         )
     return table
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -80,6 +81,21 @@ class NeuronGroup:
     module: str = ""
     layout: Layout = field(default=ROWS, repr=False)
     source: Source | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def stack(self) -> str | None:
+        """The name with `*` for the number of the expert, head or convolution group that it is; else None.
+
+        As a pattern of `include` it takes the whole stack: `mlp.experts.*.gate`, `attn.c_attn.q.head.*`.
+        """
+        suffix = self.name.removeprefix(self.module)
+        if self.kind == "expert":
+            suffix = re.sub(r"^(\.?)\d+(?=\.|$)", r"\1*", suffix)
+        suffix = re.sub(r"((?:^|\.)(?:head|groups)\.)\d+$", r"\1*", suffix)
+        # Experts that are modules of their own, in a list or a dict of modules.
+        module = re.sub(r"((?:^|\.)experts\.(?:expert_)?)\d+(?=\.|$)", r"\1*", self.module)
+        starred = module + suffix
+        return starred if starred != self.name else None
 
     @property
     def requires_grad(self) -> bool:

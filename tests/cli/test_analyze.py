@@ -76,6 +76,25 @@ def test_the_check_fails_with_status_1_and_says_where(hf_mhe: Run, two_layers: P
     assert f" {LONG}.random " not in passed.stdout
 
 
+def test_heads_are_listed_apart_and_together(hf_mhe: Run, minilm_path: Path, tmp_path: Path) -> None:
+    """Else `--by-head` would show twelve rows that nobody can sum up, or the sum without the heads."""
+    layer, csv_file = "encoder.layer.0.attention.self.query", tmp_path / "stacks.csv"
+    done = hf_mhe("analyze", minilm_path, "--by-head", "--include", layer)
+    assert done.returncode == 0, done.stderr
+    rows = {row[0]: row[1:] for row in map(str.split, done.stdout.splitlines()) if row and row[0].startswith(layer)}
+    assert set(rows) == {f"{layer}.head.{head}" for head in range(12)} | {f"{layer}.head.*"}
+    assert rows[f"{layer}.head.3"][:3] == ["hidden", "32", "384"]
+    assert rows[f"{layer}.head.*"][:4] == ["hidden", "12", "384", "384"]  # heads, neurons, dimension
+    scores = [float(rows[f"{layer}.head.{head}"][5]) for head in range(12)]
+    assert float(rows[f"{layer}.head.*"][6]) == pytest.approx(sum(scores) / 12, abs=1e-3)
+    done = hf_mhe("analyze", minilm_path, "--by-head", "--aggregate", "--include", layer, "--csv", csv_file)
+    assert [row[0] for row in map(str.split, done.stdout.splitlines()) if row and layer in row[0]] == [
+        f"{layer}.head.*"
+    ]
+    with csv_file.open(newline="") as stream:
+        assert [(row["name"], row["groups"]) for row in csv.DictReader(stream)] == [(f"{layer}.head.*", "12")]
+
+
 def test_a_narrow_terminal_does_not_cut_what_goes_into_a_pipe(hf_mhe: Run, two_layers: Path) -> None:
     """Else `hf-mhe analyze ... | grep LAYER` would miss layers whose names were wrapped or cut."""
     rows = [line.split() for line in hf_mhe("analyze", two_layers, COLUMNS="40").stdout.splitlines()]
