@@ -17,7 +17,8 @@ from hf_mhe.neurons.adapters.layers import is_adapter_layer
 from hf_mhe.neurons.adapters.own import own_matrices
 from hf_mhe.neurons.adapters.walk import Visit, standing, visits
 from hf_mhe.neurons.group import NeuronGroup, Role, Source, StoredTensor, full_shape, is_dtensor
-from hf_mhe.neurons.kinds import Division, Piece, divide, divisions, heads, pieces
+from hf_mhe.neurons.kinds import TABLES, Division, Piece, divide, divisions, heads, pieces
+from hf_mhe.neurons.kinds.bare import why_not
 from hf_mhe.neurons.patterns import Patterns, matching, select_groups
 from hf_mhe.neurons.reasons import LAZY, size_refusal
 from hf_mhe.neurons.roles import output_modules
@@ -187,7 +188,7 @@ def _rows(use: _Use) -> int:
 
 
 def _group(root: nn.Module, uses: list[_Use], names: dict[int, list[str]], outputs: set[int]) -> NeuronGroup:
-    use = next((use for use in uses if use.piece.kind == "embedding"), uses[0])
+    use = next((use for use in uses if use.piece.kind in TABLES), uses[0])
     tensors, shapes = _tensors_of(use)
     own_names = [clean(f"{use.path}.{part}".lstrip(".")) for part in use.weight.parts]
     aliases = [
@@ -214,7 +215,7 @@ def _group(root: nn.Module, uses: list[_Use], names: dict[int, list[str]], outpu
     if reason is not None:
         raise _RefusedError(parameters, reason)
     role: Role = "hidden"
-    if use.piece.kind == "embedding":
+    if use.piece.kind in TABLES:
         role = "embedding"
     elif any(id(other.layer) in outputs for other in uses):
         role = "output"
@@ -302,9 +303,4 @@ def _unread(root: nn.Module, path: str, attribute: str, parameter: Tensor) -> st
         attribute = f"{path.rpartition('.')[2]}.{attribute}"
     else:
         owner = module
-    rank = len(full_shape(parameter))
-    if rank == 3 and "expert" in type(owner).__name__.lower():
-        return f"three-dimensional experts: parameter {attribute!r} of {type(owner).__name__}"
-    if attribute.endswith("bias"):
-        return f"bias {attribute!r} of {type(owner).__name__} ({rank}-dimensional): added to outputs, no direction"
-    return f"bare parameter {attribute!r} of {type(owner).__name__} ({rank}-dimensional): not known to hold neurons"
+    return why_not(owner, attribute, full_shape(parameter))

@@ -42,6 +42,28 @@ class Slab:
 
 
 @dataclass(frozen=True)
+class ByAxes:
+    """Axes `neurons` together count the neurons, axes `coordinates` together are theirs; negative, from the last.
+
+    Every other axis counts matrices: `entry` has an index for each, in their order.
+    """
+
+    neurons: tuple[int, ...]
+    coordinates: tuple[int, ...]
+    entry: tuple[int, ...] = ()
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        matrix = weight.permute(*self.stack(weight.ndim), *self.neurons, *self.coordinates)
+        for index in self.entry:
+            matrix = matrix.select(0, index)
+        return matrix.flatten(0, len(self.neurons) - 1).flatten(1)
+
+    def stack(self, rank: int) -> tuple[int, ...]:
+        """The axes that count matrices."""
+        return tuple(axis for axis in range(-rank, 0) if axis not in self.neurons + self.coordinates)
+
+
+@dataclass(frozen=True)
 class Take:
     """Of neurons (n, d) that lie in `blocks` equal blocks, rows `start : start + length` of each block, in order."""
 

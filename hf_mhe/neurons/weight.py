@@ -53,6 +53,15 @@ def attribute_at(module: nn.Module, path: str) -> Any:
     return found
 
 
+def parameter_at(module: nn.Module, path: str) -> nn.Parameter | None:
+    """A module's own parameter, or that of a ParameterList or ParameterDict of its own ("tables.0")."""
+    name, _, key = path.partition(".")
+    holder = module._modules.get(name) if key else module
+    if key and not isinstance(holder, (nn.ParameterList, nn.ParameterDict)):
+        return None
+    return holder._parameters.get(key or name) if holder is not None else None
+
+
 def find_weight(module: nn.Module, attribute: str) -> Weight | None:
     """The weight that a module holds under a name, or None where it holds no such tensor."""
     for finder in _FAMILIES:
@@ -60,7 +69,7 @@ def find_weight(module: nn.Module, attribute: str) -> Weight | None:
             return found
     if parametrize.is_parametrized(module, attribute):
         return _parametrized(module, attribute)
-    if module._parameters.get(attribute) is not None:
+    if parameter_at(module, attribute) is not None:
         return Weight((attribute,), operator.itemgetter(attribute))
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, WeightNorm) and hook.name == attribute:

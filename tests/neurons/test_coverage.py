@@ -84,8 +84,13 @@ def test_reasons_say_what_the_parameter_is() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.position = nn.Parameter(torch.randn(1, 9, 4))
-            self.tables = nn.ParameterList([nn.Parameter(torch.randn(3, 4))])
+            self.mystery = nn.Parameter(torch.randn(9, 4))
+            self.cubes = nn.ParameterList([nn.Parameter(torch.randn(3, 4, 5))])
+            self.cls_token = nn.Parameter(torch.randn(1, 1, 4))
+            self.layer_scale = nn.Parameter(torch.randn(3, 4))
+            self.bias_u = nn.Parameter(torch.randn(3, 4))
+            self.pos_embed = nn.Parameter(torch.randn(2, 3, 4))
+            self.register_tokens = nn.Parameter(torch.randn(1, 0, 4))
             self.one = nn.Linear(4, 1)
             self.flat = nn.Linear(1, 4)
             self.packed = nn.Linear(4, 4)
@@ -96,8 +101,13 @@ def test_reasons_say_what_the_parameter_is() -> None:
     found = coverage(Net())
     assert [group.name for group in found.groups] == ["used"]
     assert found.skipped == {
-        "position": "bare parameter 'position' of Net (3-dimensional): not known to hold neurons",
-        "tables.0": "bare parameter 'tables.0' of Net (2-dimensional): not known to hold neurons",
+        "mystery": "bare parameter 'mystery' of Net (2-dimensional): not known to hold neurons",
+        "cubes.0": "bare parameter 'cubes.0' of Net (3-dimensional): not known to hold neurons",
+        "cls_token": "one vector only, shape (1, 1, 4): energy needs at least two",
+        "layer_scale": "elementwise factor 'layer_scale' of Net (2-dimensional): scales single values, no direction",
+        "bias_u": "bias 'bias_u' of Net (2-dimensional): added to outputs, no direction",
+        "pos_embed": "position table 'pos_embed' of Net: shape (2, 3, 4) does not tell its vectors",
+        "register_tokens": "empty: shape (1, 0, 4)",
         "one.weight": "one neuron only: energy needs at least two",
         "flat.weight": "one coordinate only: directions in one dimension are nothing but signs",
         "packed.weight": "stored as uint8: a quantized weight has no directions without its scales",

@@ -12,6 +12,18 @@ from hf_mhe.errors import MHEError
 from hf_mhe.neurons import coverage, neuron_groups
 from tests.neurons.families.table import FAMILIES
 
+# Tables that the vision models above hold as bare parameters.
+BARE_TABLES = {
+    "pos_embed",
+    "position_embedding",
+    "position_embeddings",
+    "positional_embedding",
+    "rel_pos_h",
+    "rel_pos_w",
+    "relative_position_bias_table",
+    "time_embeddings",
+}
+
 
 def test_output_layers(architecture: str, build: Callable[..., nn.Module]) -> None:
     """If this failed, class vectors would be spread in half space, which mirrors them, or weighted wrongly."""
@@ -37,8 +49,9 @@ def test_embeddings_are_the_lookup_tables(architecture: str, build: Callable[...
     """If this failed, embedding tables would be regularized as hidden layers, or layers left out as embeddings."""
     model = build(architecture)
     tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    tables |= {p for name, p in model.named_parameters() if name.rpartition(".")[2] in BARE_TABLES}
     found = {group.tensors()[0] for group in neuron_groups(model) if group.role == "embedding"}
-    assert found == {table for table in tables if table.shape[0] > 1}
+    assert found == {table for table in tables if table.shape[:-1].numel() > 1}
 
 
 def test_output_of_a_head_as_wide_as_the_model(build: Callable[..., nn.Module]) -> None:

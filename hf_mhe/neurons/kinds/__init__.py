@@ -3,14 +3,27 @@
 One file per family of module types; importing this package registers them all.
 """
 
-from hf_mhe.neurons.kinds import attention, convolution, dense, experts, gated, projections, recurrent
+from hf_mhe.neurons.kinds import (
+    attention,
+    bare,
+    bare_by_class,
+    convolution,
+    dense,
+    experts,
+    gated,
+    projections,
+    recurrent,
+)
 from hf_mhe.neurons.kinds.division import Division, divide, divisions, heads
-from hf_mhe.neurons.kinds.registry import Piece, pieces, reads
+from hf_mhe.neurons.kinds.registry import TABLES, Piece, pieces, reads
 
 __all__ = [
+    "TABLES",
     "Division",
     "Piece",
     "attention",
+    "bare",
+    "bare_by_class",
     "convolution",
     "dense",
     "divide",

@@ -10,6 +10,9 @@ from torch import nn
 
 from hf_mhe.neurons.layout import ROWS, Layout
 
+# Kinds whose neurons are the entries of a table, which the model looks up or inserts rather than multiplies with.
+TABLES = frozenset({"codebook", "embedding", "position", "token"})
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -32,6 +35,7 @@ Entry = TypeVar("Entry")
 
 _READERS: dict[str, Reader] = {}
 _RULES: list[tuple[Rule, Reader]] = []
+_REST: list[Reader] = []
 
 
 def qualified(cls: type) -> str:
@@ -66,9 +70,17 @@ def reads_where(rule: Rule) -> Callable[[Reader], Reader]:
     return register
 
 
+def reads_the_rest(reader: Reader) -> Reader:
+    """Register a reader that every module is shown; what it finds counts for weights that nothing else reads."""
+    _REST.append(reader)
+    return reader
+
+
 def pieces(module: nn.Module) -> tuple[Piece, ...]:
-    """The pieces of a module's weights that are neurons: the entry of its class decides, then the first rule."""
+    """The pieces of a module's weights that are neurons: by the entry of its class, else the first rule; the rest."""
     reader = lookup(_READERS, module)
     if reader is None:
         reader = next((found for rule, found in _RULES if rule(module)), None)
-    return tuple(reader(module)) if reader is not None else ()
+    own = tuple(reader(module)) if reader is not None else ()
+    read = {piece.weight for piece in own}
+    return own + tuple(piece for rest in _REST for piece in rest(module) if piece.weight not in read)
