@@ -62,6 +62,12 @@ class GradientRatio:
     def _warn(self, ratio: float) -> None:
         if ratio > DWARFS and not self._warned:
             self._warned = True
+            if (
+                torch.distributed.is_available()
+                and torch.distributed.is_initialized()
+                and torch.distributed.get_rank()
+            ):
+                return  # the gradients are the same on every rank: one says it for all
             warnings.warn(
                 f"the gradient of MHE's penalty is {ratio:.3g} times as long as the task's, over the parameters that "
                 f"are regularized: the task is hardly learnt. Divide the weights in MHEConfig by some {ratio:.0f}, or "
@@ -106,7 +112,9 @@ def _ratio(model: nn.Module, again: Callable[[], Tensor], upstream: Tensor) -> f
         of_penalty += _norm(own) ** 2
         of_task += _norm(parameter.grad - own) ** 2
     # An overflow under a gradient scaler, or a task that does not reach these parameters, has no ratio.
-    ratio = math.sqrt(of_penalty / of_task) if of_task > 0 else math.inf
+    if not 0 < of_task < math.inf:
+        return None
+    ratio = math.sqrt(of_penalty / of_task)
     return ratio if math.isfinite(ratio) else None
 
 

@@ -223,7 +223,8 @@ class MHERegularizer:
             raise MHEError(f"a regularizer's state is {{'step': number of optimizer steps}}; got {state!r}")
         check_integer("step", state["step"], at_least=0)
         self.step = int(state["step"])
-        self._log, self._ratio = PenaltyLog(self.config), GradientRatio()
+        self._log = PenaltyLog(self.config)
+        self._ratio.drain()  # what it has warned of it does not say again
 
     def energies(self) -> dict[str, float]:
         """Each group's mean energy at the current weights, by the group's name; no gradient.

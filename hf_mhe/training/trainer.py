@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.utils import is_sagemaker_mp_enabled
 
 from hf_mhe.errors import MHEError
@@ -34,8 +34,10 @@ class MHEMixin(Trainer):
         self.mhe_config = MHEConfig.of(mhe_config)
         self._mhe_regularizer: MHERegularizer | None = None
         self._mhe_record: dict[str, float] = {}
+        self._mhe_served: tuple[object, int] | None = None  # the state and the optimizer step that had a penalty
         super().__init__(*args, **kwargs)
         self._refuse_engine()
+        self.add_callback(_StepsAreServed(self))
         _ = self.mhe_regularizer  # bound here, so that a model with nothing to regularize is refused at construction
 
     @property
@@ -54,6 +56,7 @@ class MHEMixin(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`."""
         self.mhe_regularizer.load_state_dict({"step": 0})  # what an earlier training left for a record is dropped
+        self._mhe_served = None
         return super().train(*args, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
@@ -65,7 +68,8 @@ class MHEMixin(Trainer):
         Raises:
             MHEError: the penalty is not finite, or the Trainer class does not go through `accelerator.backward`.
         """
-        if self.mhe_config.is_off or not self.accelerator.gradient_state.sync_gradients:
+        # A subclass may come here twice before the optimizer steps, with an adversarial batch say.
+        if self.mhe_config.is_off or self._step_is_served() or not self.accelerator.gradient_state.sync_gradients:
             return super().training_step(model, inputs, *args, **kwargs)
         with self._penalty_in_backward():
             return super().training_step(model, inputs, *args, **kwargs)
@@ -95,6 +99,7 @@ class MHEMixin(Trainer):
     def _penalty_in_backward(self) -> Iterator[None]:
         """Add the penalty to the first loss that goes through `accelerator.backward` within the context."""
         backward: Callable[..., None] = self.accelerator.backward
+        own = vars(self.accelerator).get("backward")  # another library may have put its own in place
         added = False
 
         def backward_with_penalty(loss: Tensor, **kwargs: Any) -> None:
@@ -113,17 +118,27 @@ class MHEMixin(Trainer):
             yield
         finally:
             del self.accelerator.backward
+            if own is not None:
+                self.accelerator.backward = own
         if not added:
             raise MHEError(
                 f"{type(self).__name__}.training_step did not call self.accelerator.backward, so the penalty could "
                 "not be added: call it there instead of loss.backward()"
             )
 
+    def _step_is_served(self) -> bool:
+        """Whether the optimizer step at hand has had its penalty; by the state too, for a training may start over."""
+        if self._mhe_served is None or not self.is_in_train:
+            return False
+        state, step = self._mhe_served
+        return state is self.state and step == self.state.global_step
+
     def _mhe_penalty(self) -> Tensor | None:
         """What the optimizer step at hand gets; by Trainer's own count, with which a resumed training goes on."""
+        self._mhe_served = (self.state, self.state.global_step)
         regularizer = self.mhe_regularizer
         regularizer.step = self.state.global_step
-        regularizer.schedule = self.mhe_config.over(self.state.max_steps)
+        regularizer.schedule = self.mhe_config.over(self.state.max_steps or math.inf)  # 0 where train() was not called
         return regularizer.advance()
 
     def _refuse_engine(self) -> None:
@@ -135,6 +150,21 @@ class MHEMixin(Trainer):
             )
         if is_sagemaker_mp_enabled():
             raise MHEError("MHE does not serve SageMaker model parallel: train with DDP or in one process")
+
+
+class _StepsAreServed(TrainerCallback):
+    """Stops a training whose loop does not come by the place where the penalty enters."""
+
+    def __init__(self, trainer: MHEMixin) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer._mhe_served is None and not self.trainer.mhe_config.is_off:
+            raise MHEError(
+                f"{type(self.trainer).__name__} made an optimizer step without its training_step, so the penalty "
+                "could not be added: call training_step in its loop, or use hf_mhe.MHERegularizer there, "
+                "loss = regularizer(loss)"
+            )
 
 
 class MHETrainer(MHEMixin, Trainer):

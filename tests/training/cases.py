@@ -10,7 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel, PretrainedConfig, PreTrainedModel
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 FEATURES, CLASSES, VOCABULARY, LENGTH = 6, 3, 29, 5
@@ -70,6 +77,41 @@ def make_gpt2(seed: int = 0) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(config)
 
 
+def make_bert(seed: int = 0) -> BertForSequenceClassification:
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        max_position_embeddings=LENGTH,
+        hidden_size=8,
+        intermediate_size=10,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        initializer_range=0.3,
+        num_labels=CLASSES,
+    )
+    return BertForSequenceClassification(config)
+
+
+class PlainModel(nn.Module):
+    """A model of no library's: its output is a dict, and its head is an output layer only if the config says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(FEATURES, 9)
+        self.head = nn.Linear(9, CLASSES)
+
+    def forward(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        logits = self.head(torch.tanh(self.body(features.to(self.body.weight.dtype))))
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def make_plain(seed: int = 0) -> PlainModel:
+    torch.manual_seed(seed)
+    return PlainModel()
+
+
 def tiny_data(count: int, seed: int = 1) -> list[dict[str, Any]]:
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(count, FEATURES, generator=generator)
@@ -81,6 +123,12 @@ def gpt2_data(count: int, seed: int = 1) -> list[dict[str, Any]]:
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(VOCABULARY, (count, LENGTH), generator=generator)
     return [{"input_ids": row, "labels": row.clone()} for row in tokens]
+
+
+def bert_data(count: int, seed: int = 1) -> list[dict[str, Any]]:
+    return [
+        {"input_ids": row["input_ids"], "labels": index % CLASSES} for index, row in enumerate(gpt2_data(count, seed))
+    ]
 
 
 def slow_energy(rows: Tensor, s: float = 2.0, distance: str = "euclidean", space: str = "full") -> Tensor:
@@ -117,10 +165,24 @@ def gpt2_terms(model: GPT2LMHeadModel, hidden: float, output: float) -> list[tup
     return [(matrix.T, hidden, "half") for matrix in matrices]
 
 
+def bert_terms(model: BertForSequenceClassification, hidden: float, output: float) -> list[tuple[Tensor, float, str]]:
+    layers: list[Any] = [model.bert.pooler.dense]
+    for block in model.bert.encoder.layer:
+        attention = block.attention
+        layers += [attention.self.query, attention.self.key, attention.self.value, attention.output.dense]
+        layers += [block.intermediate.dense, block.output.dense]
+    return [*((layer.weight, hidden, "half") for layer in layers), (model.classifier.weight, output, "full")]
+
+
+def plain_terms(model: PlainModel, hidden: float, output: float) -> list[tuple[Tensor, float, str]]:
+    return [(model.body.weight, hidden, "half"), (model.head.weight, output, "full")]
+
+
 @functools.cache
 def starting_gradient(name: str, hidden: float, output: float) -> dict[str, Tensor]:
     """The gradient of the slow formula at a case's initial weights, float64."""
-    return CASES[name].penalty_gradient(CASES[name].make().double(), hidden, output)
+    case = ALL_CASES[name]
+    return case.penalty_gradient(case.make().double(), hidden, output)
 
 
 class Case:
@@ -143,6 +205,13 @@ class Case:
 CASES = {
     "tiny": Case("tiny", make_tiny, tiny_data, tiny_terms),  # Trainer divides its loss by the accumulation steps
     "gpt2": Case("gpt2", make_gpt2, gpt2_data, gpt2_terms),  # takes num_items_in_batch: Trainer does not divide
+}
+
+ALL_CASES = {
+    **CASES,
+    # takes **kwargs, so that Trainer does not divide, but its loss ignores num_items_in_batch
+    "bert": Case("bert", make_bert, bert_data, bert_terms),
+    "plain": Case("plain", make_plain, tiny_data, plain_terms),
 }
 
 

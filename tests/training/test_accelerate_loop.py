@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from hf_mhe import MHEConfig, MHEError, MHERegularizer
-from tests.training.cases import CASES, relative_difference, starting_gradient
+from tests.training.cases import ALL_CASES, CASES, relative_difference, starting_gradient
 
 LEARNING_RATE, HIDDEN, OUTPUT = 0.5, 0.7, 0.3
 CONFIG = MHEConfig(hidden_weight=HIDDEN, output_weight=OUTPUT)
@@ -32,21 +32,30 @@ def without_accelerator() -> Iterator[None]:
     forget_accelerate()
 
 
-def loop(name: str, penalty: bool, count: int, batch: int, accumulation: int, step: int) -> dict[str, Tensor]:
+def loop(
+    name: str,
+    penalty: bool,
+    count: int,
+    batch: int,
+    accumulation: int,
+    step: int,
+    dtype: torch.dtype = torch.float64,
+    config: MHEConfig = CONFIG,
+) -> dict[str, Tensor]:
     """Parameters after a loop with `accelerator.accumulate` in which only optimizer step number `step` moves them."""
     forget_accelerate()
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
-    case = CASES[name]
-    model: Any = case.make().double()
+    case = ALL_CASES[name]
+    model: Any = case.make().to(dtype)
     optimizer: Any = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
     loader: Any = DataLoader(case.data(count), batch_size=batch)
-    regularizer = MHERegularizer(model, CONFIG)
+    regularizer = MHERegularizer(model, config)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     steps = 0
     model.train()
     for inputs in loader:
         with accelerator.accumulate(model):
-            loss = model(**inputs).loss
+            loss = model(**inputs)["loss"]
             accelerator.backward(regularizer(loss) if penalty else loss)
             if accelerator.sync_gradients:
                 optimizer.param_groups[0]["lr"] = LEARNING_RATE if steps == step else 0.0
