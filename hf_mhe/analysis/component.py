@@ -85,6 +85,8 @@ def locate_component(place: Place, source: str, folder: str = "", declared: str 
 
     where = f"{place.label}/{folder}" if folder else place.label
     config_path = get("config.json")
+    if config_path is None and declared is not None and declared.startswith("sentence_transformers."):
+        config_path = get(f"{declared.rpartition('.')[2].lower()}_config.json")  # lstm_config.json, cnn_config.json
     config = read_config(config_path) if config_path else None
     # The usual names are asked for first: listing a repository is one more request, and cannot be made offline.
     usual = next((name for name in (SINGLE, INDEX) if not folder and get(name) is not None), None)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import hf_mhe
-from hf_mhe.analysis import EnergyReport
 from hf_mhe.neurons import checkpoint_groups
+from tests.alike import assert_alike
 from tests.neurons.families.table import FAMILIES
 from tests.neurons.stored import assert_same, opened
 
@@ -23,17 +23,6 @@ def _saved(name: str, folder: Path, shards: str = "one", dtype: torch.dtype = to
     model.save_pretrained(folder, max_shard_size=SHARDS[shards])
     assert (len(list(folder.glob("*.safetensors"))) > 1) == (shards == "several")
     return type(model)
-
-
-def _assert_alike(module: EnergyReport, checkpoint: EnergyReport) -> None:
-    assert checkpoint.notes == ()
-    assert len(checkpoint.groups) == len(module.groups)
-    for group in module.groups:
-        stored = checkpoint[group.name]
-        assert (stored.kind, stored.role, stored.n, stored.d) == (group.kind, group.role, group.n, group.d)
-        assert stored.dead_rows == group.dead_rows
-        assert stored.energy == pytest.approx(group.energy, rel=1e-6), group.name
-        assert stored.max_cosine == pytest.approx(group.max_cosine, abs=1e-6), group.name
 
 
 @pytest.mark.parametrize("shards", sorted(SHARDS))
@@ -51,7 +40,7 @@ def test_groups_on_disk_are_the_groups_in_memory(name: str, shards: str, tmp_pat
 def test_energies_on_disk_are_the_energies_in_memory(name: str, tmp_path: Path) -> None:
     """If this failed, the same weights would get different numbers depending on where they lie."""
     model = _saved(name, tmp_path, "several").from_pretrained(tmp_path)
-    _assert_alike(hf_mhe.analyze(model, by_head=True), hf_mhe.analyze(tmp_path, by_head=True))
+    assert_alike(hf_mhe.analyze(model, by_head=True), hf_mhe.analyze(tmp_path, by_head=True))
 
 
 @pytest.mark.parametrize("loaded", [torch.bfloat16, torch.float32])
@@ -61,4 +50,4 @@ def test_a_checkpoint_in_bfloat16_has_the_energies_of_its_values(
 ) -> None:
     """If this failed, half-precision weights would be compared in half precision, or otherwise than once loaded."""
     model = _saved(name, tmp_path, dtype=torch.bfloat16).from_pretrained(tmp_path, dtype=loaded)
-    _assert_alike(hf_mhe.analyze(model), hf_mhe.analyze(tmp_path))
+    assert_alike(hf_mhe.analyze(model), hf_mhe.analyze(tmp_path))
