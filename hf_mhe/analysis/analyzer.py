@@ -18,7 +18,7 @@ from hf_mhe.analysis.report import EnergyReport
 from hf_mhe.analysis.weights import listed
 from hf_mhe.energy import Potential, energy_score, pair_statistics
 from hf_mhe.errors import MHEError
-from hf_mhe.neurons import Coverage, NeuronGroup, below, checkpoint_groups, coverage, select_groups
+from hf_mhe.neurons import Adapters, Coverage, NeuronGroup, below, checkpoint_groups, coverage, select_groups
 
 Progress = Callable[[int, int, str], None]
 Patterns = str | Sequence[str] | None
@@ -38,6 +38,7 @@ def analyze(
     include: Patterns = None,
     exclude: Patterns = None,
     by_head: bool = False,
+    adapters: Adapters = "effective",
     duplicate_cosine: float = 0.95,
     progress: Progress | None = None,
 ) -> EnergyReport:
@@ -51,10 +52,12 @@ def analyze(
     `distance` ("euclidean", "angular") and `space` ("full", "half"); weights of any floating dtype are walked in
     float32. `include` and `exclude` are globs on dotted names, or regular expressions after `re:`. `by_head` makes the
     queries, keys and values of each attention head a group of their own. Experts and heads are reported one by one,
-    and together in `report.stacks`. Pairs whose cosine reaches `duplicate_cosine` are counted as near-duplicates.
-    `progress(done, total, name)` is called as each group begins, and once at the end.
-    A group that cannot be measured (fewer than two neurons with a direction) is in `report.skipped` with the reason,
-    as is every other parameter of two or more dimensions that is in no group.
+    and together in `report.stacks`. A layer with adapters of peft is measured by the weight that it computes with, or
+    with `adapters="own"` by its base weight, with the adapter's matrices as groups of their own (see
+    `neuron_groups`). Pairs whose cosine reaches `duplicate_cosine` are counted as near-duplicates.
+    `progress(done, total, name)` is called as each group begins, and once at the end. A group that cannot be measured
+    (fewer than two neurons with a direction) is in `report.skipped` with the reason, as is every other parameter of
+    two or more dimensions that is in no group.
 
     Source: Liu et al., "Learning towards Minimum Hyperspherical Energy", NeurIPS 2018, arXiv:1805.09298; the score is
     defined at `GroupEnergy.score`.
@@ -71,12 +74,15 @@ def analyze(
     if module is not None:
         if revision is not None:
             raise MHEError(f"revision {revision!r} was given for a model in memory: only Hub repositories have any")
-        return _report(type(model).__name__, None, coverage(module, by_head=by_head), _live_matrix, settings)
+        found = coverage(module, by_head=by_head, adapters=adapters)
+        return _report(type(model).__name__, None, found, _live_matrix, settings)
     if not isinstance(model, (str, os.PathLike)):
         raise MHEError(
             "analyze takes a torch.nn.Module, a diffusers pipeline, a path or a Hub repo id, "
             f"got {type(model).__name__}: {model!r:.80}"
         )
+    if adapters != "effective":
+        raise MHEError(f"adapters={adapters!r} was given for a checkpoint: only a model in memory has any adapters")
     with open_checkpoint(model, revision=revision, token=token, cache_dir=cache_dir) as reader:
         found = _checkpoint_coverage(reader, by_head)
         get = _remember_last(reader.get)

@@ -236,6 +236,7 @@ def _group(root: nn.Module, uses: list[_Use], names: dict[int, list[str]], outpu
             shapes,
             use.weight.combine,
             tuple(StoredTensor(name) for name in own_names),
+            use.weight.check,
         ),
     )
 

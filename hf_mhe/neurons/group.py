@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 from torch import Tensor, nn
 
 from hf_mhe.errors import MHEError
+from hf_mhe.neurons.adapters.layers import check_copies
 from hf_mhe.neurons.layout import ROWS, Layout
 from hf_mhe.neurons.weight import attribute_at
 
@@ -46,7 +47,8 @@ class Source:
     """Where a group's weight comes from: its parts by name, and how they combine.
 
     `root` is the live model, or None for a checkpoint; `owner` the real dotted path of the module in it; `shapes` the
-    parts' shapes when the group was made; `stored` says for each part how it is read by name.
+    parts' shapes when the group was made; `stored` says for each part how it is read by name. `check` raises where the
+    module no longer computes with that weight.
     """
 
     root: nn.Module | None
@@ -55,6 +57,7 @@ class Source:
     shapes: tuple[tuple[int, ...], ...]
     combine: Callable[[Mapping[str, Tensor]], Tensor]
     stored: tuple[Stored, ...]
+    check: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,21 @@ class NeuronGroup:
             found.append(tensor)
         return tuple(found)
 
+    def check_in_use(self) -> None:
+        """Refuse to go on where the model computes with another weight by now: peft's adapters were switched.
+
+        Raises:
+            MHEError: says which adapters count now, and which did when the group was made.
+        """
+        source = self._bound()
+        try:
+            if source.root is not None:
+                check_copies(source.root, source.owner)
+            if source.check is not None:
+                source.check()
+        except MHEError as error:
+            raise MHEError(f"neuron group {self.name!r}: {error}") from error
+
     def matrix(self) -> Tensor:
         """The neurons as rows (n, d), in the parameter's dtype, on its device; gradients reach the parameter.
 
@@ -131,7 +149,8 @@ class NeuronGroup:
 
         Raises:
             MHEError: no live value is there: the group comes from a checkpoint, or the parameter is on the meta
-                device, sharded, partitioned away (ZeRO-3), gone, or of another shape than when the group was made.
+                device, sharded, partitioned away (ZeRO-3), gone, or of another shape than when the group was made; or
+                other adapters of peft are active than then.
         """
         tensors = self.tensors()
         source = self._bound()
@@ -162,6 +181,7 @@ class NeuronGroup:
         return self.source
 
     def _rows(self, source: Source, tensors: tuple[Tensor, ...]) -> Tensor:
+        self.check_in_use()
         for part, tensor, shape in zip(source.parts, tensors, source.shapes, strict=True):
             if tuple(tensor.shape) != shape:
                 raise MHEError(

@@ -25,13 +25,15 @@ class Weight:
     """`parts` are attribute paths, relative to the owning module, of the tensors that `combine` makes it from.
 
     `outline` gives a tensor of the weight's shape from tensors without values, where `combine` cannot. `refusal` says
-    why the weight cannot be read, for one that is there and cannot.
+    why the weight cannot be read, for one that is there and cannot. `check` raises where the module no longer computes
+    with the weight that `combine` makes.
     """
 
     parts: tuple[str, ...]
     combine: Callable[[Mapping[str, Tensor]], Tensor]
     outline: Callable[[Mapping[str, Tensor]], Tensor] | None = None
     refusal: str | None = None
+    check: Callable[[], None] | None = None
 
 
 Finder = Callable[[nn.Module, str], Weight | None]

@@ -9,11 +9,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from numbers import Real
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import hf_mhe
 from hf_mhe.energy import Potential
 from hf_mhe.errors import MHEError
+from hf_mhe.neurons import Adapters
 from hf_mhe.training.schedule import Decay, Schedule
 
 CONFIG_NAME = "mhe_config.json"
@@ -48,6 +49,9 @@ class MHEConfig:
             None means all.
         exclude: pattern or patterns of group names to leave out.
         output: pattern or patterns of the output layers of a model that does not tell them itself.
+        adapters: in a model with adapters of peft, whether a layer's neurons are those of the weight it computes with
+            (`"effective"`), or those of the adapter's own matrices (`"own"`), as over a quantized base; see
+            `hf_mhe.neuron_groups`.
         schedule: what becomes of all weights after the warm-up: `"constant"`, or a `"linear"` or `"cosine"` decay to 0
             at the last optimizer step.
         warmup_steps: optimizer steps in which all weights rise from 0 along a line.
@@ -77,6 +81,10 @@ class MHEConfig:
     output: list[str] | None = field(
         default=None, metadata={"help": "Patterns of the output layers, for a model that does not tell them itself."}
     )
+    adapters: Adapters = field(
+        default="effective",
+        metadata={"help": "The neurons of an adapted layer: its effective weight's, or its adapter's own matrices'."},
+    )
     schedule: Decay = field(
         default="constant", metadata={"help": "Decay of all weights from the end of the warm-up to the last step."}
     )
@@ -91,6 +99,8 @@ class MHEConfig:
             object.__setattr__(self, name, _number(name, getattr(self, name)))
         for name in ("include", "exclude", "output"):
             object.__setattr__(self, name, _patterns(name, getattr(self, name)))
+        if self.adapters not in (known := get_args(Adapters)):
+            raise MHEError(f"adapters must be one of {', '.join(map(repr, known))}; got {self.adapters!r}")
         if not isinstance(self.log_groups, bool):
             raise MHEError(f"log_groups must be True or False; got {self.log_groups!r}")
         self.potential("hidden")  # the potential knows which distances and spaces there are

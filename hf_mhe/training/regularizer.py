@@ -107,7 +107,11 @@ class MHERegularizer:
         if self.config.is_off:
             return
         found = neuron_groups(
-            self.model, include=self.config.include, exclude=self.config.exclude, output=self.config.output
+            self.model,
+            include=self.config.include,
+            exclude=self.config.exclude,
+            output=self.config.output,
+            adapters=self.config.adapters,
         )
         self._bound = [group for group in found if self.weight(group.role) > 0]
         if not self.groups:
@@ -144,6 +148,7 @@ class MHERegularizer:
             MHEError: as `penalty`.
         """
         groups = self.groups
+        self._check_frozen()
         if not groups:
             return PenaltyTerms(torch.zeros(()), torch.zeros(0))
         return PenaltyTerms(*self._evaluate(groups), groups)
@@ -275,7 +280,14 @@ class MHERegularizer:
         factor = moment.divisor if scale is None else scale
         return loss + factor * penalty.to(loss.device)
 
+    def _check_frozen(self) -> None:
+        """Groups that froze because another adapter was activated are no groups to go on without."""
+        for group in self._bound:
+            if not group.requires_grad:
+                group.check_in_use()
+
     def _something_trains(self) -> bool:
+        self._check_frozen()
         if self._bound and not self.groups and not self._warned:
             self._warned = True
             message = nothing_left(self.model, self._bound, self._bound, self.config)

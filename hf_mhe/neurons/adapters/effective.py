@@ -17,8 +17,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from hf_mhe.errors import MHEError
-from hf_mhe.neurons.adapters.layers import State, is_adapter_layer, method_of, own_parameters, state_of
+from hf_mhe.neurons.adapters.layers import State, check_state, is_adapter_layer, method_of, own_parameters, state_of
 from hf_mhe.neurons.adapters.methods import METHODS, OF_THE_INPUT, Method
 from hf_mhe.neurons.weight import Weight, attribute_at, family, find_weight
 from hf_mhe.neurons.wrappers import inner_path
@@ -46,23 +45,17 @@ class _Adapted:
     def original(self, tensors: Mapping[str, Tensor]) -> Tensor:
         return self.base.combine({part: tensors[self.prefix + part] for part in self.base.parts})
 
+    def check(self) -> None:
+        for step in self.steps:
+            check_state(step.layer, step.state)
+
     def __call__(self, tensors: Mapping[str, Tensor]) -> Tensor:
         original = weight = self.original(tensors)
         for step in self.steps:
-            now = state_of(step.layer)
-            if now != step.state:
-                raise MHEError(
-                    f"the adapters of a {type(step.layer).__name__} layer ({method_of(step.layer)}) changed since the "
-                    f"neuron groups were made: {_told(now)}, then {_told(step.state)}; make the groups again"
-                )
             if step.method is not None:
                 own = {name: tensors[step.prefix + name] for name in step.own}
                 weight = step.method.change(step.layer, step.state.active, own, weight, original)
         return weight
-
-
-def _told(state: State) -> str:
-    return f"active {state.active}, merged {state.merged}{', disabled' if state.disabled else ''}"
 
 
 @family
@@ -92,7 +85,14 @@ def adapted(module: nn.Module, attribute: str) -> Weight | None:
         steps.append(_Step(below, layer, state, method if counts else None, own))
     combine = _Adapted(base, prefix, tuple(steps))
     refusal = next((reason for reason in refusals if reason is not None), None)
-    return replace(base, parts=tuple(parts), combine=combine, outline=combine.original, refusal=refusal)
+    return replace(
+        base,
+        parts=tuple(parts),
+        combine=combine,
+        outline=combine.original,
+        refusal=refusal,
+        check=combine.check,
+    )
 
 
 def _refusal(layer: nn.Module, active: tuple[str, ...], method: Method | None, base_layer: nn.Module) -> str | None:

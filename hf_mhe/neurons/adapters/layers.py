@@ -7,6 +7,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from hf_mhe.errors import MHEError
+
+AGAIN = "make the groups again with neuron_groups(model), and in training a new MHERegularizer"
+
 # Classes of peft that stand in the place of a module, and the attribute under which they hold it.
 _HOLDERS = {
     "PeftModel": "base_model",
@@ -71,11 +75,43 @@ class State(NamedTuple):
     merged: tuple[str, ...]
     disabled: bool
 
+    def __str__(self) -> str:
+        return f"active {self.active}, merged {self.merged}{', disabled' if self.disabled else ''}"
+
 
 def state_of(layer: Any) -> State:
     """The state of one adapter layer; of the active adapters, those that it has."""
     active = (adapter for adapter in layer.active_adapters if own_parameters(layer, adapter))
     return State(tuple(active), tuple(layer.merged_adapters), bool(layer.disable_adapters))
+
+
+def check_state(layer: nn.Module, then: State) -> None:
+    """Refuse to go on where another adapter counts now than did when a neuron group was made.
+
+    Raises:
+        MHEError: names both states.
+    """
+    now = state_of(layer)
+    if now != then:
+        raise MHEError(
+            f"the {method_of(layer)} adapters of its {type(layer).__name__} layer changed since the neuron groups "
+            f"were made: {now}, then {then}; {AGAIN}"
+        )
+
+
+def check_copies(root: nn.Module, path: str) -> None:
+    """Refuse to go on where peft's `modules_to_save` runs another copy now than the one at a path.
+
+    Raises:
+        MHEError: names both copies.
+    """
+    module, names = root, path.split(".") if path else []
+    for place, name in enumerate(names):
+        if is_copied(module):
+            rest, active = ".".join(names[place:]), _active_copy(module)
+            if not f"{rest}.".startswith(f"{active}."):
+                raise MHEError(f"peft runs {active!r} in place of {rest!r} since the neuron groups were made; {AGAIN}")
+        module = getattr(module, name)
 
 
 def own_parameters(layer: nn.Module, adapter: str) -> dict[str, Tensor]:
