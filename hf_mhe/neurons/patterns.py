@@ -59,6 +59,8 @@ def as_patterns(patterns: Patterns, option: str) -> list[str]:
     Raises:
         MHEError: an entry is no string, or is empty.
     """
+    if patterns is not None and not isinstance(patterns, Iterable):
+        raise MHEError(f"{option} is {patterns!r}; it must be a pattern, or a list of patterns")
     listed = [patterns] if isinstance(patterns, str) else list(patterns or ())
     for pattern in listed:
         if not isinstance(pattern, str) or not pattern:
@@ -81,5 +83,29 @@ def _near_misses(pattern: str, groups: list[NeuronGroup]) -> str:
     names = list(dict.fromkeys(name for group in groups for name in names_of(group) if name))
     if not names:
         return "the model has no neuron groups"
-    near = difflib.get_close_matches(pattern.removeprefix("re:"), names, n=3, cutoff=0.5)
+    near = _closest(pattern, names)
     return f"did you mean {', '.join(near)}?" if near else f"names look like {', '.join(names[:3])}"
+
+
+def _closest(pattern: str, names: list[str], most: int = 3, cutoff: float = 0.6) -> list[str]:
+    """The names of which as many components in a row as the pattern has are most like it, whatever the case."""
+    wanted = pattern.removeprefix("re:").replace("\\", "").replace("[.]", ".").strip("*.^$").lower()
+    length = wanted.count(".") + 1
+    matcher = difflib.SequenceMatcher(b=wanted)
+    likeness: dict[str, float] = {}  # layers repeat their components: each is compared once
+
+    def alike(components: str) -> float:
+        if components not in likeness:
+            matcher.set_seq1(components)
+            likely = matcher.real_quick_ratio() >= cutoff and matcher.quick_ratio() >= cutoff
+            likeness[components] = matcher.ratio() if likely else 0.0
+        return likeness[components]
+
+    scored: list[tuple[float, str]] = []
+    for name in names:
+        parts = name.lower().split(".")
+        windows = [".".join(parts[i : i + length]) for i in range(max(1, len(parts) - length + 1))]
+        best = max(map(alike, windows))
+        if best >= cutoff:
+            scored.append((best, name))
+    return [name for _, name in sorted(scored, key=lambda entry: -entry[0])[:most]]

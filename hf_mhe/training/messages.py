@@ -17,6 +17,11 @@ def nothing_left(
 ) -> str:
     """Why nothing in the model is regularized: of the groups found, those weighted have a weight above 0."""
     name = type(model).__name__
+    if not found and (config.include is not None or config.exclude is not None):
+        return (
+            f"nothing to regularize in {name}: include={config.include!r} and exclude={config.exclude!r} leave no "
+            "neuron group: every group that is included is excluded too"
+        )
     if not found:
         skipped = [f"{parameter}: {reason}" for parameter, reason in coverage(model).skipped.items()]
         reasons = f" (skipped: {'; '.join(skipped[:3])}{'; ...' if len(skipped) > 3 else ''})" if skipped else ""

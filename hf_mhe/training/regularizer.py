@@ -26,6 +26,7 @@ from hf_mhe.training.engines import (
     is_distributed,
     refuse_model,
     refuse_parameter,
+    refuse_without_values,
     sharded_penalty,
     tie,
 )
@@ -137,7 +138,8 @@ class MHERegularizer:
         """The penalty of the current weights: a 0-dim tensor, differentiable with respect to the groups' parameters.
 
         Raises:
-            MHEError: a group's energy is not finite, a parameter is sharded, or a parameter changed its shape.
+            MHEError: a group's energy is not finite, a parameter is sharded or on the meta device, or a parameter
+                changed its shape.
         """
         return self.evaluate().penalty
 
@@ -300,6 +302,7 @@ class MHERegularizer:
 
     def _evaluate(self, groups: list[NeuronGroup]) -> tuple[Tensor, Tensor]:
         """The penalty of these groups, differentiable, and their mean energies, detached."""
+        refuse_without_values(groups)
         managed = Managed(self.model)
         parameters = [tuple(managed.parameter(tensor) for tensor in group.tensors()) for group in groups]
         sharded = [place for place, each in enumerate(parameters) if any(map(is_dtensor, each))]

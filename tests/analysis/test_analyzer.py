@@ -232,3 +232,20 @@ def test_part_of_a_fused_parameter_is_named_by_its_group() -> None:
     assert [group.name for group in report.groups] == ["transformer.h.0.attn.c_attn.q"]
     assert "transformer.h.0.attn.c_attn.weight" not in report.skipped
     assert {"transformer.h.0.attn.c_attn.k", "transformer.h.0.attn.c_attn.v"} <= set(report.skipped)
+
+
+def test_a_model_without_values_is_an_error() -> None:
+    """If this fails, a model on the meta device gives an error from inside torch, or numbers out of nothing."""
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5))
+    with pytest.raises(MHEError, match=r"'0': parameter 0\.weight is on the meta device and has no values; load the"):
+        hf_mhe.analyze(model)
+
+
+def test_a_pattern_that_matches_nothing_lists_near_misses(bert: nn.Module, bert_folder: Path) -> None:
+    """If this fails, a misspelt layer gives an empty report, or an error that leaves the user to guess its name."""
+    for given in (bert, bert_folder):
+        with pytest.raises(
+            MHEError, match=r"include pattern '\*\.atention\.\*' matches no .* did you mean bert\.encoder"
+        ):
+            hf_mhe.analyze(given, include="*.atention.*")

@@ -63,6 +63,17 @@ def test_patterns_choose_by_dotted_name(model: nn.Module, patterns: dict[str, An
             {"include": "Layer.0.dense"},
             "include pattern 'Layer.0.dense' matches no neuron group; did you mean layer.0.d",
         ),
+        ({"include": "*.qurey"}, "include pattern '*.qurey' matches no neuron group; did you mean layer.0.query?"),
+        (
+            {"include": "model.layer.1.dense"},
+            "include pattern 'model.layer.1.dense' matches no neuron group; did you mean layer.1.dense, ",
+        ),
+        (
+            {"include": "re:^layer[.]1[.]desne$"},
+            "include pattern 're:^layer[.]1[.]desne$' matches no neuron group; did you mean layer.1.dense, ",
+        ),
+        ({"exclude": "LAYER.0.*"}, "exclude pattern 'LAYER.0.*' matches no neuron group; did you mean layer.0.query"),
+        ({"include": 3}, "include is 3; it must be a pattern, or a list of patterns"),
         ({"include": "re:(", "exclude": None}, "include pattern 're:(' is not a valid regular expression"),
         ({"include": ""}, "include holds ''; a pattern is a glob"),
         ({"exclude": [3]}, "exclude holds 3; a pattern is a glob"),

@@ -133,6 +133,29 @@ def test_nothing_to_regularize_says_why() -> None:
         MHERegularizer(make_tiny(), MHEConfig(include="bdoy"))
 
 
+def test_patterns_that_leave_nothing_are_named() -> None:
+    """If this failed, a user whose exclude undoes his include would be told to add layers to the model."""
+    with pytest.raises(MHEError, match=r"include=\['0'\] and exclude=\['0'\] leave no neuron group"):
+        MHERegularizer(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), {"include": "0", "exclude": "0"})
+
+
+def test_a_model_without_values_is_refused_until_it_has_them() -> None:
+    """If this failed, a model on the meta device would end in an error from inside torch, or could not be bound."""
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 5))
+    regularizer = MHERegularizer(model, {"hidden_weight": 1.0})
+    for ask in (regularizer.penalty, regularizer.energies, lambda: regularizer(torch.zeros(()))):
+        with pytest.raises(MHEError, match=r"neuron group '0' is on the meta device .* before the first penalty"):
+            ask()
+    model.to_empty(device="cpu")
+    values = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 5))
+    model.load_state_dict(values.state_dict())
+    penalty = regularizer.penalty()
+    assert penalty.item() == pytest.approx(MHERegularizer(values, {"hidden_weight": 1.0}).penalty().item(), rel=1e-6)
+    penalty.backward()
+    assert model[0].weight.grad is not None
+
+
 def test_all_weights_zero_is_off() -> None:
     """The baseline of a sweep over lambda would be refused, or cost the time of the penalty."""
     regularizer = MHERegularizer(make_tiny(), MHEConfig(hidden_weight=0, output_weight=0))

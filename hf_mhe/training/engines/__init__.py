@@ -6,7 +6,12 @@ that is not served is refused by name.
 
 from hf_mhe.training.engines.ddp import ForwardUnderDDP, Part, divide, is_distributed, tie
 from hf_mhe.training.engines.fsdp2 import Managed
-from hf_mhe.training.engines.refuse import refuse_distributed_type, refuse_model, refuse_parameter
+from hf_mhe.training.engines.refuse import (
+    refuse_distributed_type,
+    refuse_model,
+    refuse_parameter,
+    refuse_without_values,
+)
 from hf_mhe.training.engines.sharded import Sharded, sharded_penalty
 
 __all__ = [
@@ -19,6 +24,7 @@ __all__ = [
     "refuse_distributed_type",
     "refuse_model",
     "refuse_parameter",
+    "refuse_without_values",
     "sharded_penalty",
     "tie",
 ]

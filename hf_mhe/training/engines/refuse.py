@@ -6,10 +6,13 @@ Two marks give an engine away: the wrapper around the model (seen at constructio
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from hf_mhe.errors import MHEError
+from hf_mhe.neurons import NeuronGroup
 from hf_mhe.training.engines.regions import holding
 
 _REMEDY = (
@@ -50,6 +53,20 @@ def refuse_distributed_type(name: str) -> None:
     """
     if name in _DISTRIBUTED_TYPES:
         _refuse(_DISTRIBUTED_TYPES[name], "accelerate's distributed type")
+
+
+def refuse_without_values(groups: Iterable[NeuronGroup]) -> None:
+    """Refuse groups on the meta device. A regularizer may be bound there, before the weights are materialized.
+
+    Raises:
+        MHEError: names the neuron group.
+    """
+    for group in groups:
+        if any(tensor.is_meta for tensor in group.tensors()):
+            raise MHEError(
+                f"neuron group {group.name!r} is on the meta device and has no values to regularize: load the weights "
+                "(from_pretrained, or to_empty and load_state_dict) before the first penalty"
+            )
 
 
 def refuse_parameter(group: str, parameter: Tensor) -> None:
