@@ -9,7 +9,9 @@ no half-precision kernels on a CPU.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -88,16 +90,32 @@ def _parametrized(module: nn.Module, attribute: str) -> Weight:
 
     def combine(tensors: Mapping[str, Tensor]) -> Tensor:
         own = {name: _widened(tensors[prefix + name]) for name in names}
-        # In training mode, spectral norm takes a power iteration at each evaluation: looking must not move the model.
-        modes = [(m, m.training) for m in chain.modules()]
-        chain.train(False)
-        try:
+        with _at_rest(chain):
             return torch.func.functional_call(chain, own, ())
-        finally:
-            for m, mode in modes:
-                m.training = mode
 
     return Weight(tuple(prefix + name for name in names), combine)
+
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+@contextmanager
+def _at_rest(module: nn.Module) -> Iterator[None]:
+    """The module in eval mode and without hooks: looking must not move the model.
+
+    In training mode, spectral norm takes a power iteration at each evaluation. Hooks belong to the training: those of
+    DeepSpeed ZeRO 3 fetch and release parameters, in an order that they record.
+    """
+    before = [(m, m.training, {name: m.__dict__[name] for name in _HOOKS}) for m in module.modules()]
+    try:
+        for m, _, _ in before:
+            m.training = False
+            m.__dict__.update({name: OrderedDict() for name in _HOOKS})
+        yield
+    finally:
+        for m, mode, hooks in before:
+            m.training = mode
+            m.__dict__.update(hooks)
 
 
 def _weight_norm(attribute: str, dim: int) -> Weight:

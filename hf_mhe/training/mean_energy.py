@@ -29,3 +29,12 @@ def mean_energy(matrix: Tensor, potential: Potential) -> Tensor:
         if int(matrix.detach().any(dim=1).sum()) < 2:
             return matrix.new_zeros((), dtype=torch.promote_types(matrix.dtype, torch.float32))
         raise
+
+
+def with_range(tensor: Tensor) -> Tensor:
+    """The tensor, in float32 where it has half precision: a gradient of it is scaled before it is rounded.
+
+    The gradient of a mean over many pairs is so small that float16 would lose it, which the factor of a loss scaler,
+    coming later, could not bring back.
+    """
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

@@ -22,10 +22,16 @@ from hf_mhe.training.engines import (
     Managed,
     Part,
     Sharded,
+    averaging_ranks,
     divide,
+    divided_energies,
+    find_engine,
     is_distributed,
+    owners,
+    prepare,
     refuse_model,
     refuse_parameter,
+    refuse_unfound,
     refuse_without_values,
     sharded_penalty,
     tie,
@@ -34,7 +40,7 @@ from hf_mhe.training.logs import PenaltyLog, PenaltyTerms
 from hf_mhe.training.mean_energy import mean_energy
 from hf_mhe.training.messages import check_loss, not_finite, nothing_left
 from hf_mhe.training.schedule import check_integer
-from hf_mhe.training.timing import Moment, moment_of_accelerate
+from hf_mhe.training.timing import find_moment
 
 
 class MHERegularizer:
@@ -91,6 +97,7 @@ class MHERegularizer:
             raise MHEError(f"model must be a torch.nn.Module; got {type(model).__name__}")
         self.config = MHEConfig.of(config)
         refuse_model(model)
+        find_engine(model)
         self.model = unwrap(model)
         self.divide_work = divide_work
         if total_steps is None and self.config.schedule != "constant":
@@ -161,6 +168,11 @@ class MHERegularizer:
         Raises:
             MHEError: as `penalty`.
         """
+        engine = find_engine(self.model)
+        if engine is not None and self.groups:
+            groups = self.groups
+            prepare(engine, self.model, self._tensors())
+            return PenaltyTerms(*self._evaluate(groups, averaging_ranks(engine) if self.divide_work else None), groups)
         part = self._forward.take_part() if self._forward is not None and self.divide_work else Part()
         groups = self.groups
         if part.ranks == 1 or not groups:
@@ -195,7 +207,7 @@ class MHERegularizer:
         self._log.count(terms, self.schedule.factor(step))
         penalty = share * terms.penalty
         every = self.schedule.every_n_steps
-        if is_due(step // every + 1) and not torch.compiler.is_compiling():
+        if is_due(step // every + 1) and not torch.compiler.is_compiling() and find_engine(self.model) is None:
             penalty = self._ratio.watch(penalty, self.model, lambda: share * self.penalty(), steps=every)
         return penalty
 
@@ -273,14 +285,12 @@ class MHERegularizer:
             raise MHEError(f"scale must be a number > 0; got {scale!r}")
         if not self.model.training or not torch.is_grad_enabled() or self.config.is_off:
             return loss
-        moment = moment_of_accelerate() or Moment(sync=True, divisor=1.0)
-        if not (moment.sync if sync is None else sync):
-            return loss
-        penalty = self.advance()
-        if penalty is None:
-            return loss
-        factor = moment.divisor if scale is None else scale
-        return loss + factor * penalty.to(loss.device)
+        engine = find_engine(self.model)
+        if engine is None:
+            refuse_unfound(self._tensors())
+        moment = find_moment(engine, sync=sync, scale=scale)
+        penalty = self.advance() if moment.sync else None
+        return loss if penalty is None else loss + moment.divisor * penalty.to(loss.device)
 
     def _check_frozen(self) -> None:
         """Groups that froze because another adapter was activated are no groups to go on without."""
@@ -300,8 +310,17 @@ class MHERegularizer:
         weights = torch.tensor([self.weight(group.role) for group in groups], dtype=energies.dtype)
         return (weights.to(energies.device) * energies).sum()
 
-    def _evaluate(self, groups: list[NeuronGroup]) -> tuple[Tensor, Tensor]:
-        """The penalty of these groups, differentiable, and their mean energies, detached."""
+    def _evaluate(
+        self, groups: list[NeuronGroup], ranks: torch.distributed.ProcessGroup | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The penalty of these groups, differentiable, and their mean energies, detached.
+
+        Where DeepSpeed trains, `ranks` divide the work; under ZeRO 3 they do in any case.
+        """
+        ranks = owners(groups) or ranks
+        if ranks is not None:
+            energies = self._divided(groups, ranks)
+            return self._weighted(groups, energies), energies.detach()
         refuse_without_values(groups)
         managed = Managed(self.model)
         parameters = [tuple(managed.parameter(tensor) for tensor in group.tensors()) for group in groups]
@@ -323,6 +342,15 @@ class MHERegularizer:
             energies[whole] = rest.detach().to(energies)
             penalty = penalty + self._weighted([groups[place] for place in whole], rest).to(penalty.device)
         return penalty, energies
+
+    def _divided(self, groups: list[NeuronGroup], ranks: torch.distributed.ProcessGroup) -> Tensor:
+        """The mean energies of groups that DeepSpeed trains, whose neurons the ranks walk together."""
+        device = groups[0].tensors()[0].device
+        with torch.autocast(device.type, enabled=False):
+            potentials = [(group, self.config.potential(group.role)) for group in groups]
+            joined = torch.stack(divided_energies(self.model, potentials, ranks))
+        self._check_finite(groups, joined.detach())
+        return joined
 
     def _energies(self, groups: list[NeuronGroup]) -> Tensor:
         """The mean energies of groups whose parameters this process holds whole, differentiable."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from typing import Any
 
-from hf_mhe.training.engines import refuse_distributed_type
+from hf_mhe.training.engines import is_last_micro_batch, refuse_distributed_type
 
 
 @dataclass(frozen=True)
@@ -22,18 +23,31 @@ class Moment:
     divisor: float
 
 
-def moment_of_accelerate() -> Moment | None:
-    """What accelerate says of the micro-batch in hand, or None where no Accelerator was made in this process.
+def find_moment(engine: Any | None, *, sync: bool | None = None, scale: float | None = None) -> Moment:
+    """The micro-batch in hand: what the loop says of it, or else the DeepSpeed engine, or else accelerate.
 
     `accelerator.backward` divides by the accumulation steps of the plugin, also in a last, incomplete accumulation
-    (accelerate 1.15, `Accelerator.backward` and `_do_sync`): the divisor is the same in every micro-batch.
+    (accelerate 1.15, `Accelerator.backward` and `_do_sync`): the divisor is the same in every micro-batch. So it is in
+    `engine.backward`, which divides in its place; when the engine steps is accelerate's to say where that drives it.
+
+    Args:
+        engine: as `find_engine` has it.
+        sync: as `Moment`, where the loop says it.
+        scale: the divisor, where the loop says it.
 
     Raises:
-        MHEError: accelerate runs an engine that is not served.
+        MHEError: accelerate runs an engine that is not served, or the DeepSpeed engine does not know when it steps.
     """
+    by_accelerate, divisor, drives = True, 1.0, False
     state = sys.modules.get("accelerate.state")  # not imported: nothing can have been prepared by it
-    if state is None or not state.is_initialized():
-        return None
-    refuse_distributed_type(str(state.AcceleratorState().distributed_type.value))
-    gradients = state.GradientState()
-    return Moment(sync=bool(gradients.sync_gradients), divisor=float(gradients.num_steps))
+    if state is not None and state.is_initialized():
+        kind = str(state.AcceleratorState().distributed_type.value)
+        refuse_distributed_type(kind)
+        gradients = state.GradientState()
+        by_accelerate, divisor = bool(gradients.sync_gradients), float(gradients.num_steps)
+        drives = kind == "DEEPSPEED"
+    if engine is not None:
+        divisor = float(engine.gradient_accumulation_steps())
+    if sync is None:
+        sync = by_accelerate if engine is None or drives else is_last_micro_batch(engine)
+    return Moment(sync, divisor if scale is None else scale)

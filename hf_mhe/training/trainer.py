@@ -23,8 +23,9 @@ from transformers.utils import is_sagemaker_mp_enabled
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons.wrappers import unwrap
 from hf_mhe.training.config import MHEConfig
-from hf_mhe.training.engines import refuse_distributed_type
+from hf_mhe.training.engines import find_engine, refuse_distributed_type
 from hf_mhe.training.regularizer import MHERegularizer
+from hf_mhe.training.timing import find_moment
 
 
 class MHEMixin(Trainer):
@@ -109,8 +110,10 @@ class MHEMixin(Trainer):
                 penalty = self._mhe_penalty()
                 if penalty is not None:
                     # `accelerator.backward` divides by its own accumulation steps; Trainer sets them to 1, others may
-                    # not.
-                    loss = loss + self.accelerator.gradient_accumulation_steps * penalty.to(loss.device)
+                    # not, and says so to DeepSpeed's.
+                    scale = 1.0 if kwargs.get("scale_wrt_gas") is False else None
+                    engine = find_engine(self.mhe_regularizer.model)
+                    loss = loss + find_moment(engine, sync=True, scale=scale).divisor * penalty.to(loss.device)
             backward(loss, **kwargs)
 
         self.accelerator.backward = backward_with_penalty

@@ -1,10 +1,17 @@
 """Engines: who holds which part of a parameter, and what that means for the penalty; one file per engine.
 
-Served: whole parameters in every process (one process, DDP), and DTensors (FSDP2, HSDP, tensor parallel). An engine
-that is not served is refused by name.
+Served: whole parameters in every process (one process, DDP), DTensors (FSDP2, HSDP, tensor parallel), and DeepSpeed
+ZeRO 0 to 3. An engine that is not served is refused by name.
 """
 
 from hf_mhe.training.engines.ddp import ForwardUnderDDP, Part, divide, is_distributed, tie
+from hf_mhe.training.engines.deepspeed import (
+    averaging_ranks,
+    find_engine,
+    is_last_micro_batch,
+    prepare,
+    refuse_unfound,
+)
 from hf_mhe.training.engines.fsdp2 import Managed
 from hf_mhe.training.engines.refuse import (
     refuse_distributed_type,
@@ -13,17 +20,25 @@ from hf_mhe.training.engines.refuse import (
     refuse_without_values,
 )
 from hf_mhe.training.engines.sharded import Sharded, sharded_penalty
+from hf_mhe.training.engines.zero import divided_energies, owners
 
 __all__ = [
     "ForwardUnderDDP",
     "Managed",
     "Part",
     "Sharded",
+    "averaging_ranks",
     "divide",
+    "divided_energies",
+    "find_engine",
     "is_distributed",
+    "is_last_micro_batch",
+    "owners",
+    "prepare",
     "refuse_distributed_type",
     "refuse_model",
     "refuse_parameter",
+    "refuse_unfound",
     "refuse_without_values",
     "sharded_penalty",
     "tie",

@@ -72,10 +72,14 @@ class ForwardUnderDDP:
         if not module.training or not torch.is_grad_enabled():
             return None
         if torch.compiler.is_compiling():  # DDP is out of sight there
-            return _tie_first(output, self.tensors())[0]
+            return self._tied(output)
         ddp = DistributedDataParallel._get_active_ddp_module()
         self._part = Part() if ddp is None else _part(ddp)
-        return None if ddp is None else _tie_first(output, self.tensors())[0]
+        return None if ddp is None else self._tied(output)
+
+    def _tied(self, output: Any) -> Any:
+        tensors = self.tensors()
+        return change_first(output, lambda tensor: tie(tensor, tensors))[0]
 
 
 def _part(ddp: DistributedDataParallel) -> Part:
@@ -105,19 +109,19 @@ class _Tie(torch.autograd.Function):
         return (gradients[0], *(None,) * ctx.parameters)
 
 
-def _tie_first(value: Any, parameters: list[Tensor]) -> tuple[Any, bool]:
-    """The value with the first tensor in it that requires a gradient tied, and whether there was one."""
+def change_first(value: Any, change: Callable[[Tensor], Tensor]) -> tuple[Any, bool]:
+    """The value with the first tensor in it that requires a gradient changed, and whether there was one."""
     if isinstance(value, Tensor):
-        return (tie(value, parameters), True) if value.requires_grad else (value, False)
+        return (change(value), True) if value.requires_grad else (value, False)
     if isinstance(value, Mapping):
         for key, item in value.items():
-            tied, found = _tie_first(item, parameters)
+            changed, found = change_first(item, change)
             if found:
-                value[key] = tied  # type: ignore[index]  # outputs of models are dicts, and are changed in place
+                value[key] = changed  # type: ignore[index]  # outputs of models are dicts, and are changed in place
                 return value, True
     elif type(value) in (tuple, list):
         for index, item in enumerate(value):
-            tied, found = _tie_first(item, parameters)
+            changed, found = change_first(item, change)
             if found:
-                return type(value)((*value[:index], tied, *value[index + 1 :])), True
+                return type(value)((*value[:index], changed, *value[index + 1 :])), True
     return value, False

@@ -17,16 +17,14 @@ from hf_mhe.training.engines.regions import holding
 
 _REMEDY = (
     "train with DDP (accelerate launch --multi_gpu), FSDP2 (fully_shard), tensor parallel (parallelize_module), both "
-    "of these, or in one process"
+    "of these, DeepSpeed ZeRO, or in one process"
 )
 
-# Class names, not classes: DeepSpeed is optional, and importing it only to recognise it would require it.
 _WRAPPERS = {
     "DataParallel": "torch.nn.DataParallel (several GPUs in one process)",
     "FullyShardedDataParallel": "FSDP1 (FullyShardedDataParallel)",
-    "DeepSpeedEngine": "DeepSpeed",
 }
-_DISTRIBUTED_TYPES = {"FSDP": "FSDP", "DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM"}
+_DISTRIBUTED_TYPES = {"FSDP": "FSDP", "MEGATRON_LM": "Megatron-LM"}
 
 
 def _refuse(engine: str, where: str) -> None:
@@ -82,5 +80,3 @@ def refuse_parameter(group: str, parameter: Tensor) -> None:
             raise MHEError(f"neuron group {group!r}: {error}") from error
     if hasattr(parameter, "_st_info"):  # what torch leaves of a DTensor
         _refuse("DDP around tensor parallel", f"neuron group {group!r}")
-    if hasattr(parameter, "ds_id"):
-        _refuse("DeepSpeed ZeRO-3 (a partitioned parameter)", f"neuron group {group!r}")
