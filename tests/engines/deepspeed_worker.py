@@ -1,6 +1,6 @@
 """Three optimizer steps under DeepSpeed on a global batch, for each cell named; or of one process, without DeepSpeed.
 
-torchrun --standalone --nproc_per_node 2 -m tests.engines.zero_worker OUTPUT.pt CELL...
+torchrun --standalone --nproc_per_node 2 -m tests.engines.deepspeed_worker OUTPUT.pt CELL...
 """
 
 from __future__ import annotations
