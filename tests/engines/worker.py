@@ -9,33 +9,27 @@ import contextlib
 import gc
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX, checkpoint_wrapper
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_mhe import MHEConfig, MHERegularizer
 from tests.engines import zoo
+from tests.engines.wrapping import part_of_batch, wrap
 
 GLOBAL_BATCH, STEPS = 16, 3
 CONFIG = MHEConfig(hidden_weight=0.7, output_weight=0.3, embedding_weight=0.5, output=["back"])
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-LAYERS = ("attention", "conv", "transposed", "hidden", "normed", "back")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training: how the model is wrapped, and what is done with it.
-
-    engine: `one`, `fsdp2` (each layer and the root), `fsdp2-root` (one unit), `fsdp2-kept` (not resharded after the
-    forward pass), `hsdp` (2 x 2 processes), `ddp`, `ddp-unused` (find_unused_parameters), `ddp-static` (static_graph),
-    `ddp-hook` (a communication hook, which may do anything), `ddp-whole` (work not divided).
-    """
+    """One training: how the model is wrapped (`wrapping.wrap`), and what is done with it; `once`: a single step."""
 
     engine: str
     optimizer: str = "sgd"
@@ -44,33 +38,17 @@ class Cell:
     bind: str = "after"
     clip: bool = False
     penalty: bool = True
+    checkpointing: bool = False
+    once: bool = False
 
     @property
     def name(self) -> str:
-        flags = ("-clip" if self.clip else "") + ("" if self.penalty else "-plain")
-        return f"{self.engine}/{self.optimizer}/{self.dtype}/{self.accumulation}/{self.bind}/{flags}"
+        return "/".join(str(getattr(self, field.name)) for field in fields(self))
 
     @staticmethod
     def of(name: str) -> Cell:
-        engine, optimizer, dtype, accumulation, bind, flags = name.split("/")
-        return Cell(engine, optimizer, dtype, int(accumulation), bind, "-clip" in flags, "-plain" not in flags)
-
-
-def wrap(model: zoo.Zoo, engine: str) -> nn.Module:
-    if engine == "one":
-        return model
-    if engine.startswith("ddp"):
-        options = {"ddp-unused": {"find_unused_parameters": True}, "ddp-static": {"static_graph": True}}
-        ddp = DistributedDataParallel(model, **options.get(engine, {}))  # type: ignore[arg-type]
-        if engine == "ddp-hook":
-            ddp.register_comm_hook(None, allreduce_hook)
-        return ddp
-    axes = {"copies": 2, "shards": 2} if engine == "hsdp" else {"shards": torch.distributed.get_world_size()}
-    mesh = torch.distributed.init_device_mesh("cpu", tuple(axes.values()), mesh_dim_names=tuple(axes))
-    options = {"mesh": mesh, **({"reshard_after_forward": False} if engine == "fsdp2-kept" else {})}
-    for layer in () if engine == "fsdp2-root" else LAYERS:
-        fully_shard(getattr(model, layer), **options)
-    return fully_shard(model, **options)
+        engine, optimizer, dtype, accumulation, bind, *flags = name.split("/")
+        return Cell(engine, optimizer, dtype, int(accumulation), bind, *(flag == "True" for flag in flags))
 
 
 def without_sync(model: nn.Module, micro: int, accumulation: int) -> contextlib.AbstractContextManager[Any]:
@@ -85,23 +63,28 @@ def without_sync(model: nn.Module, micro: int, accumulation: int) -> contextlib.
 def run(cell: Cell) -> dict[str, Tensor]:
     """Whole parameters after three steps, and `penalty`: what each rank reported in each step, (ranks, steps)."""
     world = 1 if cell.engine == "one" else torch.distributed.get_world_size()
-    rank = 0 if world == 1 else torch.distributed.get_rank()
+    steps = 1 if cell.once else STEPS
+    index, parts = part_of_batch(cell.engine)
     inner = zoo.make(DTYPES[cell.dtype])
+    if cell.checkpointing:  # within what FSDP2 wraps
+        inner.attention = checkpoint_wrapper(inner.attention)
     divide = cell.engine != "ddp-whole"
     regularizer = MHERegularizer(inner, CONFIG, divide_work=divide) if cell.bind == "before" else None
     model = wrap(inner, cell.engine)
     regularizer = regularizer or MHERegularizer(model, CONFIG, divide_work=divide)
     parameters = list(model.parameters())
+    # torch's loops over all parameters at once do not mix DTensors with plain tensors, as tensor parallel does.
+    mixed = cell.engine.startswith("tp") or cell.engine == "fsdp2-ignored"
     optimizer = (
-        torch.optim.SGD(parameters, lr=0.5)
+        torch.optim.SGD(parameters, lr=0.5, foreach=not mixed)
         if cell.optimizer == "sgd"
-        else torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.1)
+        else torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.1, foreach=not mixed)
     )
     reported = []
-    for step in range(STEPS):
+    for step in range(steps):
         whole = zoo.batch(step, GLOBAL_BATCH)
         for micro in range(cell.accumulation):
-            mine = zoo.part(whole, rank * cell.accumulation + micro, world * cell.accumulation)
+            mine = zoo.part(whole, index * cell.accumulation + micro, parts * cell.accumulation)
             last = micro == cell.accumulation - 1
             with without_sync(model, micro, cell.accumulation):
                 loss = model(**mine) / cell.accumulation
@@ -112,18 +95,26 @@ def run(cell: Cell) -> dict[str, Tensor]:
                     loss = total
                 loss.backward()
         if cell.clip:
-            torch.nn.utils.clip_grad_norm_(parameters, 0.3)
+            (clip if mixed else torch.nn.utils.clip_grad_norm_)(parameters, 0.3)
         optimizer.step()
         optimizer.zero_grad()
     result = {name: value.detach().clone() for name, value in whole_parameters(model)}
-    penalties = torch.stack(reported) if reported else torch.zeros(STEPS, dtype=torch.float64)
+    penalties = torch.stack(reported) if reported else torch.zeros(steps, dtype=torch.float64)
     result["penalty"] = gathered(penalties, world)
     return result
 
 
+def clip(parameters: list[nn.Parameter], most: float) -> None:
+    gradients = [p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad for p in parameters]
+    norm = float(sum(g.square().sum() for g in gradients if g is not None)) ** 0.5
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad.mul_(min(1.0, most / (norm + 1e-6)))
+
+
 def whole_parameters(model: nn.Module) -> list[tuple[str, Tensor]]:
     inner = model.module if isinstance(model, DistributedDataParallel) else model
-    named = inner.named_parameters()
+    named = [(name.replace(_CHECKPOINT_PREFIX, ""), value) for name, value in inner.named_parameters()]
     return [(name, value.full_tensor() if isinstance(value, DTensor) else value) for name, value in named]
 
 
