@@ -51,7 +51,7 @@ class Family:
     `attention` maps the groups of an attention module, by their names in it, to what they give of its "q", "k" and
     "v": which coordinates of each head. `gated` is a fused gated layer in its block, the activation that takes the
     gate, and the layer that takes the product. `outputs` and `tied` (the group's name and aliases) are read off the
-    class's forward. `heads` is False where the heads of q, k and v are not told.
+    class's forward.
     """
 
     model: str
@@ -59,7 +59,6 @@ class Family:
     arguments: Mapping[str, Any]
     inputs: Mapping[str, Tensor] = field(default_factory=lambda: IDS)
     attention: Mapping[str, Shown] = field(default_factory=dict)
-    heads: bool = True
     gated: tuple[str, str, str] | None = None
     outputs: frozenset[str] = frozenset()
     tied: tuple[str, tuple[str, ...]] | None = None

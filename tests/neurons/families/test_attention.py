@@ -16,7 +16,6 @@ from tests.neurons.families.watch import attention, without_bias, zeroed
 
 Parts = Mapping[str, Tensor]
 WITH_ATTENTION = sorted(name for name, family in FAMILIES.items() if family.attention)
-WITH_HEADS = sorted(name for name in WITH_ATTENTION if FAMILIES[name].heads)
 
 
 def _owners(family: Family, groups: Iterable[str]) -> list[str]:
@@ -57,7 +56,7 @@ def test_a_zeroed_projection_vanishes_where_attention_consumes_it(name: str) -> 
                 _assert_gone(_forward(family, model, owner), whole, shown)
 
 
-@pytest.mark.parametrize("name", WITH_HEADS)
+@pytest.mark.parametrize("name", WITH_ATTENTION)
 def test_a_zeroed_head_vanishes_alone(name: str) -> None:
     """If this failed, `by_head` would cut through heads, or number them otherwise than attention does."""
     family = FAMILIES[name]
