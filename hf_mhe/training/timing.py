@@ -41,8 +41,9 @@ def find_moment(engine: Any | None, *, sync: bool | None = None, scale: float | 
     by_accelerate, divisor, drives = True, 1.0, False
     state = sys.modules.get("accelerate.state")  # not imported: nothing can have been prepared by it
     if state is not None and state.is_initialized():
-        kind = str(state.AcceleratorState().distributed_type.value)
-        refuse_distributed_type(kind)
+        shared = state.AcceleratorState()
+        kind = str(shared.distributed_type.value)
+        refuse_distributed_type(kind, is_fsdp2=shared.is_fsdp2)
         gradients = state.GradientState()
         by_accelerate, divisor = bool(gradients.sync_gradients), float(gradients.num_steps)
         drives = kind == "DEEPSPEED"

@@ -145,7 +145,8 @@ class MHEMixin(Trainer):
         return regularizer.advance()
 
     def _refuse_engine(self) -> None:
-        refuse_distributed_type(str(self.accelerator.distributed_type.value))
+        shared = self.accelerator.state
+        refuse_distributed_type(str(shared.distributed_type.value), is_fsdp2=shared.is_fsdp2)
         if self.args.n_gpu > 1:
             raise MHEError(
                 f"MHE does not serve torch.nn.DataParallel ({self.args.n_gpu} GPUs in one process): start one process "

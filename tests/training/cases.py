@@ -48,6 +48,11 @@ class TinyClassifier(PreTrainedModel):
             nn.init.normal_(module.weight, std=0.3)
             nn.init.zeros_(module.bias)
 
+    def get_input_embeddings(self) -> None:
+        """There are none: accelerate asks before it shards."""
+
+    get_output_embeddings = get_input_embeddings
+
     def forward(self, features: Tensor, labels: Tensor | None = None) -> SequenceClassifierOutput:
         hidden = torch.tanh(self.middle(torch.tanh(self.body(features.to(self.dtype)))))
         logits = self.classifier(hidden)

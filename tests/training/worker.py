@@ -8,16 +8,18 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
-from hf_mhe import MHEConfig, MHERegularizer, MHETrainer
+from hf_mhe import MHEConfig, MHERegularizer, with_mhe
 from tests.training.cases import CASES, TinyClassifier, make_tiny, tiny_data
 
 GLOBAL_BATCH, STEPS, LEARNING_RATE = 16, 3, 0.5
@@ -44,7 +46,15 @@ def data(name: str) -> list[dict[str, Any]]:
     return tiny_data(GLOBAL_BATCH * STEPS) if name == "unused" else CASES[name].data(GLOBAL_BATCH * STEPS)
 
 
-def by_trainer(name: str, penalty: bool, accumulation: int) -> dict[str, Tensor]:
+def whole(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the parameters, those that are sharded put together."""
+    named = ((name, value.detach()) for name, value in model.named_parameters())
+    return {name: value.full_tensor() if isinstance(value, DTensor) else value.clone() for name, value in named}
+
+
+def by_trainer(
+    name: str, penalty: bool, accumulation: int, trainer_class: type[Trainer] = Trainer, **options: Any
+) -> dict[str, Tensor]:
     """Parameters after three optimizer steps of Trainer or MHETrainer, float64, and the penalties in its log."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     model = make(name).double()
@@ -62,24 +72,29 @@ def by_trainer(name: str, penalty: bool, accumulation: int) -> dict[str, Tensor]
             logging_steps=2,  # of three: what is logged is a mean over steps, and over one
             disable_tqdm=True,
             dataloader_pin_memory=False,
+            optim="sgd",
+            learning_rate=LEARNING_RATE,
+            lr_scheduler_type="constant",
+            **options,
         )
-        keywords: dict[str, Any] = {"train_dataset": data(name)}
-        optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
-        keywords["optimizers"] = (optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0))
-        trainer = (
-            MHETrainer(model, args, mhe_config=CONFIG, **keywords) if penalty else Trainer(model, args, **keywords)
-        )
+        keywords: dict[str, Any] = {"train_dataset": data(name), **({"mhe_config": CONFIG} if penalty else {})}
+        trainer = (with_mhe(trainer_class) if penalty else trainer_class)(model, args, **keywords)
         trainer.train()
     logged = [record["mhe_loss"] for record in trainer.state.log_history if "mhe_loss" in record]
-    result = {key: value.detach().clone() for key, value in model.named_parameters()}
-    return {**result, "logged": torch.tensor(logged or [0.0], dtype=torch.float64)}
+    return {**whole(model), "logged": torch.tensor(logged or [0.0], dtype=torch.float64)}
 
 
-def by_accelerate(penalty: bool, accumulation: int, bind: str, count: int = GLOBAL_BATCH * STEPS) -> dict[str, Tensor]:
+def by_accelerate(
+    penalty: bool,
+    accumulation: int,
+    bind: str,
+    count: int = GLOBAL_BATCH * STEPS,
+    make_accelerator: Callable[..., Accelerator] = Accelerator,
+) -> dict[str, Tensor]:
     """Parameters after one pass of a hand-written loop over the data, float64; the last accumulation may be short."""
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
+    accelerator = make_accelerator(cpu=True, gradient_accumulation_steps=accumulation)
     model: Any = make_tiny().double()
     optimizer: Any = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
     batch = GLOBAL_BATCH // (accelerator.num_processes * accumulation)
@@ -94,7 +109,7 @@ def by_accelerate(penalty: bool, accumulation: int, bind: str, count: int = GLOB
             accelerator.backward(regularizer(loss) if penalty else loss)
             optimizer.step()
             optimizer.zero_grad()
-    return {key: value.detach().clone() for key, value in accelerator.unwrap_model(model).named_parameters()}
+    return whole(accelerator.unwrap_model(model))
 
 
 RUNS = {

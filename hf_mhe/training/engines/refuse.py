@@ -16,15 +16,15 @@ from hf_mhe.neurons import NeuronGroup
 from hf_mhe.training.engines.regions import holding
 
 _REMEDY = (
-    "train with DDP (accelerate launch --multi_gpu), FSDP2 (fully_shard), tensor parallel (parallelize_module), both "
-    "of these, DeepSpeed ZeRO, or in one process"
+    "train with DDP (accelerate launch --multi_gpu), FSDP2 (fully_shard, or fsdp_version: 2), tensor parallel "
+    "(parallelize_module), both of these, DeepSpeed ZeRO, or in one process"
 )
 
 _WRAPPERS = {
     "DataParallel": "torch.nn.DataParallel (several GPUs in one process)",
     "FullyShardedDataParallel": "FSDP1 (FullyShardedDataParallel)",
 }
-_DISTRIBUTED_TYPES = {"FSDP": "FSDP", "MEGATRON_LM": "Megatron-LM"}
+_DISTRIBUTED_TYPES = {"FSDP": "FSDP1 (fsdp_version: 1)", "MEGATRON_LM": "Megatron-LM"}
 
 
 def _refuse(engine: str, where: str) -> None:
@@ -43,13 +43,13 @@ def refuse_model(model: nn.Module) -> None:
                 _refuse(_WRAPPERS[kind.__name__], f"module {name!r}" if name else type(model).__name__)
 
 
-def refuse_distributed_type(name: str) -> None:
+def refuse_distributed_type(name: str, *, is_fsdp2: bool = False) -> None:
     """Refuse what accelerate calls the distributed type, such as `"DEEPSPEED"`, where it is not served.
 
     Raises:
         MHEError: names the engine.
     """
-    if name in _DISTRIBUTED_TYPES:
+    if name in _DISTRIBUTED_TYPES and not (name == "FSDP" and is_fsdp2):
         _refuse(_DISTRIBUTED_TYPES[name], "accelerate's distributed type")
 
 
