@@ -43,6 +43,7 @@ def test_the_three_usages_are_there() -> None:
         "Train with your own Accelerate loop",
         "Analyze",
         "The energy itself",
+        "Adapters",
     ]
 
 
