@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 
 from hf_mhe.neurons.group import NeuronGroup, Source, StoredTensor
 from hf_mhe.neurons.layout import ROWS
 from hf_mhe.neurons.reasons import size_refusal
+from hf_mhe.neurons.weight import AsStored
 
 
 def groups_by_shape(shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[NeuronGroup], dict[str, str]]:
@@ -25,6 +25,6 @@ def groups_by_shape(shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[NeuronG
             skipped[name] = reason
             continue
         module = name.removesuffix(".weight")
-        source = Source(None, module, (name,), (shape,), operator.itemgetter(name), (StoredTensor(name),))
+        source = Source(None, module, (name,), (shape,), AsStored(name), (StoredTensor(name),))
         groups.append(NeuronGroup(module, "unknown", "hidden", n, d, (name,), (), module, ROWS, source))
     return groups, skipped

@@ -8,7 +8,6 @@ no half-precision kernels on a CPU.
 
 from __future__ import annotations
 
-import operator
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,6 +35,16 @@ class Weight:
     outline: Callable[[Mapping[str, Tensor]], Tensor] | None = None
     refusal: str | None = None
     check: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True)
+class AsStored:
+    """The `combine` of a weight that is one stored tensor; `operator.itemgetter` is opaque to `torch.compile`."""
+
+    name: str
+
+    def __call__(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        return tensors[self.name]
 
 
 Finder = Callable[[nn.Module, str], Weight | None]
@@ -74,7 +83,7 @@ def find_weight(module: nn.Module, attribute: str) -> Weight | None:
     if parametrize.is_parametrized(module, attribute):
         return _parametrized(module, attribute)
     if parameter_at(module, attribute) is not None:
-        return Weight((attribute,), operator.itemgetter(attribute))
+        return Weight((attribute,), AsStored(attribute))
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, WeightNorm) and hook.name == attribute:
             return _weight_norm(attribute, hook.dim)

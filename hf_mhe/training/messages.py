@@ -39,14 +39,14 @@ def nothing_left(
     )
 
 
-def not_finite(groups: Sequence[NeuronGroup], energies: Sequence[float], config: MHEConfig) -> str:
-    """Which group's energy is not finite, and what can be done."""
+def not_finite(groups: Sequence[str], energies: Sequence[float], softening: float) -> str:
+    """Which group's energy is not finite, of groups by name, and what can be done."""
     name, energy = next(
-        (group.name, value) for group, value in zip(groups, energies, strict=True) if not math.isfinite(value)
+        (name, value) for name, value in zip(groups, energies, strict=True) if not math.isfinite(value)
     )
     return (
         f"the energy of neuron group {name!r} is {energy}: two of its neurons coincide; set softening "
-        f"(MHEConfig(softening=1e-3); it is {config.softening:g}) or leave the group out (exclude={name!r})"
+        f"(MHEConfig(softening=1e-3); it is {softening:g}) or leave the group out (exclude={name!r})"
     )
 
 

@@ -36,6 +36,7 @@ from hf_mhe.training.engines import (
     sharded_penalty,
     tie,
 )
+from hf_mhe.training.finite import finite
 from hf_mhe.training.logs import PenaltyLog, PenaltyTerms
 from hf_mhe.training.mean_energy import mean_energy
 from hf_mhe.training.messages import check_loss, not_finite, nothing_left
@@ -62,6 +63,9 @@ class MHERegularizer:
                 optimizer.step()
                 optimizer.zero_grad()
                 accelerator.log(regularizer.logs())
+
+    In a compiled step the hook runs as it is, between the compiled graphs, and nothing is compiled again from step to
+    step. Where there may be one graph only (`torch.compile(fullgraph=True)`), add `penalty()`, which can be traced.
 
     It counts the optimizer steps, for the schedule of the config. After
     `accelerator.register_for_checkpointing(regularizer)` the count is saved and loaded with everything else.
@@ -258,6 +262,7 @@ class MHERegularizer:
             values = self._evaluate(groups)[1].tolist()
         return {group.name: value for group, value in zip(groups, values, strict=True)}
 
+    @torch.compiler.disable
     def __call__(self, loss: Tensor, *, sync: bool | None = None, scale: float | None = None) -> Tensor:
         """Add the penalty to a loss when it is due, otherwise return the loss as it is.
 
@@ -358,6 +363,8 @@ class MHERegularizer:
         device = groups[0].tensors()[0].device
         with torch.autocast(device.type, enabled=False):
             joined = torch.stack([self._energy(group).to(device) for group in groups])
+        if torch.compiler.is_compiling():
+            return finite(joined, "\n".join(group.name for group in groups), self.config.softening)
         self._check_finite(groups, joined.detach())
         return joined
 
@@ -371,7 +378,7 @@ class MHERegularizer:
 
     def _check_finite(self, groups: list[NeuronGroup], energies: Tensor) -> None:
         if not torch.isfinite(energies).all():
-            raise MHEError(not_finite(groups, energies.tolist(), self.config))
+            raise MHEError(not_finite([group.name for group in groups], energies.tolist(), self.config.softening))
 
     def _tensors(self) -> list[Tensor]:
         return [tensor for group in self.groups for tensor in group.tensors() if tensor.requires_grad]

@@ -10,14 +10,13 @@ only its A explains.
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Iterator
 from typing import Any
 
 from hf_mhe.neurons.adapters.layers import check_state, method_of, own_parameters, state_of
 from hf_mhe.neurons.kinds import Piece
 from hf_mhe.neurons.layout import ROWS, Rows, Take, Then
-from hf_mhe.neurons.weight import Weight
+from hf_mhe.neurons.weight import AsStored, Weight
 
 _READS = ("lora_A", "lora_embedding_A")
 _WRITES = ("lora_B", "lora_embedding_B")
@@ -37,7 +36,7 @@ def own_matrices(layer: Any) -> Iterator[tuple[Piece, Weight]]:
             if container not in (*_READS, *_WRITES):
                 continue
             suffix = ".".join(filter(None, (target, container, adapter)))
-            weight = Weight((name,), operator.itemgetter(name), check=functools.partial(check_state, layer, state))
+            weight = Weight((name,), AsStored(name), check=functools.partial(check_state, layer, state))
             layout = ROWS if container in _READS else Rows(neuron_axis=1)
             rank = layer.r[adapter]
             for expert in range(experts):

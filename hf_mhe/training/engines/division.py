@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from hf_mhe.energy import Potential
 from hf_mhe.neurons import NeuronGroup
 from hf_mhe.neurons.layout import ROWS
+from hf_mhe.neurons.weight import AsStored
 from hf_mhe.training.engines.exchange import group_of
 from hf_mhe.training.engines.plan import make_plan, operations, operations_by_rows
 from hf_mhe.training.engines.refuse import refuse_parameter
@@ -97,7 +97,7 @@ class Division:
             return None
         group = self.groups[weight.groups[0]].group
         assert group.source is not None  # a group of a live model
-        as_stored = isinstance(group.source.combine, operator.itemgetter) and group.layout == ROWS
+        as_stored = isinstance(group.source.combine, AsStored) and group.layout == ROWS
         held = self.holdings[weight.parameters[0]]
         runs = [region.rows(held.shape) for region in held.regions]
         if not as_stored or any(run is None for run in runs):
