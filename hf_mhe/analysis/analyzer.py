@@ -87,7 +87,7 @@ def analyze(
         found = _checkpoint_coverage(reader, by_head)
         get = _remember_last(reader.get)
         location = reader.location
-        return _report(location.source, location.revision, found, lambda group: group.build(get), settings)
+        return _report(location.source, location.revision, found, lambda group: _stored_matrix(group, get), settings)
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,17 @@ class _Settings:
 def _checkpoint_coverage(reader: CheckpointReader, by_head: bool) -> Coverage:
     if reader.components:
         return _components_coverage(reader, by_head)
-    declared = reader.location.declared
-    found = checkpoint_groups(reader.shapes(), reader.config, by_head=by_head, declared=declared)
-    return Coverage(found.groups, {**found.skipped, **reader.unreadable()}, found.note)
+    found = checkpoint_groups(
+        reader.shapes(),
+        reader.config,
+        dtypes=reader.dtypes(),
+        by_head=by_head,
+        declared=reader.location.declared,
+        metadata=reader.metadata,
+        get=reader.get,
+    )
+    reader.codes = found.codes
+    return found
 
 
 def _components_coverage(reader: CheckpointReader, by_head: bool) -> Coverage:
@@ -124,6 +132,13 @@ def _components_coverage(reader: CheckpointReader, by_head: bool) -> Coverage:
 def _live_matrix(group: NeuronGroup) -> Tensor:
     matrix = group.matrix()
     check_finite(matrix, f"parameter {' / '.join(group.parameters)}")
+    return matrix
+
+
+def _stored_matrix(group: NeuronGroup, get: Callable[[str], Tensor]) -> Tensor:
+    matrix = group.build(get)
+    if group.quantized is not None:  # what was read was checked, what its codes and scales make of each other was not
+        check_finite(matrix, f"{' + '.join(group.parameters)}, dequantized,")
     return matrix
 
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from hf_mhe.analysis.component import Location
 from hf_mhe.analysis.hub_files import is_repo_id, locate_repo
 from hf_mhe.analysis.locate import locate_path
-from hf_mhe.analysis.safetensors_file import READABLE_DTYPES, TensorInfo, read_header
+from hf_mhe.analysis.safetensors_file import TensorInfo, read_header
 from hf_mhe.analysis.weights import is_pickle, listed, pickle_refusal
 from hf_mhe.errors import MHEError
 
@@ -29,9 +29,10 @@ _BYTES_PER_HANDLE = 64 * 2**20
 class CheckpointReader:
     """The tensors of a safetensors checkpoint, read by name; peak memory is about one tensor.
 
-    `tensors` is known on opening, from the files' headers; `config` is the parsed config.json, or None. A pipeline's
-    `components` are readers of their own, by name; in the pipeline's reader their tensors have that name in front. Use
-    it as a context manager, or call `close`.
+    `tensors` and `metadata` are known on opening, from the files' headers; `config` is the parsed config.json, or
+    None. `codes` may be set to the names of tensors whose bytes are no numbers, which are not looked at for NaN. A
+    pipeline's `components` are readers of their own, by name; in the pipeline's reader their tensors have that name in
+    front. Use it as a context manager, or call `close`.
     """
 
     def __init__(self, location: Location) -> None:
@@ -45,8 +46,12 @@ class CheckpointReader:
         self.tensors: dict[str, TensorInfo] = {
             f"{name}.{tensor}": info for name, part in self.components.items() for tensor, info in part.tensors.items()
         }
+        self.metadata: dict[str, str] = {}
+        self.codes: frozenset[str] = frozenset()
         for file in location.files:
-            for name, info in read_header(file).items():
+            tensors, metadata = read_header(file)
+            self.metadata.update(metadata)
+            for name, info in tensors.items():
                 if name in self.tensors and location.weight_map is None:
                     raise MHEError(
                         f"{location.source}: tensor {name!r} is in both {self.tensors[name].file.name} and {file.name}"
@@ -79,16 +84,12 @@ class CheckpointReader:
         return self.location.config
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every tensor whose values are weights as they stand: float64, float32, float16 and bfloat16."""
-        return {name: info.shape for name, info in self.tensors.items() if info.dtype in READABLE_DTYPES}
+        """The shape of every tensor, by name."""
+        return {name: info.shape for name, info in self.tensors.items()}
 
-    def unreadable(self) -> dict[str, str]:
-        """The tensors of two or more dimensions whose dtype is none of those, each with the reason."""
-        return {
-            name: f"dtype {info.dtype}: quantized or integer values are not weights without their scales"
-            for name, info in self.tensors.items()
-            if info.dtype not in READABLE_DTYPES and len(info.shape) >= 2
-        }
+    def dtypes(self) -> dict[str, str]:
+        """The dtype of every tensor, as safetensors spells it, by name."""
+        return {name: info.dtype for name, info in self.tensors.items()}
 
     def get(self, name: str) -> torch.Tensor:
         """One tensor, in its stored dtype, on the CPU.
@@ -112,7 +113,8 @@ class CheckpointReader:
         except (SafetensorError, OSError) as error:
             raise MHEError(f"{info.file}: tensor {name!r} cannot be read: {error}") from error
         self._bytes_read += info.nbytes
-        check_finite(tensor, f"{info.file}: tensor {name!r}")
+        if name not in self.codes:
+            check_finite(tensor, f"{info.file}: tensor {name!r}")
         return tensor
 
     def close(self) -> None:
@@ -136,6 +138,10 @@ def check_finite(tensor: torch.Tensor, what: str) -> None:
     Raises:
         MHEError: names `what`, and how many values of which kind it has, and where the first is.
     """
+    if not tensor.is_floating_point():
+        return
+    if tensor.element_size() == 1:  # float8, for which torch has no reductions
+        tensor = tensor.float()
     if tensor.numel() == 0 or all(math.isfinite(extreme) for extreme in torch.aminmax(tensor)):
         return
     finite = torch.isfinite(tensor)

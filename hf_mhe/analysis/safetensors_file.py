@@ -19,9 +19,6 @@ _BITS = {
     "BF16": 16, "F16": 16, "F32": 32, "F64": 64, "C64": 64,
 }  # fmt: skip
 
-READABLE_DTYPES = ("F64", "F32", "F16", "BF16")
-"""The dtypes, as a safetensors header spells them, whose values are neurons' weights as they stand."""
-
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -37,8 +34,8 @@ class TensorInfo:
         return math.prod(self.shape) * _BITS.get(self.dtype, 0) // 8
 
 
-def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Names, dtypes and shapes of the tensors in one file, without reading any of their values.
+def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Names, dtypes and shapes of the tensors in one file, and its metadata, without reading any of their values.
 
     Source: the format's description, https://huggingface.co/docs/safetensors (eight bytes of header length, little
     endian; a JSON header; the data).
@@ -72,7 +69,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         raise MHEError(f"{path} is truncated: it has {size} bytes, its header asks for {expected}")
     if size > expected:
         raise MHEError(f"{path} is damaged: it has {size} bytes, its header accounts for only {expected}")
-    return tensors
+    metadata = header.get("__metadata__") if isinstance(header, dict) else None
+    return tensors, {str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {}
 
 
 def _tensors(header: object, path: Path) -> tuple[dict[str, TensorInfo], int]:

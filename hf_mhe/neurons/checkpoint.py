@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +11,12 @@ from torch import nn
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons.by_shape import groups_by_shape
 from hf_mhe.neurons.cover import Coverage, coverage
-from hf_mhe.neurons.group import NeuronGroup, Source, Stored
+from hf_mhe.neurons.group import Get, NeuronGroup, Source, Stored
 from hf_mhe.neurons.layout import Layout, Slab, Then
 from hf_mhe.neurons.loading import ConvertedTensor, Loading, plan_loading
 from hf_mhe.neurons.patterns import Patterns, select_groups
+from hf_mhe.neurons.quantized.stored import Tensors
+from hf_mhe.neurons.quantized.unpack import READ_METHODS, Unpacked, unpack
 from hf_mhe.neurons.skeleton import build_skeleton
 
 
@@ -27,6 +29,8 @@ def checkpoint_groups(
     dtypes: Mapping[str, str] | None = None,
     by_head: bool = False,
     declared: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    get: Get | None = None,
 ) -> Coverage:
     """The neuron groups of a checkpoint: the same names, roles, n, d and order as of the model that loads it.
 
@@ -36,37 +40,53 @@ def checkpoint_groups(
     names are matched by the rules the library loads by. Every tensor of two or more dimensions is in a group or in
     `skipped`, and every weight that the model has and the checkpoint does not is in `skipped` too. Where two tied
     names are both stored, they are taken to be equal, as the config says. Where no class is known, groups are made by
-    shape, kind "unknown", and `note` says why. `dtypes` (name -> safetensors dtype) lets integer tensors be told
-    apart; `by_head` is that of `neuron_groups`. Groups that share tensors follow each other, so that reading them in
-    order reads each tensor once.
+    shape, kind "unknown", and `note` says why. `by_head` is that of `neuron_groups`. Groups that share tensors follow
+    each other, so that reading them in order reads each tensor once.
+
+    Quantized weights are read as the numbers that they stand for, and their groups name the tensors that they are made
+    of. They are found by the tensors' `dtypes` (name -> safetensors dtype), the files' `metadata`, and the config's
+    `quantization_config`; `get` reads the small tensors in which some formats keep the shapes of the others.
 
     Raises:
-        MHEError: a tensor's shape is not its module's, the config builds no model, or a pattern matches nothing.
+        MHEError: a tensor's shape is not its module's, the config builds no model, a pattern matches nothing, or the
+            scales of quantized values are missing or do not fit them.
     """
     shapes = {name: tuple(shape) for name, shape in shapes.items()}
     skeleton = build_skeleton(config, declared)
-    found = (
-        _by_shape(shapes, skeleton, dtypes)
-        if isinstance(skeleton, str)
-        else _by_module(shapes, skeleton, config or {}, by_head)
+    quantization = (config or {}).get("quantization_config")
+    tensors = Tensors(
+        shapes,
+        dtypes or {},
+        quantization if isinstance(quantization, dict) else {},
+        metadata or {},
+        get,
+        _is_conv1d(skeleton) if isinstance(skeleton, nn.Module) else lambda name: False,
     )
+    plain = unpack(tensors)
+    if isinstance(skeleton, nn.Module):
+        found = _by_module(plain, skeleton, tensors.method, by_head)
+    else:
+        found = Coverage(*groups_by_shape(plain.shapes), skeleton)
+    found = plain.restore(found)
     return replace(found, groups=select_groups(found.groups, include, exclude))
 
 
-def _by_shape(shapes: dict[str, tuple[int, ...]], note: str, dtypes: Mapping[str, str] | None) -> Coverage:
-    whole = {name: dtype for name, dtype in (dtypes or {}).items() if dtype not in ("F64", "F32", "F16", "BF16")}
-    groups, skipped = groups_by_shape({name: shape for name, shape in shapes.items() if name not in whole})
-    for name, dtype in whole.items():
-        if len(shapes.get(name, ())) >= 2:
-            skipped[name] = f"stored as {dtype}: not plain floating-point weights"
-    return Coverage(groups, skipped, note)
+def _is_conv1d(model: nn.Module) -> Callable[[str], bool]:
+    """Whether a checkpoint's weight is that of a `Conv1D` of the model, with or without the base model's prefix."""
+    paths = {path for path, module in model.named_modules() if type(module).__name__ == "Conv1D"}
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+
+    def transposed(name: str) -> bool:
+        path = name.removesuffix(".weight")
+        return bool(paths) and not paths.isdisjoint({path, prefix + path, path.removeprefix(prefix)})
+
+    return transposed
 
 
-def _by_module(
-    shapes: dict[str, tuple[int, ...]], model: nn.Module, config: dict[str, Any], by_head: bool
-) -> Coverage:
+def _by_module(plain: Unpacked, model: nn.Module, method: str, by_head: bool) -> Coverage:
+    shapes = plain.shapes
     plan = plan_loading(model, shapes)
-    match = _Match(model, plan, config.get("quantization_config"))
+    match = _Match(model, plan, method, plain.why)
     known = coverage(model, by_head=by_head)
     groups: list[NeuronGroup] = []
     skipped: dict[str, str] = {}
@@ -118,7 +138,7 @@ def _narrowed(
 class _Match:
     """The tensors of one model against those of one checkpoint."""
 
-    def __init__(self, model: nn.Module, plan: Loading, quantization: dict[str, Any] | None) -> None:
+    def __init__(self, model: nn.Module, plan: Loading, method: str, why: str | None) -> None:
         self._plan = plan
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
         self._names: dict[int, list[str]] = {}
@@ -127,11 +147,13 @@ class _Match:
         self.missing = f"not in the checkpoint: newly initialised by {type(model).__name__}"
         self._quantized: set[str] = set()
         self._method = ""
-        if quantization is not None:
-            self._method = f"stored quantized ({quantization.get('quant_method', 'method not named')})"
+        if method and method not in READ_METHODS:
+            self._method = f"stored quantized ({method})"
             self.missing = f"{self._method}: not in the checkpoint under its own name"
             # Scales, zero points, packed halves: tensors that no parameter takes mark their module as quantized.
             self._quantized = {name.rpartition(".")[0] for name in plan.unused}
+        if why is not None:
+            self.missing = why
 
     def is_buffer(self, target: str) -> bool:
         return target not in self._parameters

@@ -20,6 +20,8 @@ from hf_mhe.neurons.group import NeuronGroup, Role, Source, StoredTensor, full_s
 from hf_mhe.neurons.kinds import TABLES, Division, Piece, divide, divisions, heads, pieces
 from hf_mhe.neurons.kinds.bare import why_not
 from hf_mhe.neurons.patterns import Patterns, matching, select_groups
+from hf_mhe.neurons.quantized import layers as _layers  # noqa: F401  # it registers its weights
+from hf_mhe.neurons.quantized.training import nothing_but_quantized, why_untrained
 from hf_mhe.neurons.reasons import LAZY, size_refusal
 from hf_mhe.neurons.roles import output_modules
 from hf_mhe.neurons.weight import Weight, attribute_at, find_weight
@@ -34,12 +36,14 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 class Coverage:
     """All parameters of two or more dimensions: in `groups`, or in `skipped` as {parameter name: reason}.
 
-    `note` says why a checkpoint's groups could only be made by shape; None where the model's modules are known.
+    `note` says why a checkpoint's groups could only be made by shape, or why not all of its weights can be read; None
+    where there is nothing to say. `codes` names those tensors of a quantized checkpoint whose bytes are no numbers.
     """
 
     groups: list[NeuronGroup]
     skipped: dict[str, str]
     note: str | None = None
+    codes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ def neuron_groups(
     """The neuron groups of a model, in the order of its modules, bound to its live parameters.
 
     `include` and `exclude` are globs on dotted names, or regular expressions after `re:` (see `select_groups`).
-    `trainable_only` keeps the groups of which a parameter requires grad. `output` names the output layers of a model
+    `trainable_only` keeps the groups of which a parameter requires grad; quantized weights are not trained, and their
+    layers are kept for their adapters alone. `output` names the output layers of a model
     that does not tell them itself.
 
     Fused projections are taken apart: `h.0.attn.c_attn.q`, `.k`, `.v`, `mlp.gate_up_proj.gate`, `.up`; experts are
@@ -85,21 +90,33 @@ def neuron_groups(
     space, `q_proj.lora_B.default` in output space.
 
     Raises:
-        MHEError: `model` is no `nn.Module`, a pattern matches nothing, or `adapters` is neither of the two.
+        MHEError: `model` is no `nn.Module`, a pattern matches nothing, `adapters` is neither of the two, or with
+            `trainable_only` no group is left and some are quantized.
     """
     found = coverage(model, output=output, by_head=by_head, adapters=adapters)
     groups = select_groups(found.groups, include, exclude)
-    return [group for group in groups if group.requires_grad] if trainable_only else groups
+    if not trainable_only:
+        return groups
+    trained = [group for group in groups if group.requires_grad]
+    if not trained and (why := nothing_but_quantized(groups)) is not None:
+        raise MHEError(why)
+    return trained
 
 
 def coverage(
-    model: nn.Module, *, output: Patterns = None, by_head: bool = False, adapters: Adapters = "effective"
+    model: nn.Module,
+    *,
+    output: Patterns = None,
+    by_head: bool = False,
+    adapters: Adapters = "effective",
+    trainable_only: bool = False,
 ) -> Coverage:
     """Every parameter of two or more dimensions of a model: in a neuron group, or skipped with the reason.
 
     Wrappers (DistributedDataParallel, torch.compile, a DeepSpeed engine) are looked through, and are not in the names.
     Those of peft are not in the names of groups, but in those of parameters. `output`, `by_head` and `adapters` are
-    those of `neuron_groups`.
+    those of `neuron_groups`. With `trainable_only`, what is not trained is skipped, with the reason: frozen, or
+    quantized, and how.
 
     Raises:
         MHEError: `model` is no `nn.Module`, a pattern of `output` matches nothing, or `adapters` is not known.
@@ -131,6 +148,11 @@ def coverage(
     if output is not None:
         chosen = matching(groups, output, "output")
         groups = [replace(group, role="output") if i in chosen else group for i, group in enumerate(groups)]
+    if trainable_only:
+        for group in groups:
+            if not group.requires_grad:
+                refused.update(dict.fromkeys(group.parameters, why_untrained(group)))
+        groups = [group for group in groups if group.requires_grad]
     return Coverage(groups, _skipped(root, visited, groups, refused, names))
 
 
@@ -199,7 +221,9 @@ def _group(root: nn.Module, uses: list[_Use], names: dict[int, list[str]], outpu
     parameters = tuple(name for t, all_names in listed if isinstance(t, nn.Parameter) for name in all_names)
     if use.weight.refusal is not None:
         raise _RefusedError(parameters, use.weight.refusal)
-    for tensor in tensors:
+    for part, tensor in zip(use.weight.parts, tensors, strict=True):
+        if part in use.weight.fixed:
+            continue
         if is_lazy(tensor):
             raise _RefusedError(parameters, LAZY)
         if not is_dtensor(tensor) and is_traceable_wrapper_subclass(tensor):
@@ -237,7 +261,9 @@ def _group(root: nn.Module, uses: list[_Use], names: dict[int, list[str]], outpu
             use.weight.combine,
             tuple(StoredTensor(name) for name in own_names),
             use.weight.check,
+            use.weight.fixed,
         ),
+        quantized=use.weight.quantized,
     )
 
 

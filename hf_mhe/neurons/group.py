@@ -48,7 +48,8 @@ class Source:
 
     `root` is the live model, or None for a checkpoint; `owner` the real dotted path of the module in it; `shapes` the
     parts' shapes when the group was made; `stored` says for each part how it is read by name. `check` raises where the
-    module no longer computes with that weight.
+    module no longer computes with that weight. `fixed` are the parts
+    that hold a quantized weight.
     """
 
     root: nn.Module | None
@@ -58,6 +59,7 @@ class Source:
     combine: Callable[[Mapping[str, Tensor]], Tensor]
     stored: tuple[Stored, ...]
     check: Callable[[], None] | None = None
+    fixed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class NeuronGroup:
     `lstm.weight_ih_l0.forget`, `attn.c_attn.q`, `mlp.experts.5.gate`); `module` is the module's name alone.
     `parameters` names every parameter that the group is made of, with all names of a tied one, the stored one first;
     in a group of a checkpoint they are the names of its tensors. `aliases` are the names of further modules that
-    share the matrix.
+    share the matrix. `quantized` is the format of a weight that is stored quantized, which is read and not trained.
 
     Groups of a model look their parameters up through the owning module at each call, so parameters that were replaced
     (`load_state_dict(assign=True)`, resized embeddings, `fully_shard`) are followed.
@@ -84,6 +86,7 @@ class NeuronGroup:
     module: str = ""
     layout: Layout = field(default=ROWS, repr=False)
     source: Source | None = field(default=None, repr=False, compare=False)
+    quantized: str | None = None
 
     @property
     def stack(self) -> str | None:
@@ -102,8 +105,15 @@ class NeuronGroup:
 
     @property
     def requires_grad(self) -> bool:
-        """Whether any of the group's parameters is trained; False for a group of a checkpoint."""
-        return self._bound().root is not None and any(tensor.requires_grad for tensor in self.tensors())
+        """Whether any of the group's parameters is trained; False for a group of a checkpoint.
+
+        Quantized values are not, whatever they say of themselves (float8 parameters require grad by default).
+        """
+        source = self._bound()
+        if source.root is None:
+            return False
+        held = zip(source.parts, self.tensors(), strict=True)
+        return any(tensor.requires_grad for part, tensor in held if part not in source.fixed)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The live tensors that the group's weight is made of, as the module holds them: usually its one parameter.

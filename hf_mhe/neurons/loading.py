@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,18 @@ from torch import Tensor, nn
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons.group import Get, Stored, StoredTensor
 from hf_mhe.neurons.skeleton.diffusers_model import renamed_on_load
+
+
+class Conversion(Protocol):
+    """Something that makes tensors of others, `target` among them; equal `key`s make the same."""
+
+    @property
+    def key(self) -> object: ...
+
+    @property
+    def target(self) -> str: ...
+
+    def convert(self, get: Get) -> dict[str, Tensor]: ...
 
 
 class LastConversion:
@@ -31,9 +43,9 @@ class LastConversion:
         self._made: dict[str, Tensor] = {}
         self._served: set[int] = set()
 
-    def take(self, reader: ConvertedTensor, get: Get) -> Tensor:
+    def take(self, reader: Conversion, get: Get) -> Tensor:
         """The tensor of one reader, converted unless the latest conversion was its own, and not yet taken by it."""
-        key = (reader.first_target, reader.sources)
+        key = reader.key
         if key != self._key or get != self._get or id(reader) in self._served:
             self._made.clear()
             self._made = reader.convert(get)
@@ -56,6 +68,10 @@ class ConvertedTensor:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(name for _, name in self.sources)
+
+    @property
+    def key(self) -> object:
+        return self.first_target, self.sources
 
     def read(self, get: Get) -> Tensor:
         return self.last.take(self, get)

@@ -176,7 +176,7 @@ def test_without_a_known_class_groups_are_by_shape(config: dict[str, Any] | None
     assert found.skipped == {
         "cls_token": "one neuron only: energy needs at least two",
         "score.weight": "one coordinate only: directions in one dimension are nothing but signs",
-        "position_ids": "stored as I64: not plain floating-point weights",
+        "position_ids": "dtype I64: positions, counts or flags, no weights",
     }
     weight = torch.randn(8, 3, 5, 5)
     assert torch.equal(found.groups[1].build({"conv.weight": weight}.__getitem__), weight.flatten(1))
@@ -193,18 +193,18 @@ def test_code_of_the_repository_is_never_run(tmp_path: Path, monkeypatch: pytest
     assert "embeddings.word_embeddings.weight" in found.skipped
 
 
-def test_quantized_tensors_are_not_read_as_weights(build: Callable[..., nn.Module]) -> None:
+def test_tensors_of_an_unknown_quantization_are_not_read_as_weights(build: Callable[..., nn.Module]) -> None:
     """If this failed, packed integers or unscaled blocks would be reported as directions of neurons."""
     model = build("llama", device="meta")
     shapes = _stored(model)
     scaled, packed = "model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj"
-    shapes[f"{scaled}.weight_scale_inv"] = (1, 1)
+    shapes[f"{scaled}.weight_codebook"] = (1, 1)
     shapes[f"{packed}.weight"] = (32, 24)
-    found = checkpoint_groups(shapes, _config(model, quantization_config={"quant_method": "fp8"}))
+    found = checkpoint_groups(shapes, _config(model, quantization_config={"quant_method": "quip"}))
     assert not {scaled, packed} & {group.name for group in found.groups}
     assert len(found.groups) == len(coverage(model).groups) - 2
-    assert found.skipped[f"{scaled}.weight"] == "stored quantized (fp8): directions need its scales"
-    assert found.skipped[f"{packed}.weight"] == "stored quantized (fp8): shape (32, 24), unpacked (32, 48)"
+    assert found.skipped[f"{scaled}.weight"] == "stored quantized (quip): directions need its scales"
+    assert found.skipped[f"{packed}.weight"] == "stored quantized (quip): shape (32, 24), unpacked (32, 48)"
 
 
 def test_patterns_select_alike(build: Callable[..., nn.Module]) -> None:

@@ -49,6 +49,10 @@ class _Adapted:
         for step in self.steps:
             check_state(step.layer, step.state)
 
+    def outline(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        make = self.base.outline or self.base.combine
+        return make({part: tensors[self.prefix + part] for part in self.base.parts})
+
     def __call__(self, tensors: Mapping[str, Tensor]) -> Tensor:
         original = weight = self.original(tensors)
         for step in self.steps:
@@ -85,13 +89,15 @@ def adapted(module: nn.Module, attribute: str) -> Weight | None:
         steps.append(_Step(below, layer, state, method if counts else None, own))
     combine = _Adapted(base, prefix, tuple(steps))
     refusal = next((reason for reason in refusals if reason is not None), None)
+    fixed = tuple(prefix + part for part in base.fixed)
     return replace(
         base,
         parts=tuple(parts),
         combine=combine,
-        outline=combine.original,
+        outline=combine.outline,
         refusal=refusal,
         check=combine.check,
+        fixed=fixed,
     )
 
 

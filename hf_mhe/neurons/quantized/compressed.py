@@ -1,0 +1,173 @@
+"""compressed-tensors: what llm-compressor writes, in the many formats that its config's groups name.
+
+A weight is stored under its module as `weight` or `weight_packed`, with `weight_scale` and what else its format needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_mhe.errors import MHEError
+from hf_mhe.neurons.group import Get
+from hf_mhe.neurons.quantized.live import quantized_weight
+from hf_mhe.neurons.quantized.stored import PLAIN_DTYPES, Packed, Tensors, Unread, needs
+from hf_mhe.neurons.weight import Weight
+
+_METHOD = "compressed-tensors"
+_PACKAGE = "compressed_tensors"
+_VALUES = (".weight_packed", ".weight")
+
+
+def live_weight(module: nn.Module, attribute: str) -> Weight | None:
+    """The weight of a linear layer or an embedding whose status is "compressed"; others hold theirs as it is."""
+    scheme, status = getattr(module, "quantization_scheme", None), getattr(module, "quantization_status", None)
+    if attribute != "weight" or scheme is None or getattr(status, "value", status) != "compressed":
+        return None
+    shape = _shape_of(module)
+    if shape is None:
+        return None
+    parts = tuple(name for held in (module._parameters, module._buffers) for name in held if name.startswith("weight"))
+    form = f"{_METHOD} ({getattr(scheme.format, 'value', scheme.format)})"
+    return quantized_weight(parts, shape, torch.float32, form, lambda tensors: _decompress(dict(tensors), scheme))
+
+
+def _shape_of(module: Any) -> tuple[int, int] | None:
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    if isinstance(module, nn.Embedding):
+        return module.num_embeddings, module.embedding_dim
+    return None
+
+
+def _decompress(state: dict[str, Tensor], scheme: Any) -> Tensor:
+    from compressed_tensors.compressors import BaseCompressor
+
+    compressor = BaseCompressor.get_value_from_registry(getattr(scheme.format, "value", scheme.format))
+    made: Tensor = compressor.decompress(state, scheme)["weight"]
+    return made
+
+
+def stored_weights(tensors: Tensors) -> Iterator[Packed | Unread]:
+    """The weights of a checkpoint whose config names compressed-tensors."""
+    if tensors.method != _METHOD:
+        return
+    lacking = needs(_PACKAGE, _METHOD)
+    groups = _groups(tensors.config) if lacking is None else []
+    for values in tensors.shapes:
+        ending = next((ending for ending in _VALUES if values.endswith(ending)), None)
+        if ending is None:
+            continue
+        module = values.removesuffix(ending)
+        parts = (values, *(name for name in _companions(module) if name in tensors.shapes))
+        if ending == ".weight" and (len(parts) == 1 or f"{module}.weight_packed" in tensors.shapes):
+            continue
+        name = f"{module}.weight"
+        if lacking is not None:
+            yield Unread(parts, f"quantized by {_METHOD}: {lacking}")
+        else:
+            yield _stored(tensors, module, name, parts, groups)
+
+
+def check_complete(tensors: Tensors, taken: Container[str]) -> None:
+    """Refuse values without their scales.
+
+    Raises:
+        MHEError: names the weight and the tensor that is missing.
+    """
+    if tensors.method != _METHOD:
+        return
+    for name, shape in tensors.shapes.items():
+        module = name.rpartition(".")[0]
+        codes = name.endswith(".weight") and len(shape) == 2 and tensors.dtype(name) not in (None, *PLAIN_DTYPES)
+        if (codes or name.endswith(".weight_packed")) and f"{module}.weight_scale" not in tensors.shapes:
+            tensors.missing(name, f"{module}.weight_scale", _METHOD)
+
+
+def _companions(module: str) -> list[str]:
+    endings = ("scale", "global_scale", "zero_point", "shape", "g_idx")
+    return [f"{module}.weight_{ending}" for ending in endings]
+
+
+def _groups(config: Mapping[str, Any]) -> list[Any]:
+    """The config's groups, each a scheme with its format filled in.
+
+    Raises:
+        MHEError: compressed-tensors does not accept the config.
+    """
+    from compressed_tensors.compressors.format import infer_module_format
+    from compressed_tensors.quantization import QuantizationConfig
+
+    known = {key: value for key, value in config.items() if key in QuantizationConfig.model_fields}
+    try:
+        parsed = QuantizationConfig.model_validate(known)
+        groups = list(parsed.config_groups.values())
+        for scheme in groups:
+            whole = parsed.format if parsed.format not in ("mixed-precision", "fakequant") else None
+            scheme.format = scheme.format or whole or infer_module_format(nn.Linear, scheme)
+    except (ValueError, NotImplementedError, StopIteration) as error:
+        said = " ".join(str(error).split())
+        raise MHEError(f"config.json: compressed-tensors does not accept quantization_config: {said}") from error
+    return groups
+
+
+def _stored(tensors: Tensors, module: str, name: str, parts: tuple[str, ...], groups: list[Any]) -> Packed | Unread:
+    scheme = _scheme(module, groups)
+    if scheme is None:
+        return Unread(parts, f"quantized by {_METHOD}: no group of the config targets {module}")
+    form = f"{_METHOD} ({getattr(scheme.format, 'value', scheme.format)})"
+    if f"{module}.weight_g_idx" in parts:
+        return Unread(parts, f"quantized by {form}: columns in another order (weight_g_idx) are not read")
+
+    def dequantize(get: Get) -> Tensor:
+        return _decompress({part.removeprefix(f"{module}."): get(part) for part in parts}, scheme)
+
+    return Packed(name, parts, _shape(tensors, module, parts, scheme, form), form, dequantize)
+
+
+def _scheme(module: str, groups: list[Any]) -> Any:
+    """The group that a module is in: one that names it, or else one for all linear layers."""
+    from compressed_tensors.utils.match import match_name
+
+    named = (scheme for scheme in groups if any(match_name(module, target) for target in scheme.targets))
+    by_class = (scheme for scheme in groups if any(not {":", "."} & set(target) for target in scheme.targets))
+    return next(named, None) or next(by_class, None)
+
+
+def _shape(tensors: Tensors, module: str, parts: tuple[str, ...], scheme: Any, form: str) -> tuple[int, ...]:
+    """The weight's own shape, as its format stores it or as its values tell it."""
+    if f"{module}.weight_shape" in parts:
+        return tuple(int(length) for length in tensors.read(f"{module}.weight_shape").tolist())
+    shape = tensors.shapes[parts[0]]
+    if parts[0].endswith(".weight"):
+        grid = tensors.shape(f"{module}.weight_scale", parts[0], form)
+        _check_grid(f"{module}.weight_scale", grid, shape, scheme)
+        return shape
+    bits = int(scheme.weights.num_bits)
+    per_byte = 8 // bits if bits in (4, 8) else 0
+    if not per_byte or tensors.dtype(parts[0]) not in (None, "U8", "I8"):
+        raise MHEError(
+            f"tensor {parts[0]!r} of shape {shape} holds {bits}-bit values, and {module}.weight_shape, which tells "
+            "the weight's shape, is not in the checkpoint"
+        )
+    return (*shape[:-1], shape[-1] * per_byte)
+
+
+def _check_grid(name: str, grid: tuple[int, ...], shape: tuple[int, ...], scheme: Any) -> None:
+    """Refuse scales that do not fit: one for the tensor, for each row, for each group in a row, or for each block."""
+    args = scheme.weights
+    rows, columns = shape[-2:]
+    strategy = str(getattr(args.strategy, "value", args.strategy))
+    height, width = {
+        "tensor": (rows, columns),
+        "channel": (1, columns),
+        "group": (1, args.group_size or columns),
+        "tensor_group": (1, args.group_size or columns),
+        "block": tuple(args.block_structure or (rows, columns)),
+    }.get(strategy, (0, 0))
+    if height and torch.Size(grid).numel() != -(-rows // height) * -(-columns // width):
+        expected = (-(-rows // height), -(-columns // width))
+        raise MHEError(f"tensor {name!r} has shape {grid}, expected {expected}: {strategy} scales of a weight {shape}")

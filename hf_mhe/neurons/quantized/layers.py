@@ -1,0 +1,9 @@
+"""Registers the quantized layers of every format with the finders of weights; importing it is enough."""
+
+from __future__ import annotations
+
+from hf_mhe.neurons.quantized import bitsandbytes, block_fp8, compressed, mxfp4, torchao
+from hf_mhe.neurons.weight import family
+
+for _form in (bitsandbytes, torchao, block_fp8, mxfp4, compressed):
+    family(_form.live_weight)

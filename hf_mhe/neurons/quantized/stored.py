@@ -1,0 +1,137 @@
+"""What is known of a checkpoint before any weight is read, and the weights that its formats make of its tensors."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from hf_mhe.errors import MHEError
+from hf_mhe.neurons.group import Get
+
+PLAIN_DTYPES = ("F64", "F32", "F16", "BF16")
+"""The dtypes, as a safetensors header spells them, whose values are numbers as they stand."""
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A weight that a checkpoint stores quantized: `parts` are its tensors, the values first.
+
+    `shape` is the weight's own, `form` what its format is called; `dequantize` makes the weight, reading by name.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    shape: tuple[int, ...]
+    form: str
+    dequantize: Callable[[Get], Tensor]
+
+
+@dataclass(frozen=True)
+class Unread:
+    """Tensors that cannot be read as a weight, with the reason; `quantized` where they were one once."""
+
+    parts: tuple[str, ...]
+    reason: str
+    quantized: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Tensors:
+    """A checkpoint's tensors by name: shapes, dtypes as safetensors spells them (none: not known), and what it says.
+
+    `config` is the config's `quantization_config`, `metadata` that of the files' headers, `get` reads a tensor (None:
+    nothing can be read yet), and `transposed` tells whether a weight belongs to transformers' `Conv1D`.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    get: Get | None = None
+    transposed: Callable[[str], bool] = lambda name: False
+
+    @property
+    def method(self) -> str:
+        """The config's name for the quantization, "" where it names none."""
+        return str(self.config.get("quant_method") or "").lower().replace("_", "-")
+
+    def dtype(self, name: str) -> str | None:
+        """A tensor's dtype, None where it is not known."""
+        return self.dtypes.get(name)
+
+    def shape(self, name: str, of: str, form: str) -> tuple[int, ...]:
+        """The shape of a tensor that has to be there because `of` is.
+
+        Raises:
+            MHEError: names the tensor that is missing.
+        """
+        if name not in self.shapes:
+            self.missing(of, name, form)
+        return self.shapes[name]
+
+    def missing(self, weight: str, name: str, form: str) -> NoReturn:
+        """Refuse a checkpoint that lacks a tensor.
+
+        Raises:
+            MHEError: always; names both tensors.
+        """
+        raise MHEError(
+            f"tensor {weight!r} is quantized by {form}, and the checkpoint does not hold {name!r}, without which its "
+            "values are no weights: the checkpoint is incomplete"
+        )
+
+    def expect(self, name: str, shape: tuple[int, ...], why: str) -> None:
+        """Refuse scales that do not fit the values.
+
+        Raises:
+            MHEError: names the tensor, its shape and the right one.
+        """
+        if self.shapes[name] != shape:
+            raise MHEError(f"tensor {name!r} has shape {self.shapes[name]}, expected {shape}: {why}")
+
+    def expect_count(self, name: str, count: int, why: str) -> None:
+        """Refuse scales of which there are too few or too many, whatever their shape.
+
+        Raises:
+            MHEError: names the tensor, its shape and the right number.
+        """
+        if torch.Size(self.shapes[name]).numel() != count:
+            raise MHEError(f"tensor {name!r} has shape {self.shapes[name]}, expected {count} values: {why}")
+
+    def read(self, name: str) -> Tensor:
+        """A small tensor that the shapes of others depend on.
+
+        Raises:
+            MHEError: this checkpoint cannot be read yet.
+        """
+        if self.get is None:
+            raise MHEError(f"the shapes of quantized weights are in {name!r}: give checkpoint_groups `get` to read it")
+        return self.get(name)
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """The JSON object that a tensor of bytes spells.
+
+        Raises:
+            MHEError: the bytes are no JSON object.
+        """
+        values = self.read(name)
+        try:
+            content = json.loads(bytes(values.to(torch.uint8).flatten().tolist()).decode("utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise MHEError(f"tensor {name!r} should spell JSON, and does not: {error}") from error
+        if not isinstance(content, dict):
+            raise MHEError(f"tensor {name!r} should spell a JSON object, and spells a {type(content).__name__}")
+        return content
+
+
+def needs(package: str, distribution: str | None = None) -> str | None:
+    """What to install to read a format, None where its package is there."""
+    if importlib.util.find_spec(package) is not None:
+        return None
+    return f"reading it needs {distribution or package}, which is not installed: pip install {distribution or package}"

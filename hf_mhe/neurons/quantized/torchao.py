@@ -1,0 +1,161 @@
+"""torchao: weights that are tensor subclasses, with integer or float8 values and their scales inside.
+
+A checkpoint of transformers holds a subclass's tensors one by one (`q_proj._weight_qdata`, `q_proj._weight_scale`) and
+says in the files' metadata how they go together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Container, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_mhe.errors import MHEError
+from hf_mhe.neurons.group import Get
+from hf_mhe.neurons.quantized.live import held_parameter, of_class, quantized_weight, unreadable
+from hf_mhe.neurons.quantized.stored import Packed, Tensors, Unread, needs
+from hf_mhe.neurons.weight import Weight
+
+_PACKAGE = "torchao"
+_TORCH_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I8": torch.int8,
+    "U8": torch.uint8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+
+
+def live_weight(module: nn.Module, attribute: str) -> Weight | None:
+    """A parameter that is one of torchao's tensor subclasses."""
+    parameter = held_parameter(module, attribute)
+    if not of_class(parameter, _PACKAGE, "TorchAOBaseTensor"):
+        return None
+    form = f"{_PACKAGE} ({type(parameter).__name__})"
+    if not hasattr(parameter, "dequantize") and (why := _refuses_products(parameter)) is not None:
+        return unreadable((attribute,), form, why)
+    return quantized_weight(
+        (attribute,), tuple(parameter.shape), parameter.dtype, form, lambda t: _dequantize(t[attribute])
+    )
+
+
+def _refuses_products(weight: Tensor) -> str | None:
+    """Why a subclass that no method dequantizes cannot be read by what it computes either."""
+    if weight.ndim != 2:
+        return f"torchao cannot dequantize {weight.ndim} dimensions of it"
+    try:
+        with torch.no_grad():
+            _products(weight, rows=1)
+    except (RuntimeError, NotImplementedError, AssertionError, ImportError, AttributeError) as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return f"torchao has no method that dequantizes it, and no kernel for it on {weight.device.type}: {said}"
+    return None
+
+
+def _dequantize(weight: Any) -> Tensor:
+    if not hasattr(weight, "dequantize"):
+        return _products(weight, rows=weight.shape[1])
+    made: Tensor = weight.dequantize()
+    scale = getattr(weight, "act_pre_scale", None)  # of the inputs, before they meet the weight: AWQ, SmoothQuant
+    return made if scale is None else made * scale
+
+
+def _products(weight: Tensor, rows: int) -> Tensor:
+    """The weight's columns, as the layer makes them of unit vectors: the packed layouts are known to a kernel only."""
+    inputs = torch.eye(rows, weight.shape[1], dtype=weight.dtype, device=weight.device)
+    return nn.functional.linear(inputs, weight).T
+
+
+def stored_weights(tensors: Tensors) -> Iterator[Packed | Unread]:
+    """The weights of a checkpoint that torchao quantized, as the metadata lists them."""
+    for name in _names(tensors):
+        described = _described(tensors, name)
+        kind = described.get("_type")
+        if kind in (None, "Tensor"):
+            continue
+        module, _, attribute = name.rpartition(".")
+        prefix = f"{module}._{attribute}_" if module else f"_{attribute}_"
+        form = f"{_PACKAGE} ({kind})"
+        inside = sorted(described.get("_tensor_data_names") or [], key=lambda part: part != "qdata")
+        parts = tuple(f"{prefix}{part}" for part in inside)
+        for part in parts:
+            tensors.shape(part, name, form)
+        yield _stored(tensors, name, kind, form, parts)
+
+
+def check_complete(tensors: Tensors, taken: Container[str]) -> None:
+    """Refuse values of which the metadata does not say how they are made.
+
+    Raises:
+        MHEError: names the tensor.
+    """
+    for name in tensors.shapes if tensors.method == _PACKAGE else ():
+        if name.endswith("_qdata") and name not in taken:
+            raise MHEError(
+                f"tensor {name!r} is quantized by torchao, and the metadata of its file does not say how: "
+                "save the model again with save_pretrained"
+            )
+
+
+def _stored(tensors: Tensors, name: str, kind: str, form: str, parts: tuple[str, ...]) -> Packed | Unread:
+    if (lacking := needs(_PACKAGE)) is not None:
+        return Unread(parts, f"quantized by {form}: {lacking}")
+    blank = {
+        part: torch.empty(tensors.shapes[part], dtype=_TORCH_DTYPES[tensors.dtypes[part]], device="meta")
+        for part in parts
+        if tensors.dtype(part) in _TORCH_DTYPES
+    }
+    if len(blank) < len(parts):
+        return Unread(parts, f"quantized by {form}: of a dtype that is not read")
+    outline = _built(tensors, name, blank)
+    if not hasattr(outline, "dequantize"):
+        why = "torchao dequantizes it on its own kernel's device only: load it there and analyze the module"
+        return Unread(parts, f"quantized by {form}: {why}")
+    scale = next((part for part in parts if part.endswith("_scale")), None)
+    block = getattr(outline, "block_size", None)
+    if scale is not None and block is not None and len(block) == outline.ndim:
+        expected = torch.Size(-(-length // size) for length, size in zip(outline.shape, block, strict=True))
+        tensors.expect_count(scale, expected.numel(), f"one scale for each block {tuple(block)} of {name}")
+
+    def dequantize(get: Get) -> Tensor:
+        return _dequantize(_built(tensors, name, {part: get(part) for part in parts}))
+
+    return Packed(name, parts, tuple(outline.shape), form, dequantize)
+
+
+def _built(tensors: Tensors, name: str, parts: Mapping[str, Tensor]) -> Any:
+    """The tensor subclass, from its tensors, as torchao builds it."""
+    from torchao.prototype.safetensors.safetensors_support import unflatten_tensor_state_dict
+
+    described = {name: tensors.metadata[name], "tensor_names": json.dumps([name])}
+    try:
+        built, _ = unflatten_tensor_state_dict(dict(parts), described)
+    except (ValueError, TypeError, AssertionError) as error:
+        said = " ".join(str(error).split())
+        raise MHEError(f"torchao cannot build {name} from {', '.join(parts)}: {said}") from error
+    return built[name]
+
+
+def _names(tensors: Tensors) -> list[str]:
+    """The names of all weights that torchao's metadata lists; none where there is no such metadata."""
+    try:
+        names = json.loads(tensors.metadata.get("tensor_names", "null"))
+    except json.JSONDecodeError:
+        return []
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _described(tensors: Tensors, name: str) -> dict[str, Any]:
+    """What the metadata says of one weight.
+
+    Raises:
+        MHEError: it lists the weight and says nothing of it.
+    """
+    try:
+        described = json.loads(tensors.metadata[name])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise MHEError(f"torchao's metadata lists {name!r} and does not say how it is made") from error
+    if not isinstance(described, dict):
+        raise MHEError(f"torchao's metadata says {described!r:.80} of {name!r}, not how it is made")
+    return described

@@ -1,0 +1,141 @@
+"""A quantized checkpoint seen as the plain one that it stands for, and the groups of that put back on its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from hf_mhe.errors import MHEError
+from hf_mhe.neurons.cover import Coverage
+from hf_mhe.neurons.group import Get, NeuronGroup, Stored
+from hf_mhe.neurons.loading import LastConversion
+from hf_mhe.neurons.quantized import bitsandbytes, block_fp8, compressed, mxfp4, packages, torchao
+from hf_mhe.neurons.quantized.stored import Packed, Tensors, Unread
+
+_FORMATS = (bitsandbytes, torchao, block_fp8, mxfp4, compressed)
+
+READ_METHODS = ("bitsandbytes", "torchao", "fp8", "mxfp4", "compressed-tensors")
+"""What configs call the methods whose tensors are read; those of others are known by nothing but their dtypes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Unpacked:
+    """`shapes`: those of the tensors as they would be stored without quantization, by the names they would have.
+
+    `packed` are the weights among them that are made of other tensors, `unread` the tensors that take no part, each
+    with the reason; `why` is the reason for the first weight that cannot be read, None where all can.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    packed: dict[str, Packed]
+    unread: dict[str, str]
+    why: str | None
+
+    def restore(self, found: Coverage) -> Coverage:
+        """The coverage of the plain checkpoint as that of the quantized one: groups read and name its own tensors."""
+        last = LastConversion()
+        skipped = {name: reason for own, reason in found.skipped.items() for name in self._stored_names([own])}
+        return replace(
+            found,
+            groups=[self._restored(group, last) for group in found.groups],
+            skipped={**skipped, **self.unread},
+            note="; ".join(filter(None, (found.note, self.why and f"some weights are not read: {self.why}"))) or None,
+            codes=frozenset(packed.parts[0] for packed in self.packed.values()),
+        )
+
+    def _stored_names(self, names: Iterable[str]) -> list[str]:
+        parts = ((self.packed[name].parts if name in self.packed else (name,)) for name in names)
+        return list(dict.fromkeys(name for of_name in parts for name in of_name))
+
+    def _restored(self, group: NeuronGroup, last: LastConversion) -> NeuronGroup:
+        assert group.source is not None, group
+        used = [self.packed[name] for name in group.parameters if name in self.packed]
+        if not used:
+            return group
+        stored = tuple(_Dequantized(each, self.packed, last) for each in group.source.stored)
+        return replace(
+            group,
+            parameters=tuple(self._stored_names(group.parameters)),
+            source=replace(group.source, stored=stored),
+            quantized=used[0].form,
+        )
+
+
+@dataclass(frozen=True)
+class _GetDequantized:
+    """`get` by the names of the plain checkpoint. Those of one `get` are equal, so what groups share is made once."""
+
+    get: Get
+    packed: Mapping[str, Packed] = field(compare=False)
+
+    def __call__(self, name: str) -> Tensor:
+        packed = self.packed.get(name)
+        if packed is None:
+            return self.get(name)
+        made = packed.dequantize(self.get)
+        if tuple(made.shape) != packed.shape:
+            parts = " + ".join(packed.parts)
+            raise MHEError(f"{packed.form} makes a weight {tuple(made.shape)} of {parts}, expected {packed.shape}")
+        return made
+
+
+@dataclass(frozen=True, eq=False)
+class _Dequantized:
+    """A tensor of the plain checkpoint, read from those that it is stored as; each group has one of its own."""
+
+    stored: Stored
+    packed: Mapping[str, Packed]
+    last: LastConversion
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        parts = (self.packed[name].parts if name in self.packed else (name,) for name in self.stored.names)
+        return tuple(name for of_name in parts for name in of_name)
+
+    @property
+    def key(self) -> object:
+        return self.stored
+
+    @property
+    def target(self) -> str:
+        return ""
+
+    def convert(self, get: Get) -> dict[str, Tensor]:
+        return {self.target: self.stored.read(_GetDequantized(get, self.packed))}
+
+    def read(self, get: Get) -> Tensor:
+        return self.last.take(self, get)
+
+
+def unpack(tensors: Tensors) -> Unpacked:
+    """Find the quantized weights of a checkpoint, by its tensors' names, and what the plain one would hold.
+
+    Raises:
+        MHEError: scales that are missing or of a wrong shape, a config that its own library does not accept.
+    """
+    found = [each for form in _FORMATS for each in form.stored_weights(tensors)]
+    taken = {part for each in found for part in each.parts}
+    for form in _FORMATS:
+        form.check_complete(tensors, taken)
+    rest = {name: shape for name, shape in tensors.shapes.items() if name not in taken}
+    found += packages.stored_weights(replace(tensors, shapes=rest))
+
+    unread: dict[str, str] = {}
+    first_part: dict[str, Packed] = {}
+    for each in found:
+        if isinstance(each, Packed):
+            first_part[each.parts[0]] = each
+        else:
+            unread.update({part: each.reason for part in each.parts if len(tensors.shapes[part]) >= 2})
+    taken = {part for each in found for part in each.parts}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in tensors.shapes.items():
+        if name in first_part:
+            shapes[first_part[name].name] = first_part[name].shape
+        elif name not in taken:
+            shapes[name] = shape
+    reasons = [each.reason for each in found if isinstance(each, Unread) and each.quantized]
+    packed = {each.name: each for each in found if isinstance(each, Packed)}
+    return Unpacked(shapes, packed, unread, reasons[0] if reasons else None)
