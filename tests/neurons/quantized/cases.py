@@ -91,7 +91,7 @@ def assert_alike(report: EnergyReport, oracle: EnergyReport, plain: list[tuple[o
 def rewritten(
     plain: Path, folder: Path, change: Callable[[str, Tensor], dict[str, Tensor]], quantization: dict[str, Any] | None
 ) -> Path:
-    """A checkpoint with each tensor replaced by those that `change(name, tensor)` gives, and a config that says so, or none."""
+    """A checkpoint with each tensor replaced by those that `change(name, tensor)` gives, and what its config says."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
     for file in sorted(plain.glob("*.safetensors")):
