@@ -48,8 +48,7 @@ class Source:
 
     `root` is the live model, or None for a checkpoint; `owner` the real dotted path of the module in it; `shapes` the
     parts' shapes when the group was made; `stored` says for each part how it is read by name. `check` raises where the
-    module no longer computes with that weight. `fixed` are the parts
-    that hold a quantized weight.
+    module no longer computes with that weight. `fixed` are the parts that hold a quantized weight.
     """
 
     root: nn.Module | None

@@ -27,8 +27,8 @@ class Weight:
 
     `outline` gives a tensor of the weight's shape from tensors without values, where `combine` cannot. `refusal` says
     why the weight cannot be read, for one that is there and cannot. `check` raises where the module no longer computes
-    with the weight that `combine` makes. `quantized` is what the format
-    of a quantized weight is called, and `fixed` those parts that hold it, which are not trained.
+    with the weight that `combine` makes. `quantized` is what the format of a quantized weight is called, and `fixed`
+    those parts that hold it, which are not trained.
     """
 
     parts: tuple[str, ...]
