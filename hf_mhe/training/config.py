@@ -57,6 +57,10 @@ class MHEConfig:
         warmup_steps: optimizer steps in which all weights rise from 0 along a line.
         every_n_steps: of how many optimizer steps one computes the penalty, which then counts as often as it would
             have in all of them: `every_n_steps` times, if the weights are constant.
+        budget: at most this share of the floating-point operations of a training step, in (0, 1], goes to the penalty,
+            on average over the steps; None sets no limit. Where the exact penalty does not fit, each step computes an
+            unbiased estimate of it and of its gradient: some of the groups in turn, the largest by a sample of their
+            neurons. It stands for `every_n_steps`, which has to be 1.
         log_groups: log each group's mean energy too, as `mhe_energy/<group>`.
 
     Raises:
@@ -92,11 +96,15 @@ class MHEConfig:
     every_n_steps: int = field(
         default=1, metadata={"help": "Of how many optimizer steps one computes the penalty, for all of them."}
     )
+    budget: float | None = field(
+        default=None, metadata={"help": "Share of a training step's operations that the penalty may take, in (0, 1]."}
+    )
     log_groups: bool = field(default=False, metadata={"help": "Log each group's mean energy too."})
 
     def __post_init__(self) -> None:
         for name in ("s", "softening", *_WEIGHTS):
             object.__setattr__(self, name, _number(name, getattr(self, name)))
+        object.__setattr__(self, "budget", _share(self.budget))
         for name in ("include", "exclude", "output"):
             object.__setattr__(self, name, _patterns(name, getattr(self, name)))
         if self.adapters not in (known := get_args(Adapters)):
@@ -105,6 +113,11 @@ class MHEConfig:
             raise MHEError(f"log_groups must be True or False; got {self.log_groups!r}")
         self.potential("hidden")  # the potential knows which distances and spaces there are
         self.over(math.inf)  # and the schedule which decays
+        if self.budget is not None and self.every_n_steps > 1:
+            raise MHEError(
+                f"budget={self.budget:g} and every_n_steps={self.every_n_steps} both say how much of the penalty is "
+                "computed: set one of them"
+            )
 
     def weight(self, role: str) -> float:
         """The weight of a group's mean energy in the objective, by the group's role.
@@ -230,6 +243,14 @@ def _number(name: str, value: object) -> float:
     # bool is a Real, and "true" in a config file is never meant as the number 1.
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value < 0:
         raise MHEError(f"{name} must be a finite number >= 0; got {value!r}")
+    return float(value)
+
+
+def _share(value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) <= 1:  # NaN is not
+        raise MHEError(f"budget must be a share of the training step's operations in (0, 1], or None; got {value!r}")
     return float(value)
 
 

@@ -40,7 +40,7 @@ class GradientRatio:
         latest, self._latest = self._latest, None
         return {} if latest is None else {"mhe_gradient_ratio": latest}
 
-    def watch(self, penalty: Tensor, model: nn.Module, again: Callable[[], Tensor], *, steps: int = 1) -> Tensor:
+    def watch(self, penalty: Tensor, model: nn.Module, again: Callable[[], Tensor], *, steps: float = 1) -> Tensor:
         """The penalty, 0-dim, in whose backward pass the ratio is taken.
 
         Args:

@@ -22,13 +22,21 @@ class PenaltyTerms(NamedTuple):
     """One evaluation of the penalty: the weighted sum, differentiable, and each group's mean energy, detached.
 
     With `ranks` above 1 the work was divided: the penalty and the energies are `ranks` times this rank's share, which
-    is zero for the groups that others computed, and their mean over the ranks is what they would be undivided.
+    is zero for the groups that others computed, and their mean over the ranks is what they would be undivided. Groups
+    that no rank computed, because a budget left them out, are not `computed`; their energy is zero here.
     """
 
     penalty: Tensor
     energies: Tensor
     groups: Sequence[NeuronGroup] = ()
     ranks: int = 1
+    computed: Sequence[int] | None = None  # places of the groups; None: all of them
+
+    def among(self, groups: Sequence[NeuronGroup], places: Sequence[int]) -> PenaltyTerms:
+        """The same terms among all groups, in which they have these places."""
+        energies = self.energies.new_zeros(len(groups))
+        energies[list(places)] = self.energies
+        return PenaltyTerms(self.penalty, energies, groups, self.ranks, places)
 
 
 class PenaltyLog:
@@ -39,6 +47,7 @@ class PenaltyLog:
         self._groups: list[NeuronGroup] = []
         self._sum: Tensor | None = None  # of what has not been transferred: the penalty, then each group's energy
         self._steps = 0
+        self._times: list[int] = []  # how many of the steps computed each group
         self._ranks = 1  # above 1 while the sum is of this rank's shares
         self._penalties: list[tuple[float, int]] = []  # sum, steps
         self._energies: dict[str, tuple[NeuronGroup, float, int]] = {}  # group, sum, steps
@@ -48,9 +57,12 @@ class PenaltyLog:
         if [group.name for group in self._groups] != [group.name for group in terms.groups]:
             self._settle()  # layers were frozen or unfrozen, on every rank alike
             self._groups = list(terms.groups)
+            self._times = [0] * len(self._groups)
         step = torch.cat([factor * terms.penalty.detach()[None].to(terms.energies), terms.energies])
         self._sum = step if self._sum is None else self._sum + step
         self._steps += 1
+        for place in range(len(self._groups)) if terms.computed is None else terms.computed:
+            self._times[place] += 1
         self._ranks = max(self._ranks, terms.ranks)
 
     def drain(self) -> dict[str, float]:
@@ -66,8 +78,9 @@ class PenaltyLog:
         means = [(group, total / steps) for group, total, steps in energies.values()]
         record = {
             "mhe_loss": sum(total for total, _ in penalties) / sum(steps for _, steps in penalties),
-            "mhe_mean_energy": sum(mean for _, mean in means) / len(means),
         }
+        if means:
+            record["mhe_mean_energy"] = sum(mean for _, mean in means) / len(means)
         scores = [score for group, mean in means if (score := self._score(group, mean)) is not None]
         if scores:
             record["mhe_score"] = sum(scores) / len(scores)
@@ -84,10 +97,12 @@ class PenaltyLog:
             self._sum /= self._ranks
         penalty, *energies = self._sum.tolist()
         self._penalties.append((penalty, self._steps))
-        for group, energy in zip(self._groups, energies, strict=True):
-            _, total, steps = self._energies.get(group.name, (group, 0.0, 0))
-            self._energies[group.name] = (group, total + energy, steps + self._steps)
+        for group, energy, times in zip(self._groups, energies, self._times, strict=True):
+            _, total, before = self._energies.get(group.name, (group, 0.0, 0))
+            if times:
+                self._energies[group.name] = (group, total + energy, before + times)
         self._sum, self._steps, self._ranks = None, 0, 1
+        self._times = [0] * len(self._groups)
 
     def _score(self, group: NeuronGroup, energy: float) -> float | None:
         potential = self.config.potential(group.role)

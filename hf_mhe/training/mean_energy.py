@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from hf_mhe.energy import Potential, hyperspherical_energy
+from hf_mhe.energy import Potential, hyperspherical_energy, sampled_energy
 from hf_mhe.errors import MHEError
 
 
-def mean_energy(matrix: Tensor, potential: Potential) -> Tensor:
-    """The exact mean energy of the live rows of `(n, d)`, differentiable: a 0-dim tensor; 0 for a matrix of zeros.
+class Sample(NamedTuple):
+    """A random sample of so many rows, drawn with a seed."""
+
+    rows: int
+    seed: int
+
+
+def mean_energy(matrix: Tensor, potential: Potential, sample: Sample | None = None) -> Tensor:
+    """The mean energy of the live rows of `(n, d)`, differentiable: a 0-dim tensor; 0 for a matrix of zeros.
+
+    Exact, or with a sample an unbiased estimate.
 
     Raises:
         MHEError: as `hyperspherical_energy`.
     """
     try:
+        if sample is not None:
+            return sampled_energy(
+                matrix,
+                potential.s,
+                rows=sample.rows,
+                distance=potential.distance,
+                space=potential.space,
+                softening=potential.softening,
+                dead="skip",
+                generator=torch.Generator().manual_seed(sample.seed),
+            )
         return hyperspherical_energy(
             matrix,
             potential.s,

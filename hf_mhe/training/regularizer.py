@@ -5,26 +5,23 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import NeuronGroup, neuron_groups
-from hf_mhe.neurons.group import is_dtensor
 from hf_mhe.neurons.wrappers import unwrap
+from hf_mhe.training.budget import Budget, Candidate
 from hf_mhe.training.config import MHEConfig
 from hf_mhe.training.diagnosis import GradientRatio, is_due
 from hf_mhe.training.engines import (
     ForwardUnderDDP,
     Managed,
     Part,
-    Sharded,
     averaging_ranks,
-    divide,
-    divided_energies,
     find_engine,
     is_distributed,
     owners,
@@ -32,14 +29,10 @@ from hf_mhe.training.engines import (
     refuse_model,
     refuse_parameter,
     refuse_unfound,
-    refuse_without_values,
-    sharded_penalty,
-    tie,
 )
-from hf_mhe.training.finite import finite
+from hf_mhe.training.evaluation import Evaluation, Term
 from hf_mhe.training.logs import PenaltyLog, PenaltyTerms
-from hf_mhe.training.mean_energy import mean_energy
-from hf_mhe.training.messages import check_loss, not_finite, nothing_left
+from hf_mhe.training.messages import check_loss, nothing_left
 from hf_mhe.training.schedule import check_integer
 from hf_mhe.training.timing import find_moment
 
@@ -64,9 +57,6 @@ class MHERegularizer:
                 optimizer.zero_grad()
                 accelerator.log(regularizer.logs())
 
-    In a compiled step the hook runs as it is, between the compiled graphs, and nothing is compiled again from step to
-    step. Where there may be one graph only (`torch.compile(fullgraph=True)`), add `penalty()`, which can be traced.
-
     It counts the optimizer steps, for the schedule of the config. After
     `accelerator.register_for_checkpointing(regularizer)` the count is saved and loaded with everything else.
 
@@ -78,15 +68,19 @@ class MHERegularizer:
         divide_work: under DDP, whether each rank computes its share of the groups, which the averaging of gradients
             completes. What a call adds to a rank's loss is then that rank's share times the number of ranks: the mean
             of the loss over the ranks is as undivided. Say False in a loop that reduces gradients in its own way.
+        step_operations: with `MHEConfig(budget=...)`, the floating-point operations of one optimizer step on one
+            process, forward and backward passes of all its micro-batches; by default the first step's are counted.
+        seed: of what a budget draws at each step.
         total_steps: optimizer steps of the whole training, at whose end a decay arrives at 0: needed where the config
             has one (`schedule="linear"` or `"cosine"`). `math.inf` is a training without end.
 
     Attributes:
         step: the number of optimizer steps counted so far.
+        budget: what keeps the penalty within `MHEConfig(budget=...)`, or None.
 
     Raises:
-        MHEError: the model is not a module, runs on an engine that is not served, or has nothing to regularize; or a
-            decay is asked for without `total_steps`.
+        MHEError: the model is not a module, runs on an engine that is not served, or has nothing to regularize; a
+            decay is asked for without `total_steps`; or `step_operations` or `seed` is out of range.
     """
 
     def __init__(
@@ -96,6 +90,8 @@ class MHERegularizer:
         *,
         divide_work: bool = True,
         total_steps: float | None = None,
+        step_operations: float | None = None,
+        seed: int = 0,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise MHEError(f"model must be a torch.nn.Module; got {type(model).__name__}")
@@ -111,11 +107,13 @@ class MHERegularizer:
             )
         self.schedule = self.config.over(math.inf if total_steps is None else total_steps)
         self.step = 0
+        self._evaluation = Evaluation(self.model, self.config)
         self._log = PenaltyLog(self.config)
         self._ratio = GradientRatio()
         self._warned = False
         self._bound: list[NeuronGroup] = []
         self._forward: ForwardUnderDDP | None = None
+        self.budget: Budget | None = None
         if self.config.is_off:
             return
         found = neuron_groups(
@@ -132,6 +130,8 @@ class MHERegularizer:
         for group in self._bound:
             for tensor in group.tensors():
                 refuse_parameter(group.name, managed.parameter(tensor))
+        if self.config.budget is not None:
+            self.budget = Budget(self.config.budget, self.model, step_operations=step_operations, seed=seed)
         if is_distributed():
             self._forward = ForwardUnderDDP(self._tensors)
             self.model.register_forward_hook(self._forward)
@@ -160,45 +160,14 @@ class MHERegularizer:
         Raises:
             MHEError: as `penalty`.
         """
-        groups = self.groups
         self._check_frozen()
-        if not groups:
-            return PenaltyTerms(torch.zeros(()), torch.zeros(0))
-        return PenaltyTerms(*self._evaluate(groups), groups)
-
-    def evaluate_due(self) -> PenaltyTerms:
-        """As `evaluate`, for the gradients of the forward pass just done: under DDP, this rank's share of the work.
-
-        Raises:
-            MHEError: as `penalty`.
-        """
-        engine = find_engine(self.model)
-        if engine is not None and self.groups:
-            groups = self.groups
-            prepare(engine, self.model, self._tensors())
-            return PenaltyTerms(*self._evaluate(groups, averaging_ranks(engine) if self.divide_work else None), groups)
-        part = self._forward.take_part() if self._forward is not None and self.divide_work else Part()
-        groups = self.groups
-        if part.ranks == 1 or not groups:
-            return self.evaluate()
-        owners = divide([group.n * group.n * group.d for group in groups], part.ranks)
-        mine = [index for index, owner in enumerate(owners) if owner == part.rank]
-        tensors = [group.tensors() for group in groups]
-        # The ranks' shares are put together: all of one dtype, whichever groups a rank has.
-        dtype = reduce(torch.promote_types, (tensor.dtype for each in tensors for tensor in each), torch.float32)
-        energies = torch.zeros(len(groups), dtype=dtype, device=tensors[0][0].device)
-        penalty = energies.new_zeros(())
-        if mine:
-            own = part.ranks * self._energies([groups[index] for index in mine]).to(dtype)
-            penalty = self._weighted([groups[index] for index in mine], own).to(penalty.device)
-            energies[mine] = own.detach().to(energies.device)
-        others = [tensor for index, each in enumerate(tensors) if owners[index] != part.rank for tensor in each]
-        return PenaltyTerms(tie(penalty, [t for t in others if t.requires_grad]), energies, groups, part.ranks)
+        return self._evaluation.whole(self._exact(self.groups))
 
     def advance(self) -> Tensor | None:
         """What the optimizer step at hand gets of the penalty, and on to the next; None where it gets nothing.
 
-        That is `evaluate_due`, multiplied by the schedule's share of this step.
+        That is the penalty, or with a budget this step's estimate of it, times the schedule's share of the step; where
+        gradients are averaged over the ranks, this rank's part of it.
 
         Raises:
             MHEError: as `penalty`.
@@ -207,12 +176,21 @@ class MHERegularizer:
         share = self.schedule.share(step)
         if share == 0 or not self._something_trains():
             return None
-        terms = self.evaluate_due()
-        self._log.count(terms, self.schedule.factor(step))
-        penalty = share * terms.penalty
+        groups = self.groups
+        terms, places = self._exact(groups), None
+        if self.budget is not None:
+            drawn = self.budget.draw(self._candidates(groups), step, self._dividing_ranks(groups))
+            terms = [Term(groups[each.place], each.factor * terms[each.place].factor, each.sample) for each in drawn]
+            places = [each.place for each in drawn]
+            if not drawn:
+                return None
+        found = self._due(terms)
+        self._log.count(found if places is None else found.among(groups, places), self.schedule.factor(step))
+        penalty = share * found.penalty
         every = self.schedule.every_n_steps
         if is_due(step // every + 1) and not torch.compiler.is_compiling() and find_engine(self.model) is None:
-            penalty = self._ratio.watch(penalty, self.model, lambda: share * self.penalty(), steps=every)
+            again = lambda: share * self._evaluation.whole(terms).penalty  # noqa: E731
+            penalty = self._ratio.watch(penalty, self.model, again, steps=every * self._inflation(groups, terms))
         return penalty
 
     def logs(self) -> dict[str, float]:
@@ -232,19 +210,28 @@ class MHERegularizer:
             record["mhe_factor"] = self.schedule.factor(self.step - 1)
         return record
 
-    def state_dict(self) -> dict[str, int]:
-        """What a resumed training needs beside the model's weights: the number of optimizer steps."""
-        return {"step": self.step}
+    def state_dict(self) -> dict[str, float]:
+        """What a resumed training needs beside the model's weights: the number of optimizer steps.
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        With a budget, once it has counted, also a step's operations.
+        """
+        known = None if self.budget is None else self.budget.step_operations
+        return {"step": self.step} if known is None else {"step": self.step, "step_operations": known}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Go on from a state that `state_dict` gave; what was gathered for a log record is dropped.
 
         Raises:
             MHEError: the state is not one of a regularizer.
         """
-        if not isinstance(state, Mapping) or set(state) != {"step"}:
-            raise MHEError(f"a regularizer's state is {{'step': number of optimizer steps}}; got {state!r}")
+        if not isinstance(state, Mapping) or set(state) - {"step_operations"} != {"step"}:
+            raise MHEError(
+                "a regularizer's state is {'step': number of optimizer steps} and, with a budget, 'step_operations'; "
+                f"got {state!r}"
+            )
         check_integer("step", state["step"], at_least=0)
+        if self.budget is not None:
+            self.budget.load(state.get("step_operations"))
         self.step = int(state["step"])
         self._log = PenaltyLog(self.config)
         self._ratio.drain()  # what it has warned of it does not say again
@@ -259,7 +246,7 @@ class MHERegularizer:
         if not groups:
             return {}
         with torch.no_grad():
-            values = self._evaluate(groups)[1].tolist()
+            values = self._evaluation.whole(self._exact(groups)).energies.tolist()
         return {group.name: value for group, value in zip(groups, values, strict=True)}
 
     @torch.compiler.disable
@@ -311,74 +298,38 @@ class MHERegularizer:
             warnings.warn(f"from optimizer step {self.step} on: {message}", UserWarning, stacklevel=4)
         return bool(self.groups)
 
-    def _weighted(self, groups: list[NeuronGroup], energies: Tensor) -> Tensor:
-        weights = torch.tensor([self.weight(group.role) for group in groups], dtype=energies.dtype)
-        return (weights.to(energies.device) * energies).sum()
+    def _exact(self, groups: list[NeuronGroup]) -> list[Term]:
+        return [Term(group, self.weight(group.role)) for group in groups]
 
-    def _evaluate(
-        self, groups: list[NeuronGroup], ranks: torch.distributed.ProcessGroup | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The penalty of these groups, differentiable, and their mean energies, detached.
+    def _due(self, terms: list[Term]) -> PenaltyTerms:
+        """This rank's part of the terms, in the micro-batch at hand."""
+        engine = find_engine(self.model)
+        if engine is not None and terms:
+            prepare(engine, self.model, self._tensors())
+            return self._evaluation.whole(terms, averaging_ranks(engine) if self.divide_work else None)
+        part = self._forward.take_part() if self._forward is not None and self.divide_work else Part()
+        return self._evaluation.part(terms, part)
 
-        Where DeepSpeed trains, `ranks` divide the work; under ZeRO 3 they do in any case.
-        """
-        ranks = owners(groups) or ranks
+    def _candidates(self, groups: list[NeuronGroup]) -> list[Candidate]:
+        # DeepSpeed's ranks walk the neurons of every weight together, all of them.
+        whole = find_engine(self.model) is not None or owners(groups) is not None
+        return [Candidate(group.n, group.d, self.weight(group.role), whole) for group in groups]
+
+    def _dividing_ranks(self, groups: list[NeuronGroup]) -> int:
+        """By how many ranks the work on each of the groups is divided, at least."""
+        engine = find_engine(self.model)
+        ranks = owners(groups) or (averaging_ranks(engine) if engine is not None and self.divide_work else None)
         if ranks is not None:
-            energies = self._divided(groups, ranks)
-            return self._weighted(groups, energies), energies.detach()
-        refuse_without_values(groups)
+            return int(torch.distributed.get_world_size(ranks))
+        part = self._forward.part if self._forward is not None and self.divide_work else Part()
         managed = Managed(self.model)
-        parameters = [tuple(managed.parameter(tensor) for tensor in group.tensors()) for group in groups]
-        sharded = [place for place, each in enumerate(parameters) if any(map(is_dtensor, each))]
-        if not sharded:
-            energies = self._energies(groups)
-            return self._weighted(groups, energies), energies.detach()
-        terms = [
-            Sharded(group, parameters[place], self.config.potential(group.role), self.weight(group.role))
-            for place, group in ((place, groups[place]) for place in sharded)
-        ]
-        penalty, found = sharded_penalty(terms)
-        self._check_finite([groups[place] for place in sharded], found)
-        energies = found.new_zeros(len(groups))
-        energies[sharded] = found
-        whole = [place for place in range(len(groups)) if place not in sharded]
-        if whole:
-            rest = self._energies([groups[place] for place in whole])
-            energies[whole] = rest.detach().to(energies)
-            penalty = penalty + self._weighted([groups[place] for place in whole], rest).to(penalty.device)
-        return penalty, energies
+        meshes = [managed.parameter(tensor) for group in groups for tensor in group.tensors()]
+        return min(tensor.device_mesh.size() if isinstance(tensor, DTensor) else part.ranks for tensor in meshes)
 
-    def _divided(self, groups: list[NeuronGroup], ranks: torch.distributed.ProcessGroup) -> Tensor:
-        """The mean energies of groups that DeepSpeed trains, whose neurons the ranks walk together."""
-        device = groups[0].tensors()[0].device
-        with torch.autocast(device.type, enabled=False):
-            potentials = [(group, self.config.potential(group.role)) for group in groups]
-            joined = torch.stack(divided_energies(self.model, potentials, ranks))
-        self._check_finite(groups, joined.detach())
-        return joined
-
-    def _energies(self, groups: list[NeuronGroup]) -> Tensor:
-        """The mean energies of groups whose parameters this process holds whole, differentiable."""
-        # Autocast would run the walk's products in half precision, where its own treatment of the hard pairs is lost.
-        device = groups[0].tensors()[0].device
-        with torch.autocast(device.type, enabled=False):
-            joined = torch.stack([self._energy(group).to(device) for group in groups])
-        if torch.compiler.is_compiling():
-            return finite(joined, "\n".join(group.name for group in groups), self.config.softening)
-        self._check_finite(groups, joined.detach())
-        return joined
-
-    def _energy(self, group: NeuronGroup) -> Tensor:
-        for tensor in group.tensors():
-            refuse_parameter(group.name, tensor)
-        try:
-            return mean_energy(group.matrix(), self.config.potential(group.role))
-        except MHEError as error:
-            raise MHEError(f"neuron group {group.name!r}: {error}") from error
-
-    def _check_finite(self, groups: list[NeuronGroup], energies: Tensor) -> None:
-        if not torch.isfinite(energies).all():
-            raise MHEError(not_finite([group.name for group in groups], energies.tolist(), self.config.softening))
+    def _inflation(self, groups: list[NeuronGroup], terms: list[Term]) -> float:
+        """How much longer the gradient of a drawn penalty is than the exact one's, if all groups' are alike."""
+        exact = sum(self.weight(group.role) ** 2 for group in groups)
+        return math.sqrt(sum(term.factor**2 for term in terms) / exact)
 
     def _tensors(self) -> list[Tensor]:
         return [tensor for group in self.groups for tensor in group.tensors() if tensor.requires_grad]

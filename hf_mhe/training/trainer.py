@@ -27,6 +27,8 @@ from hf_mhe.training.engines import find_engine, refuse_distributed_type
 from hf_mhe.training.regularizer import MHERegularizer
 from hf_mhe.training.timing import find_moment
 
+_BUDGET = "MHEBudget"
+
 
 class MHEMixin(Trainer):
     """What MHE adds to a Trainer class; use `with_mhe`, which puts it in front of the class it extends."""
@@ -51,7 +53,9 @@ class MHEMixin(Trainer):
         assert self.model is not None  # Trainer's own constructor made sure
         if self._mhe_regularizer is None or self._mhe_regularizer.model is not unwrap(self.model):
             # How long the training is, and where in it we are, is told at each step.
-            self._mhe_regularizer = MHERegularizer(self.model, self.mhe_config, total_steps=math.inf)
+            self._mhe_regularizer = MHERegularizer(
+                self.model, self.mhe_config, total_steps=math.inf, seed=self.args.seed
+            )
         return self._mhe_regularizer
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -69,6 +73,7 @@ class MHEMixin(Trainer):
         Raises:
             MHEError: the penalty is not finite, or the Trainer class does not go through `accelerator.backward`.
         """
+        self._suppose_operations(inputs)
         # A subclass may come here twice before the optimizer steps, with an adversarial batch say.
         if self.mhe_config.is_off or self._step_is_served() or not self.accelerator.gradient_state.sync_gradients:
             return super().training_step(model, inputs, *args, **kwargs)
@@ -142,7 +147,21 @@ class MHEMixin(Trainer):
         regularizer = self.mhe_regularizer
         regularizer.step = self.state.global_step
         regularizer.schedule = self.mhe_config.over(self.state.max_steps or math.inf)  # 0 where train() was not called
-        return regularizer.advance()
+        budget, kept = regularizer.budget, self.state.stateful_callbacks
+        if budget is None:
+            return regularizer.advance()
+        # Trainer saves this with its own state, and has it back when a training is resumed.
+        if budget.step_operations is None and _BUDGET in kept:
+            budget.load(kept[_BUDGET]["attributes"]["step_operations"])
+        penalty = regularizer.advance()
+        kept[_BUDGET] = {"args": {}, "attributes": {"step_operations": budget.step_operations}}
+        return penalty
+
+    def _suppose_operations(self, inputs: dict[str, Any]) -> None:
+        """For a budget in a compiled model: Trainer's estimate for a micro-batch, of tokens (not of pixels)."""
+        budget = self.mhe_regularizer.budget
+        if budget is not None and getattr(self.model, "main_input_name", "input_ids") == "input_ids":
+            budget.suppose(float(self.floating_point_ops(inputs)))
 
     def _refuse_engine(self) -> None:
         shared = self.accelerator.state

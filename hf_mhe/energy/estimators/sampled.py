@@ -97,6 +97,13 @@ def sampled_energy(
     return _sampled(weight, potential, reduction, rows, dead, generator)
 
 
+def sampled_operations(rows: int, n: int, d: int) -> int:
+    """Floating-point operations of `sampled_energy` with its gradient, for a sample of so many rows of `(n, d)`."""
+    m = min(rows, n)
+    second_moments = 4 * n * d * d if m < n and d <= _DIMENSIONS_PER_SAMPLED_ROW * m else 0
+    return 3 * m * (2 * n - m) * d + second_moments
+
+
 def _sampled(
     weight: Tensor, potential: Potential, reduction: str, rows: int, dead: DeadRows, generator: torch.Generator | None
 ) -> Tensor:

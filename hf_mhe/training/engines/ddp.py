@@ -61,6 +61,11 @@ class ForwardUnderDDP:
         self.tensors = tensors
         self._part = Part()
 
+    @property
+    def part(self) -> Part:
+        """What `take_part` will give."""
+        return self._part
+
     def take_part(self) -> Part:
         """This rank's part in the penalty of the forward pass just done; asked again, everything."""
         part, self._part = self._part, Part()

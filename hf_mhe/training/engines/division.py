@@ -17,6 +17,7 @@ from hf_mhe.training.engines.exchange import group_of
 from hf_mhe.training.engines.plan import make_plan, operations, operations_by_rows
 from hf_mhe.training.engines.refuse import refuse_parameter
 from hf_mhe.training.engines.regions import Holding, holding, members, whole
+from hf_mhe.training.mean_energy import Sample
 
 _ROUND_BYTES = 1 << 24  # what a rank receives in one round, unless a single weight is larger
 
@@ -28,12 +29,18 @@ class Sharded:
     Attributes:
         parameters: what the group is made of, in the order of `group.tensors()`, as the optimizer has it.
         factor: its mean energy counts so many times in the penalty.
+        sample: of its neurons, where its mean energy is to be estimated.
     """
 
     group: NeuronGroup
     parameters: tuple[Tensor, ...]
     potential: Potential
     factor: float
+    sample: Sample | None = None
+
+    @property
+    def operations(self) -> int:
+        return operations(self.group.n, self.group.d, self.sample)
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ class Division:
                     self.holdings.append(self._holding(each.group, parameter))
             cuts.setdefault(tuple(places[id(parameter)] for parameter in each.parameters), []).append(place)
         self.weights = [Weight(tuple(cut), parameters) for parameters, cut in cuts.items()]
-        costs = tuple(sum(operations(groups[g].group.n, groups[g].group.d) for g in w.groups) for w in self.weights)
+        costs = tuple(sum(groups[g].operations for g in w.groups) for w in self.weights)
         self.owners = make_plan(costs, tuple(map(self._operations_by_rows, self.weights)), self.ranks)
 
     def rounds(self) -> list[list[list[Weight]]]:
@@ -93,7 +100,7 @@ class Division:
 
     def _operations_by_rows(self, weight: Weight) -> int | None:
         """The operations of the busiest rank, or None where what a rank holds is not whole neurons of one group."""
-        if len(weight.groups) > 1 or len(weight.parameters) > 1:
+        if len(weight.groups) > 1 or len(weight.parameters) > 1 or self.groups[weight.groups[0]].sample is not None:
             return None
         group = self.groups[weight.groups[0]].group
         assert group.source is not None  # a group of a live model

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import functools
 
+from hf_mhe.energy.estimators.sampled import sampled_operations
 from hf_mhe.training.engines.ddp import divide
+from hf_mhe.training.mean_energy import Sample
 
 Plan = tuple[int | None, ...]
 """For each weight the rank that walks it whole, or None where every rank walks the rows that it holds."""
@@ -46,9 +48,9 @@ def make_plan(whole: tuple[int, ...], by_rows: tuple[int | None, ...], ranks: in
     return best
 
 
-def operations(n: int, d: int) -> int:
-    """Floating-point operations of the exact walk over n neurons in d dimensions, with its gradient."""
-    return 3 * n * n * d
+def operations(n: int, d: int, sample: Sample | None = None) -> int:
+    """Floating-point operations of the walk over n neurons in d dimensions, or a sample of them, with its gradient."""
+    return 3 * n * n * d if sample is None else sampled_operations(sample.rows, n, d)
 
 
 def operations_by_rows(own: int, n: int, d: int) -> int:

@@ -134,7 +134,7 @@ class Walk:
             sharded = self._division.groups[place]
             try:
                 with torch.set_grad_enabled(bool(inputs)):
-                    energy = mean_energy(sharded.group.assemble(leaves), sharded.potential)
+                    energy = mean_energy(sharded.group.assemble(leaves), sharded.potential, sharded.sample)
             except MHEError as error:
                 self._refuse(place, error)
                 continue

@@ -1,0 +1,327 @@
+"""A budget: how much of the penalty each optimizer step computes, so that it costs a given share of the step.
+
+Note [What is counted]
+Floating-point operations, of the penalty and of the training step alike: they are known before anything is computed,
+are the same on every rank and at every resumption, and do not depend on what else the machine does. Rejected: timing
+the steps, which would make the training irreproducible. On a CPU an operation of the walk took 1.0 to 1.2 times as
+long as the average one of a training step (MiniLM, 32 x 128 tokens), whose own products are far from the processor's
+rate too; `_WALK` is counted for it. What a budget buys of small groups is dearer than its operations: each call has an
+overhead of some 0.1 ms.
+
+Note [What is computed]
+Everything where it fits. Otherwise each step draws some of the groups (`rotating_share`), whose energies count 1 / p
+times, p the probability of being drawn. A group that would exceed a rank's allowance by itself is computed, when it is
+drawn, on a sample of its neurons against all (`sampled_energy`). Both are unbiased, so over the draws the expectation
+of the penalty and of its gradient is that of the exact one. A draw is a function of the seed, the step and the groups
+alone: all ranks come to the same one, and so does a resumed training.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hf_mhe.energy.estimators.rotating import inclusion_probabilities, rotating_share
+from hf_mhe.energy.estimators.sampled import sampled_operations
+from hf_mhe.errors import MHEError
+from hf_mhe.training.engines.ddp import divide, is_distributed
+from hf_mhe.training.engines.plan import operations
+from hf_mhe.training.mean_energy import Sample
+from hf_mhe.training.schedule import check_integer
+
+_WALK = 1.25
+_DRAWS = 64  # over which the busiest rank's operations are averaged
+
+
+class Candidate(NamedTuple):
+    """A group as the budget sees it: n neurons in d dimensions, and its mean energy's weight in the penalty.
+
+    `whole` says that its walk has to be exact.
+    """
+
+    n: int
+    d: int
+    weight: float
+    whole: bool = False
+
+
+class Drawn(NamedTuple):
+    """A group to compute at a step: its place, how often it counts, and the sample of its neurons, if not all."""
+
+    place: int
+    factor: float
+    sample: Sample | None
+
+
+@dataclass(frozen=True)
+class Allotment:
+    """How the penalty is kept within an allowance.
+
+    Attributes:
+        rows: for each group the number of neurons that a sample of it has, None where it is computed exactly.
+        costs: the operations of each group when it is drawn.
+        weights: of the groups in the penalty.
+        mean: the operations of a step, on average, on all ranks together.
+        exact: those of the exact penalty.
+    """
+
+    rows: tuple[int | None, ...]
+    costs: tuple[int, ...]
+    weights: tuple[float, ...]
+    mean: float
+    exact: int
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every step computes everything."""
+        return self.mean >= self.exact
+
+    def draw(self, step: int, seed: int) -> list[Drawn]:
+        """What is computed at an optimizer step, in ascending order; nothing at some steps of a very small budget."""
+        chosen = rotating_share(self.costs, self.mean, step, benefits=self.weights, seed=seed)
+        return [Drawn(place, factor, self._sample(place, step, seed)) for place, factor in chosen.items()]
+
+    def _sample(self, place: int, step: int, seed: int) -> Sample | None:
+        rows = self.rows[place]
+        # A string is hashed by SHA-512, alike in every process and version of Python.
+        return None if rows is None else Sample(rows, random.Random(f"{seed}/{step}/{place}").getrandbits(63))
+
+
+@functools.lru_cache(maxsize=16)
+def allot(groups: tuple[Candidate, ...], allowance: float, ranks: int) -> Allotment:
+    """The allotment with which the busiest of `ranks` has `allowance` operations a step, or fewer, on average."""
+    allowed = allowance / _WALK
+    exact = [operations(group.n, group.d) for group in groups]
+    rows = [None if g.whole or cost <= allowed else _rows(g, allowed) for g, cost in zip(groups, exact, strict=True)]
+    costs = [
+        cost if m is None else sampled_operations(m, g.n, g.d) for g, cost, m in zip(groups, exact, rows, strict=True)
+    ]
+    made = Allotment(
+        tuple(rows),
+        tuple(costs),
+        tuple(group.weight for group in groups),
+        mean=min(allowed * ranks, sum(costs)),
+        exact=sum(exact),
+    )
+    # Few groups a step cannot be divided evenly: as many less that the busiest rank's share comes to the allowance.
+    for _ in range(8):
+        busiest = _busiest(made, ranks)
+        if busiest <= allowed * 1.001:
+            break
+        made = Allotment(made.rows, made.costs, made.weights, made.mean * allowed / busiest, made.exact)
+    return made
+
+
+def _busiest(allotment: Allotment, ranks: int) -> float:
+    """The mean over the steps of the operations of the rank that has most of them."""
+    costs, total = allotment.costs, 0.0
+    if ranks == 1:
+        probabilities = inclusion_probabilities(costs, allotment.mean, allotment.weights)
+        return math.fsum(p * cost for p, cost in zip(probabilities, costs, strict=True))
+    for step in range(_DRAWS):
+        drawn = [costs[each.place] for each in allotment.draw(step, seed=0)]
+        load = [0] * ranks
+        for cost, owner in zip(drawn, divide(drawn, ranks), strict=True):
+            load[owner] += cost
+        total += max(load)
+    return total / _DRAWS
+
+
+def _rows(group: Candidate, allowed: float) -> int:
+    """The size of the largest sample within the allowance, 1 at least."""
+    low, high = 1, group.n
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if sampled_operations(middle, group.n, group.d) <= allowed else (low, middle)
+    return low
+
+
+def describe(allotment: Allotment, budget: float, step_operations: float, ranks: int) -> str:
+    """What was chosen, in one line."""
+    count, sampled = len(allotment.costs), sum(rows is not None for rows in allotment.rows)
+    on_ranks = f" on each of {ranks} ranks" if ranks > 1 else ""
+    head = f"MHE budget {100 * budget:g} % of {_giga(step_operations)} a step{on_ranks}"
+    if allotment.is_exact:
+        return f"{head}: the exact penalty fits, {_giga(allotment.exact)}"
+    at_a_time = math.fsum(inclusion_probabilities(allotment.costs, allotment.mean, allotment.weights))
+    samples = f", {sampled} of them by a sample of their neurons" if sampled else ""
+    return (
+        f"{head}: {allotment.mean / allotment.exact:.2g} of the operations of the exact penalty "
+        f"({_giga(allotment.mean)} of {_giga(allotment.exact)}), {at_a_time:.3g} of {count} groups each step{samples}"
+    )
+
+
+class Budget:
+    """A share of the training step's operations, and the draws that keep the penalty within it.
+
+    Args:
+        share: in (0, 1].
+        model: whose training step it is.
+        step_operations: floating-point operations of one optimizer step on this process: forward and backward passes
+            of all its micro-batches, the same number on every rank. By default the forward passes before the first
+            draw are counted, and the ranks take their mean.
+        seed: of the draws.
+
+    Attributes:
+        step_operations: as given, counted or loaded; None until the first draw.
+
+    Raises:
+        MHEError: `step_operations` is not a finite number > 0, or the seed is not an integer >= 0.
+    """
+
+    def __init__(self, share: float, model: nn.Module, *, step_operations: float | None, seed: int) -> None:
+        if step_operations is not None:
+            _check_operations(step_operations)
+        check_integer("seed", seed, at_least=0)
+        self.share, self.step_operations, self._seed = share, step_operations, seed
+        self._model, self._given = model, step_operations
+        self._announced = False
+        self._supposed = 0.0
+        self._forward = ForwardOperations(model) if step_operations is None else None
+
+    def suppose(self, operations: float) -> None:
+        """Add a micro-batch's operations, known otherwise, to what is taken where no forward pass can be counted."""
+        if self.step_operations is None:
+            self._supposed += operations
+
+    def load(self, step_operations: float | None) -> None:
+        """Go on with a step that was counted before; with None count anew, unless it was given.
+
+        Raises:
+            MHEError: not a finite number > 0.
+        """
+        if step_operations is not None:
+            _check_operations(step_operations)
+        self._stop()
+        self.step_operations = self._given if step_operations is None else float(step_operations)
+        if self.step_operations is None:
+            self._supposed, self._forward = 0.0, ForwardOperations(self._model)
+
+    def draw(self, groups: Sequence[Candidate], step: int, ranks: int) -> list[Drawn]:
+        """What is computed at an optimizer step, by `ranks` that divide it; every rank has to call this.
+
+        Raises:
+            MHEError: no forward pass of the model was seen, or this is inside a compiled graph.
+        """
+        if torch.compiler.is_compiling():
+            raise MHEError(
+                "budget draws other groups at each step, which a compiled graph cannot hold: call the regularizer "
+                "outside of torch.compile"
+            )
+        if self.step_operations is None:
+            self.step_operations = self._count()
+        allotment = allot(tuple(groups), self.share * self.step_operations, ranks)
+        if not self._announced:
+            self._announced = True
+            if not is_distributed() or torch.distributed.get_rank() == 0:
+                print(describe(allotment, self.share, self.step_operations, ranks), file=sys.stderr)
+        return allotment.draw(step, self._seed)
+
+    def _count(self) -> float:
+        counted = (self._stop() or self._supposed) if self._forward is not None else 0.0
+        if is_distributed():
+            device = next(self._model.parameters()).device
+            total = torch.tensor(counted, dtype=torch.float64, device=device)
+            torch.distributed.all_reduce(total)
+            counted = float(total) / torch.distributed.get_world_size()
+        if not counted:
+            raise MHEError(
+                f"budget={self.share:g} is a share of the training step's operations, and no forward pass of "
+                f"{type(self._model).__name__} could be counted before the first penalty (it was compiled, or its "
+                "layers were called one by one): tell them, MHERegularizer(..., step_operations=6 * parameters * "
+                "tokens of a step on one process)"
+            )
+        return counted
+
+    def _stop(self) -> float:
+        forward, self._forward = self._forward, None
+        return 0.0 if forward is None else forward.stop()
+
+
+def _check_operations(value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
+        raise MHEError(f"step_operations must be a finite number of operations > 0; got {value!r}")
+
+
+def _giga(operations: float) -> str:
+    return f"{operations / 1e9:.3g} GFLOP"
+
+
+class ForwardOperations:
+    """Counts the operations of a module's forward passes in training, until `stop`.
+
+    The backward pass has as many for the gradients of the activations, and as many again for those of the parameters,
+    as far as these are trained.
+
+    Args:
+        model: the module; its own hooks are used, so that wrappers around it do not matter.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._counted = 0
+        self._counters: list[_Counter | None] = []
+        self._hooks = (
+            model.register_forward_pre_hook(self._begin, prepend=True),
+            model.register_forward_hook(self._end, always_call=True),
+        )
+
+    def stop(self) -> float:
+        """The operations of forward and backward passes so far; 0 if none was seen, as in a compiled graph."""
+        for hook in self._hooks:
+            hook.remove()
+        sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in self._model.parameters()]
+        trained = sum(size for size, trains in sizes if trains) / max(1, sum(size for size, _ in sizes))
+        return self._counted * (2 + trained)
+
+    def _begin(self, module: nn.Module, args: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        counts = module.training and torch.is_grad_enabled() and not self._counters
+        counter = _Counter() if counts else None
+        self._counters.append(counter)
+        if counter is not None:
+            counter.__enter__()
+
+    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
+        if torch.compiler.is_compiling() or not self._counters:
+            return
+        counter = self._counters.pop()
+        if counter is not None:
+            counter.__exit__(None, None, None)
+            self._counted += counter.operations
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up the operations of matrix products, convolutions and attention, by torch's own formulas.
+
+    `torch.utils.flop_counter.FlopCounterMode` counts a DTensor's operation as a whole on every rank, and keeps hooks
+    on the modules' backward passes; neither is wanted here.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Sequence[type], args: Any = (), kwargs: Any = None) -> Any:
+        from torch.utils.flop_counter import flop_registry
+
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # come again with this rank's part
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        formula = flop_registry.get(getattr(func, "_overloadpacket", None))
+        if formula is not None:
+            self.operations += int(formula(*args, **kwargs, out_val=out))
+        return out
