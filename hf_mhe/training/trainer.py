@@ -147,9 +147,10 @@ class MHEMixin(Trainer):
         regularizer = self.mhe_regularizer
         regularizer.step = self.state.global_step
         regularizer.schedule = self.mhe_config.over(self.state.max_steps or math.inf)  # 0 where train() was not called
-        budget, kept = regularizer.budget, self.state.stateful_callbacks
+        budget = regularizer.budget
         if budget is None:
             return regularizer.advance()
+        kept: Any = self.state.stateful_callbacks  # a dict, whatever its annotation says
         # Trainer saves this with its own state, and has it back when a training is resumed.
         if budget.step_operations is None and _BUDGET in kept:
             budget.load(kept[_BUDGET]["attributes"]["step_operations"])

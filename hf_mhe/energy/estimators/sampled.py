@@ -41,7 +41,7 @@ def sampled_energy(
 
     Note:
         Work for rows = m: `3 m n d (2 - m/n)` operations where the exact walk takes `3 n^2 d`, and, where d <= 2 m,
-        `4 n d^2` more. Noise, as standard deviation of the value over the value, and as root of the gradient's
+        `4 (n + m) d^2` more. Noise, as standard deviation of the value over the value, and as root of the gradient's
         expected squared error over its norm, measured at m = n/8, s = 2, over 30 draws (and without the exact terms,
         where unstructured rows have `sqrt((n/m - 1) / 2)` = 1.87):
 
@@ -100,7 +100,7 @@ def sampled_energy(
 def sampled_operations(rows: int, n: int, d: int) -> int:
     """Floating-point operations of `sampled_energy` with its gradient, for a sample of so many rows of `(n, d)`."""
     m = min(rows, n)
-    second_moments = 4 * n * d * d if m < n and d <= _DIMENSIONS_PER_SAMPLED_ROW * m else 0
+    second_moments = 4 * (n + m) * d * d if m < n and d <= _DIMENSIONS_PER_SAMPLED_ROW * m else 0
     return 3 * m * (2 * n - m) * d + second_moments
 
 
@@ -193,7 +193,7 @@ def _rectangle(rows: int, n: int, device: torch.device) -> Iterator[Stack]:
 # plus the weighted sample of F(c) - b c - q c^2: the difference estimator of survey sampling (Saerndal, Swensson,
 # Wretman, "Model Assisted Survey Sampling", 1992, section 6.3), unbiased whatever b and q are, as long as they do not
 # depend on the sample. The first costs O(n d) and takes most of the noise off the gradient in full space; half space
-# has no such term, by symmetry. The second costs 4 n d^2, to be weighed against the 6 m n d of the sample.
+# has no such term, by symmetry. The second costs 4 (n + m) d^2, to be weighed against the 6 m n d of the sample.
 _DIMENSIONS_PER_SAMPLED_ROW = 2
 
 

@@ -1,0 +1,66 @@
+"""Three penalties under a budget in this world of processes: the gradient that each parameter ends up with.
+
+torchrun --standalone --nproc_per_node 2 -m tests.engines.budget_worker OUTPUT.pt
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from hf_mhe import MHEConfig, MHERegularizer
+
+SHAPES = [(24, 6), (24, 6), (40, 6), (24, 40), (64, 24)]
+CONFIG = MHEConfig(hidden_weight=0.7, budget=0.04)
+STEPS = 3
+
+
+class Chain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(d, n, bias=False) for n, d in SHAPES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([layer(x[:, : layer.in_features]).sum() for layer in self.layers]).sum()
+
+
+def make() -> Chain:
+    torch.manual_seed(0)
+    return Chain().double()
+
+
+def batch(rank: int, step: int) -> Tensor:
+    return torch.ones(4 + 2 * rank + step, 64, dtype=torch.float64)
+
+
+def run(engine: str) -> list[list[Tensor]]:
+    """Step by step, the whole gradient of each parameter; the task has none."""
+    model: nn.Module = make()
+    if engine == "ddp":
+        model = DistributedDataParallel(model)
+    else:
+        fully_shard(model, mesh=torch.distributed.init_device_mesh("cpu", (torch.distributed.get_world_size(),)))
+    regularizer = MHERegularizer(model, CONFIG, seed=7)
+    gradients = []
+    for step in range(STEPS):
+        regularizer(0 * model(batch(torch.distributed.get_rank(), step))).backward()
+        found = [p.grad for p in model.parameters()]
+        gradients.append([g.full_tensor() if isinstance(g, DTensor) else g.clone() for g in found])
+        model.zero_grad()
+    assert regularizer.budget is not None
+    return [*gradients, [torch.tensor(regularizer.budget.step_operations, dtype=torch.float64)]]
+
+
+if __name__ == "__main__":
+    torch.distributed.init_process_group("gloo")
+    results = {engine: run(engine) for engine in ("ddp", "fsdp2")}
+    if int(os.environ["RANK"]) == 0:
+        torch.save(results, sys.argv[1])
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
