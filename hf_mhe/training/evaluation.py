@@ -141,7 +141,7 @@ class Evaluation:
 
     def _check_finite(self, terms: list[Term], energies: Tensor) -> None:
         if not torch.isfinite(energies).all():
-            raise MHEError(not_finite([term.group for term in terms], energies.tolist(), self._config))
+            raise MHEError(not_finite([term.group.name for term in terms], energies.tolist(), self._config.softening))
 
 
 def _weighted(terms: list[Term], energies: Tensor) -> Tensor:

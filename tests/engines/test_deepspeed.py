@@ -31,7 +31,7 @@ def matrix() -> list[Cell]:
     cells += [Cell(stage, bind="before") for stage in range(4)]
     cells += [Cell(stage, "adamw", accumulation=2, flags=("clip",)) for stage in range(4)]
     cells += [Cell(stage, flags=(flag,)) for stage in range(1, 4) for flag in ("frozen", "every", "whole")]
-    cells += [Cell(3, accumulation=2, flags=("persistent",)), Cell(3, flags=("init",))]
+    cells += [Cell(3, accumulation=2, flags=("persistent",))]
     return cells
 
 

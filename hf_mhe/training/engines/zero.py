@@ -19,7 +19,6 @@ made from several parameters (weight norm, LoRA) has gradients of full size.
 from __future__ import annotations
 
 import itertools
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -31,6 +30,7 @@ from hf_mhe.energy import Potential
 from hf_mhe.energy.walks.rows_against_all import energy_share
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import NeuronGroup
+from hf_mhe.neurons.weight import AsStored
 from hf_mhe.training.engines.deferred import Take, Waiting, gathered
 from hf_mhe.training.mean_energy import with_range
 
@@ -94,7 +94,7 @@ def _share(
     def energy_of(own_rows: Tensor, everyone: Tensor) -> Tensor:
         return energy_share(with_range(own_rows), with_range(everyone), own.start, potential)
 
-    if len(tensors) == 1 and isinstance(source.combine, operator.itemgetter):
+    if len(tensors) == 1 and isinstance(source.combine, AsStored):
         (parameter,) = tensors
         everyone = group.layout(parameter.detach())
 
