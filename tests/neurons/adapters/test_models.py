@@ -126,7 +126,8 @@ def test_methods_that_change_no_weight(config: Any, build: Build) -> None:
     model = peft.get_peft_model(build("llama"), config)
     found = described(neuron_groups(model))
     assert [group for group in found if group in bare] == bare
-    assert all(group[0].startswith(("prompt_encoder.", "shadow_")) for group in found if group not in bare)
+    added = [group[0] for group in found if group not in bare]
+    assert all(name.startswith(("prompt_encoder.", "shadow_")) or "adaption_prompt" in name for name in added)
     assert unaccounted(model) == []
 
 
