@@ -106,6 +106,7 @@ def make_optimizer(cell: Cell, model: nn.Module) -> torch.optim.Optimizer:
 def initialize(cell: Cell, model: nn.Module) -> Any:
     import deepspeed
 
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiled on first use, a minute, for inference
     zero: dict[str, Any] = {"stage": cell.stage, "reduce_bucket_size": 120, "overlap_comm": "overlap" in cell.flags}
     zero["stage3_param_persistence_threshold"] = 40 if "persistent" in cell.flags else 0
     if "offload" in cell.flags:
