@@ -62,10 +62,9 @@ def save(root: Path) -> None:
         AutoModelForCausalLM.from_config(config).save_pretrained(root / kind)
 
 
-def results(root: Path, **loading: Any) -> dict[str, dict[str, Tensor]]:
-    """What `run` gives for each model, with and without the penalty."""
-    kinds = [(kind, penalty) for kind in CONFIGS for penalty in (False, True)]
-    return {f"{kind} {penalty}": run(root / kind, penalty, **loading) for kind, penalty in kinds}
+def results(root: Path, penalty: bool = True, **loading: Any) -> dict[str, dict[str, Tensor]]:
+    """What `run` gives for each model."""
+    return {kind: run(root / kind, penalty, **loading) for kind in CONFIGS}
 
 
 if __name__ == "__main__":
