@@ -13,6 +13,7 @@ from hf_mhe.neurons.kinds import (
     gated,
     projections,
     recurrent,
+    state_space,
 )
 from hf_mhe.neurons.kinds.division import Division, divide, divisions, heads
 from hf_mhe.neurons.kinds.registry import TABLES, Piece, pieces, reads
@@ -35,4 +36,5 @@ __all__ = [
     "projections",
     "reads",
     "recurrent",
+    "state_space",
 ]

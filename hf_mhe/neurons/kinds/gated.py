@@ -27,6 +27,7 @@ def _halves(layer: Any, *names: str) -> Division:
     "minimax_m3_vl.MiniMaxM3VLDenseMLP",
     "phi3.Phi3MLP",
     "phi4_multimodal.Phi4MultimodalMLP",
+    "zamba2.Zamba2MLP",
 )
 def gate_up(module: Any) -> dict[str, Division]:
     """`gate_up_proj`: gate, then up."""

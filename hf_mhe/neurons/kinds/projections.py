@@ -191,6 +191,12 @@ def falcon(module: Any) -> dict[str, Division]:
     return {"query_key_value": _interleaved(module.num_heads, head)}
 
 
+@divides("minimax.MiniMaxLightningAttention")
+def minimax_lightning(module: Any) -> dict[str, Division]:
+    """`qkv_proj`, viewed as (heads, 3 · head): head by head."""
+    return {"qkv_proj": _interleaved(module.num_attention_heads, module.head_dim)}
+
+
 @divides("deberta.DisentangledSelfAttention")
 def deberta(module: Any) -> dict[str, Division]:
     """`in_proj`, viewed as (heads, 3 · head): head by head."""
@@ -241,6 +247,7 @@ def evolla(module: Any) -> dict[str, Division]:
     "glm5_next.Glm5NextTextAttention",
     "glm_moe_dsa.GlmMoeDsaAttention",
     "hy_v4.HYV4Attention",
+    "hy_v4_vl.HYV4VLAttention",
     "kimi_linear.KimiLinearAttention",
     "longcat_flash.LongcatFlashMLA",
     "minicpm3.MiniCPM3Attention",
@@ -287,7 +294,12 @@ def gated_delta_net_interleaved(module: Any) -> dict[str, Division]:
     }
 
 
-@divides("qwen3_5.Qwen3_5GatedDeltaNet", "qwen3_5_moe.Qwen3_5MoeGatedDeltaNet", "qwen4_exp.Qwen4ExpTextGatedDeltaNet")
+@divides(
+    "lara_mini.LaraMiniGatedDeltaNet",
+    "qwen3_5.Qwen3_5GatedDeltaNet",
+    "qwen3_5_moe.Qwen3_5MoeGatedDeltaNet",
+    "qwen4_exp.Qwen4ExpTextGatedDeltaNet",
+)
 def gated_delta_net(module: Any) -> dict[str, Division]:
     """`in_proj_qkv`: queries, keys, values."""
     k, v = module.head_k_dim, module.head_v_dim
