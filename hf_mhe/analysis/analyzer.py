@@ -18,7 +18,7 @@ from hf_mhe.analysis.report import EnergyReport
 from hf_mhe.analysis.weights import listed
 from hf_mhe.energy import Potential, energy_score, pair_statistics
 from hf_mhe.errors import MHEError
-from hf_mhe.neurons import Adapters, Coverage, NeuronGroup, below, checkpoint_groups, coverage, select_groups
+from hf_mhe.neurons import Adapters, Coverage, NeuronGroup, Shared, below, checkpoint_groups, coverage, select_groups
 
 Progress = Callable[[int, int, str], None]
 Patterns = str | Sequence[str] | None
@@ -75,7 +75,7 @@ def analyze(
         if revision is not None:
             raise MHEError(f"revision {revision!r} was given for a model in memory: only Hub repositories have any")
         found = coverage(module, by_head=by_head, adapters=adapters)
-        return _report(type(model).__name__, None, found, _live_matrix, settings)
+        return _report(type(model).__name__, None, found, _live_reader(), settings)
     if not isinstance(model, (str, os.PathLike)):
         raise MHEError(
             "analyze takes a torch.nn.Module, a diffusers pipeline, a path or a Hub repo id, "
@@ -129,10 +129,18 @@ def _components_coverage(reader: CheckpointReader, by_head: bool) -> Coverage:
     return Coverage(groups, skipped, "; ".join(notes) or None)
 
 
-def _live_matrix(group: NeuronGroup) -> Tensor:
-    matrix = group.matrix()
-    check_finite(matrix, f"parameter {' / '.join(group.parameters)}")
-    return matrix
+def _live_reader() -> Callable[[NeuronGroup], Tensor]:
+    """Read live groups in their order, making a weight that several are cut from once, and holding only the last."""
+    shared: Shared = {}
+
+    def read(group: NeuronGroup) -> Tensor:
+        if len(shared) > 1:
+            shared.clear()
+        matrix = group.matrix(shared)
+        check_finite(matrix, f"parameter {' / '.join(group.parameters)}")
+        return matrix
+
+    return read
 
 
 def _stored_matrix(group: NeuronGroup, get: Callable[[str], Tensor]) -> Tensor:

@@ -6,7 +6,7 @@ Knows modules, names and shapes; computes no energy.
 from hf_mhe.neurons.below import below
 from hf_mhe.neurons.checkpoint import checkpoint_groups
 from hf_mhe.neurons.cover import Adapters, Coverage, coverage, neuron_groups
-from hf_mhe.neurons.group import NeuronGroup, Role
+from hf_mhe.neurons.group import NeuronGroup, Role, Shared
 from hf_mhe.neurons.patterns import select_groups
 from hf_mhe.neurons.wrappers import unwrap
 
@@ -15,6 +15,7 @@ __all__ = [
     "Coverage",
     "NeuronGroup",
     "Role",
+    "Shared",
     "below",
     "checkpoint_groups",
     "coverage",

@@ -17,6 +17,8 @@ from hf_mhe.neurons.weight import attribute_at
 
 Role = Literal["hidden", "output", "embedding"]
 Get = Callable[[str], Tensor]
+Shared = dict[tuple[str, tuple[str, ...]], Tensor]
+"""Whole weights by their module and its parts, so that the groups that are cut from one weight make it once."""
 
 
 @dataclass(frozen=True)
@@ -151,10 +153,12 @@ class NeuronGroup:
         except MHEError as error:
             raise MHEError(f"neuron group {self.name!r}: {error}") from error
 
-    def matrix(self) -> Tensor:
+    def matrix(self, shared: Shared | None = None) -> Tensor:
         """The neurons as rows (n, d), in the parameter's dtype, on its device; gradients reach the parameter.
 
-        A parametrized or normed weight of half precision is float32.
+        A parametrized or normed weight of half precision is float32. `shared` keeps the weights that are made for one
+        walk over many groups, for those that come after: an adapted stack of experts is one product, not one for each
+        expert. It holds for as long as no parameter changes.
 
         Raises:
             MHEError: no live value is there: the group comes from a checkpoint, or the parameter is on the meta
@@ -165,7 +169,7 @@ class NeuronGroup:
         source = self._bound()
         for part, tensor, shape in zip(source.parts, tensors, source.shapes, strict=True):
             self._check_live(f"{source.owner}.{part}".lstrip("."), tensor, shape)
-        return self._rows(source, tensors)
+        return self._rows(source, tensors, shared)
 
     def assemble(self, tensors: Sequence[Tensor]) -> Tensor:
         """The neurons as rows (n, d), made from other values of what `tensors()` returns: whole ones, in that order.
@@ -189,7 +193,7 @@ class NeuronGroup:
             raise MHEError(f"neuron group {self.name!r} is a description only: it is bound to no model or checkpoint")
         return self.source
 
-    def _rows(self, source: Source, tensors: tuple[Tensor, ...]) -> Tensor:
+    def _rows(self, source: Source, tensors: tuple[Tensor, ...], shared: Shared | None = None) -> Tensor:
         self.check_in_use()
         for part, tensor, shape in zip(source.parts, tensors, source.shapes, strict=True):
             if tuple(tensor.shape) != shape:
@@ -197,7 +201,11 @@ class NeuronGroup:
                     f"neuron group {self.name!r}: {part} has shape {tuple(tensor.shape)}, expected {shape}; "
                     "make the groups again"
                 )
-        return self.layout(source.combine(dict(zip(source.parts, tensors, strict=True))))
+        weights = {} if shared is None else shared
+        key = (source.owner, source.parts)
+        if key not in weights:
+            weights[key] = source.combine(dict(zip(source.parts, tensors, strict=True)))
+        return self.layout(weights[key])
 
     def _check_live(self, parameter: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
         where = f"neuron group {self.name!r}: parameter {parameter}"

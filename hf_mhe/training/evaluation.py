@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_mhe.errors import MHEError
-from hf_mhe.neurons import NeuronGroup
+from hf_mhe.neurons import NeuronGroup, Shared
 from hf_mhe.neurons.group import is_dtensor
 from hf_mhe.training.config import MHEConfig
 from hf_mhe.training.engines import (
@@ -123,19 +123,20 @@ class Evaluation:
         """The mean energies of groups whose parameters this process holds whole, differentiable."""
         # Autocast would run the walk's products in half precision, where its own treatment of the hard pairs is lost.
         device = terms[0].group.tensors()[0].device
+        shared: Shared = {}
         with torch.autocast(device.type, enabled=False):
-            joined = torch.stack([self._energy(term).to(device) for term in terms])
+            joined = torch.stack([self._energy(term, shared).to(device) for term in terms])
         if torch.compiler.is_compiling():
             return finite(joined, "\n".join(term.group.name for term in terms), self._config.softening)
         self._check_finite(terms, joined.detach())
         return joined
 
-    def _energy(self, term: Term) -> Tensor:
+    def _energy(self, term: Term, shared: Shared) -> Tensor:
         group = term.group
         for tensor in group.tensors():
             refuse_parameter(group.name, tensor)
         try:
-            return mean_energy(group.matrix(), self._config.potential(group.role), term.sample)
+            return mean_energy(group.matrix(shared), self._config.potential(group.role), term.sample)
         except MHEError as error:
             raise MHEError(f"neuron group {group.name!r}: {error}") from error
 

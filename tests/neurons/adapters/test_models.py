@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 peft = pytest.importorskip("peft")
 
-from hf_mhe.neurons import NeuronGroup, coverage, neuron_groups  # noqa: E402
+from hf_mhe.neurons import NeuronGroup, Shared, coverage, neuron_groups  # noqa: E402
 from tests.neurons.adapters.cases import furthest, merged, stir, unaccounted  # noqa: E402
 
 LoraConfig = peft.LoraConfig
@@ -89,6 +89,23 @@ def test_heads_of_an_adapted_projection(build: Build) -> None:
     found = rows(model, by_head=True)
     assert "transformer.h.1.attn.c_attn.k.head.3" in found
     assert furthest(found, rows(merged(model), by_head=True)) < 1e-12
+
+
+def test_groups_cut_from_one_weight_make_it_once(build: Build) -> None:
+    """A stack of adapted experts would be multiplied out anew for each of its experts."""
+    model = adapted(build("qwen3_moe"), LoraConfig(target_modules=[], **EXPERTS))
+    shared: Shared = {}
+    experts = neuron_groups(model, include="*.layers.0.mlp.experts.*")
+    assert len(experts) == 12
+    together = [group.matrix(shared) for group in experts]
+    assert len(shared) == 2  # gate_up_proj and down_proj
+    assert all(torch.equal(rows, group.matrix()) for rows, group in zip(together, experts, strict=True))
+    stack = model.base_model.model.model.layers[0].mlp.experts
+    parameters = [parameter for name, parameter in stack.named_parameters() if "lora_" in name]
+    whole = torch.autograd.grad(sum(rows.square().sum() for rows in together), parameters)
+    each = torch.autograd.grad(sum(group.matrix().square().sum() for group in experts), parameters)
+    for found, expected in zip(whole, each, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("changes", [{"target_modules": ["wte"]}, {"modules_to_save": ["wte"]}], ids=["LoRA", "copy"])
