@@ -196,7 +196,8 @@ class NeuronGroup:
     def _rows(self, source: Source, tensors: tuple[Tensor, ...], shared: Shared | None = None) -> Tensor:
         self.check_in_use()
         for part, tensor, shape in zip(source.parts, tensors, source.shapes, strict=True):
-            if tuple(tensor.shape) != shape:
+            # A quantized part may be packed anew: bitsandbytes does so in a first forward pass on a CPU.
+            if part not in source.fixed and tuple(tensor.shape) != shape:
                 raise MHEError(
                     f"neuron group {self.name!r}: {part} has shape {tuple(tensor.shape)}, expected {shape}; "
                     "make the groups again"
@@ -205,7 +206,13 @@ class NeuronGroup:
         key = (source.owner, source.parts)
         if key not in weights:
             weights[key] = source.combine(dict(zip(source.parts, tensors, strict=True)))
-        return self.layout(weights[key])
+        rows = self.layout(weights[key])
+        if tuple(rows.shape) != (self.n, self.d):
+            raise MHEError(
+                f"neuron group {self.name!r}: its tensors make {tuple(rows.shape)}, expected {(self.n, self.d)}; "
+                "make the groups again"
+            )
+        return rows
 
     def _check_live(self, parameter: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
         where = f"neuron group {self.name!r}: parameter {parameter}"

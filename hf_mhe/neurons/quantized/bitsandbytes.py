@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons.group import Get
 from hf_mhe.neurons.quantized.live import held_parameter, of_class, quantized_weight
-from hf_mhe.neurons.quantized.stored import Packed, Tensors, Unread, needs
+from hf_mhe.neurons.quantized.stored import TORCH_DTYPES, Packed, Tensors, Unread, needs
 from hf_mhe.neurons.weight import Weight
 
 _PACKAGE = "bitsandbytes"
@@ -148,10 +148,17 @@ def _stored_4bit(tensors: Tensors, state_name: str) -> Packed | Unread:
         return Unread(parts, f"quantized by {_INT4}: {lacking}")
     try:
         shape, block = tuple(int(length) for length in state["shape"]), int(state["blocksize"])
+        if block < 1:
+            raise ValueError(block)
     except (KeyError, TypeError, ValueError) as error:
         raise MHEError(f"tensor {state_name} describes no 4-bit weight: it says {state}") from error
-    blocks = -(-_count(shape) // block)
+    count = torch.Size(shape).numel()
+    blocks = -(-count // block)
+    # `bnb_4bit_quant_storage` may have the bytes stored as another dtype.
+    nibbles = 2 * TORCH_DTYPES.get(tensors.dtype(name) or "U8", torch.uint8).itemsize
+    tensors.expect_count(name, -(-count // nibbles), f"{nibbles} values of a weight {shape} in each")
     tensors.expect_count(f"{name}.absmax", blocks, f"one scale for each {block} values of {name} {shape}")
+    tensors.expect_count(f"{name}.quant_map", 16, "one for each value that four bits can have")
 
     def dequantize(get: Get) -> Tensor:
         from bitsandbytes.functional import QuantState
@@ -162,10 +169,6 @@ def _stored_4bit(tensors: Tensors, state_name: str) -> Packed | Unread:
 
     turned = _turn if tensors.transposed(name) else _keep
     return Packed(name, parts, _turned(shape, tensors.transposed(name)), _INT4, dequantize)
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    return torch.Size(shape).numel()
 
 
 def _keep(weight: Tensor) -> Tensor:

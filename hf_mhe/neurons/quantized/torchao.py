@@ -16,15 +16,10 @@ from torch import Tensor, nn
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons.group import Get
 from hf_mhe.neurons.quantized.live import held_parameter, of_class, quantized_weight, unreadable
-from hf_mhe.neurons.quantized.stored import Packed, Tensors, Unread, needs
+from hf_mhe.neurons.quantized.stored import TORCH_DTYPES, Packed, Tensors, Unread, needs
 from hf_mhe.neurons.weight import Weight
 
 _PACKAGE = "torchao"
-_TORCH_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I8": torch.int8,
-    "U8": torch.uint8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
 
 
 def live_weight(module: nn.Module, attribute: str) -> Weight | None:
@@ -33,11 +28,16 @@ def live_weight(module: nn.Module, attribute: str) -> Weight | None:
     if not of_class(parameter, _PACKAGE, "TorchAOBaseTensor"):
         return None
     form = f"{_PACKAGE} ({type(parameter).__name__})"
-    if not hasattr(parameter, "dequantize") and (why := _refuses_products(parameter)) is not None:
+    if not _can_dequantize(parameter) and (why := _refuses_products(parameter)) is not None:
         return unreadable((attribute,), form, why)
     return quantized_weight(
         (attribute,), tuple(parameter.shape), parameter.dtype, form, lambda t: _dequantize(t[attribute])
     )
+
+
+def _can_dequantize(weight: Tensor) -> bool:
+    """Whether a subclass has a method for it; the one that all tensors have is for torch's own quantized dtypes."""
+    return type(weight).dequantize is not Tensor.dequantize
 
 
 def _refuses_products(weight: Tensor) -> str | None:
@@ -54,7 +54,7 @@ def _refuses_products(weight: Tensor) -> str | None:
 
 
 def _dequantize(weight: Any) -> Tensor:
-    if not hasattr(weight, "dequantize"):
+    if not _can_dequantize(weight):
         return _products(weight, rows=weight.shape[1])
     made: Tensor = weight.dequantize()
     scale = getattr(weight, "act_pre_scale", None)  # of the inputs, before they meet the weight: AWQ, SmoothQuant
@@ -102,14 +102,14 @@ def _stored(tensors: Tensors, name: str, kind: str, form: str, parts: tuple[str,
     if (lacking := needs(_PACKAGE)) is not None:
         return Unread(parts, f"quantized by {form}: {lacking}")
     blank = {
-        part: torch.empty(tensors.shapes[part], dtype=_TORCH_DTYPES[tensors.dtypes[part]], device="meta")
+        part: torch.empty(tensors.shapes[part], dtype=TORCH_DTYPES[tensors.dtypes[part]], device="meta")
         for part in parts
-        if tensors.dtype(part) in _TORCH_DTYPES
+        if tensors.dtype(part) in TORCH_DTYPES
     }
     if len(blank) < len(parts):
         return Unread(parts, f"quantized by {form}: of a dtype that is not read")
     outline = _built(tensors, name, blank)
-    if not hasattr(outline, "dequantize"):
+    if not _can_dequantize(outline):
         why = "torchao dequantizes it on its own kernel's device only: load it there and analyze the module"
         return Unread(parts, f"quantized by {form}: {why}")
     scale = next((part for part in parts if part.endswith("_scale")), None)

@@ -51,7 +51,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def build(name: str, device: str = "cpu") -> Any:
+def build(name: str, device: str = "cpu", **changes: Any) -> Any:
     """A small model, its weights from a seed; rows differ in length, as trained ones do, and none is zero."""
     import transformers
 
@@ -59,7 +59,7 @@ def build(name: str, device: str = "cpu") -> Any:
     model_class = getattr(transformers, class_name)
     torch.manual_seed(0)
     with torch.device(device):
-        model = model_class(model_class.config_class(**arguments))
+        model = model_class(model_class.config_class(**{**arguments, **changes}))
     if device != "meta":
         with torch.no_grad():
             for parameter in model.parameters():
@@ -69,9 +69,9 @@ def build(name: str, device: str = "cpu") -> Any:
     return model.eval()
 
 
-def plain_groups(name: str) -> list[tuple[object, ...]]:
+def plain_groups(name: str, **changes: Any) -> list[tuple[object, ...]]:
     """Name, kind, role and size of every group of the model that is not quantized."""
-    return described(hf_mhe.neuron_groups(build(name, "meta")))
+    return described(hf_mhe.neuron_groups(build(name, "meta", **changes)))
 
 
 def described(groups: Any) -> list[tuple[object, ...]]:
@@ -105,7 +105,7 @@ def rewritten(
 
 
 def without(folder: Path, target: Path, *names: str, **replaced: Tensor) -> Path:
-    """A copy of a checkpoint that lacks some tensors, or has others in their place (dots as double underscores)."""
+    """A copy of a checkpoint that lacks some tensors, or has others in their place."""
     shutil.copytree(folder, target)
     from safetensors import safe_open
 
@@ -115,7 +115,7 @@ def without(folder: Path, target: Path, *names: str, **replaced: Tensor) -> Path
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  # it is no dict
     assert set(names) <= set(tensors)
     tensors = {name: tensor for name, tensor in tensors.items() if name not in names}
-    tensors.update({name.replace("__", "."): tensor for name, tensor in replaced.items()})
+    tensors.update(replaced)
     save_file(tensors, file, metadata)
     return target
 
