@@ -9,21 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator
 
+import torch
 from torch import Tensor, nn
 
-from hf_mhe.neurons.quantized.live import unreadable
+from hf_mhe.errors import MHEError
+from hf_mhe.neurons.group import Get
 from hf_mhe.neurons.quantized.stored import Packed, Tensors, Unread
-from hf_mhe.neurons.weight import Weight
 
 _FORM = "MXFP4"
+_NAN = 255
+# transformers unpacks 32 million blocks at once, by int32 indices that take sixteen times the bytes of the values.
+_BLOCKS_AT_ONCE = 2**18
 
 
-def live_weight(module: nn.Module, attribute: str) -> Weight | None:
-    """Experts held for a kernel: their bytes lie in an order that depends on the device."""
-    if type(module).__name__ != "Mxfp4GptOssExperts" or module._parameters.get(attribute) is None:
-        return None
+def held_for_a_kernel(module: nn.Module) -> dict[str, str]:
+    """The stacks that transformers holds for a kernel, parameters or not, with the reason why they are not read."""
+    if type(module).__name__ != "Mxfp4GptOssExperts":
+        return {}
     why = "in a kernel's own order: analyze the checkpoint, or load it with Mxfp4Config(dequantize=True)"
-    return unreadable((attribute,), _FORM, why)
+    return dict.fromkeys(("gate_up_proj", "down_proj"), f"quantized by {_FORM}: {why}")
 
 
 def stored_weights(tensors: Tensors) -> Iterator[Packed | Unread]:
@@ -56,12 +60,19 @@ def _stored(tensors: Tensors, blocks: str) -> Packed:
     tensors.shape(scales, blocks, _FORM)
     tensors.expect(scales, (experts, rows, groups), f"one scale for each block of {blocks} {tensors.shapes[blocks]}")
     shape = (experts, groups * per_block * 2, rows)
-    return Packed(name, (blocks, scales), shape, _FORM, lambda get: _dequantize(get(blocks), get(scales)))
+    return Packed(name, (blocks, scales), shape, _FORM, lambda get: _dequantize(get, blocks, scales))
 
 
-def _dequantize(blocks: Tensor, scales: Tensor) -> Tensor:
+def _dequantize(get: Get, blocks: str, scales: str) -> Tensor:
     from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
+    exponents = get(scales).view(torch.uint8)
+    broken = (exponents == _NAN).nonzero()
+    if len(broken):
+        raise MHEError(
+            f"tensor {scales!r} of shape {tuple(exponents.shape)} has {len(broken)} NaN value(s), the first at "
+            f"{broken[0].tolist()}: as the exponent of a block, {_NAN} is no number"
+        )
     # bfloat16 holds every 4-bit value times every power of two of this format: nothing is rounded.
-    made: Tensor = convert_moe_packed_tensors(blocks, scales)
+    made: Tensor = convert_moe_packed_tensors(get(blocks), exponents, rows_per_chunk=_BLOCKS_AT_ONCE)
     return made
