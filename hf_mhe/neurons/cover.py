@@ -16,6 +16,7 @@ from hf_mhe.neurons.adapters import effective as _effective  # noqa: F401  # it 
 from hf_mhe.neurons.adapters.layers import is_adapter_layer
 from hf_mhe.neurons.adapters.own import own_matrices
 from hf_mhe.neurons.adapters.walk import Visit, standing, visits
+from hf_mhe.neurons.binding import Binding
 from hf_mhe.neurons.group import NeuronGroup, Role, Source, StoredTensor, full_shape, is_dtensor
 from hf_mhe.neurons.kinds import TABLES, Division, Piece, divide, divisions, heads, pieces
 from hf_mhe.neurons.kinds.bare import why_not
@@ -263,6 +264,7 @@ def _group(root: nn.Module, uses: list[_Use], names: dict[int, list[str]], outpu
             tuple(StoredTensor(name) for name in own_names),
             use.weight.check,
             use.weight.fixed,
+            Binding.of(use.module, use.weight.parts),
         ),
         quantized=use.weight.quantized,
     )

@@ -11,7 +11,8 @@ from typing import Literal, Protocol
 from torch import Tensor, nn
 
 from hf_mhe.errors import MHEError
-from hf_mhe.neurons.adapters.layers import check_copies
+from hf_mhe.neurons.adapters.layers import AGAIN, check_copies
+from hf_mhe.neurons.binding import Binding
 from hf_mhe.neurons.layout import ROWS, Layout
 from hf_mhe.neurons.weight import attribute_at
 
@@ -50,7 +51,8 @@ class Source:
 
     `root` is the live model, or None for a checkpoint; `owner` the real dotted path of the module in it; `shapes` the
     parts' shapes when the group was made; `stored` says for each part how it is read by name. `check` raises where the
-    module no longer computes with that weight. `fixed` are the parts that hold a quantized weight.
+    module no longer computes with that weight. `fixed` are the parts that hold a quantized weight. `binding` is what
+    the module of a live model was when the group was made.
     """
 
     root: nn.Module | None
@@ -61,6 +63,7 @@ class Source:
     stored: tuple[Stored, ...]
     check: Callable[[], None] | None = None
     fixed: tuple[str, ...] = ()
+    binding: Binding | None = None
 
 
 @dataclass(frozen=True)
@@ -132,22 +135,26 @@ class NeuronGroup:
             tensor = attribute_at(source.root, f"{source.owner}.{part}".lstrip("."))
             if not isinstance(tensor, Tensor):
                 raise MHEError(
-                    f"neuron group {self.name!r}: the model no longer has {part!r} in module {source.owner!r}; "
-                    "make the groups again with neuron_groups(model)"
+                    f"neuron group {self.name!r}: the model no longer has {part!r} in module {source.owner!r}; {AGAIN}"
                 )
             found.append(tensor)
         return tuple(found)
 
     def check_in_use(self) -> None:
-        """Refuse to go on where the model computes with another weight by now: peft's adapters were switched.
+        """Refuse to go on where the model computes with another weight by now.
+
+        Adapters of peft were added or switched, the module was replaced by one of another class, or its weight got a
+        parametrization, weight norm or pruning.
 
         Raises:
-            MHEError: says which adapters count now, and which did when the group was made.
+            MHEError: says what the module is now, and what it was when the group was made.
         """
         source = self._bound()
         try:
             if source.root is not None:
                 check_copies(source.root, source.owner)
+                if source.binding is not None:
+                    source.binding.check(source.root, source.owner)
             if source.check is not None:
                 source.check()
         except MHEError as error:
@@ -199,8 +206,7 @@ class NeuronGroup:
             # A quantized part may be packed anew: bitsandbytes does so in a first forward pass on a CPU.
             if part not in source.fixed and tuple(tensor.shape) != shape:
                 raise MHEError(
-                    f"neuron group {self.name!r}: {part} has shape {tuple(tensor.shape)}, expected {shape}; "
-                    "make the groups again"
+                    f"neuron group {self.name!r}: {part} has shape {tuple(tensor.shape)}, expected {shape}; {AGAIN}"
                 )
         weights = {} if shared is None else shared
         key = (source.owner, source.parts)

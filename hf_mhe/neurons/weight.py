@@ -1,4 +1,4 @@
-"""The effective value of a module's weight, from the tensors it is stored as: plain, parametrized, normed, adapted.
+"""The effective value of a module's weight, from the tensors it is stored as: plain, parametrized, normed, pruned.
 
 Note [Half precision in parts]. A parametrization or a norm over half-precision tensors is evaluated in float32, and
 its value stays float32. Rounded to the module's own dtype, the same checkpoint would have other directions loaded in
@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -92,6 +93,8 @@ def find_weight(module: nn.Module, attribute: str) -> Weight | None:
             return _weight_norm(attribute, hook.dim)
         if isinstance(hook, SpectralNorm) and hook.name == attribute:
             return _spectral_norm(attribute, hook.dim)
+        if isinstance(hook, BasePruningMethod) and hook._tensor_name == attribute:
+            return _pruned(attribute)
     return None
 
 
@@ -146,6 +149,11 @@ def _spectral_norm(attribute: str, dim: int) -> Weight:
         return weight / sigma
 
     return Weight((stored, left, right), combine)
+
+
+def _pruned(attribute: str) -> Weight:
+    stored, mask = f"{attribute}_orig", f"{attribute}_mask"
+    return Weight((stored, mask), lambda tensors: tensors[stored] * tensors[mask].to(tensors[stored].dtype))
 
 
 def _widened(tensor: Tensor) -> Tensor:

@@ -27,6 +27,11 @@ def unwrap(model: nn.Module) -> nn.Module:
         model = inner
 
 
+def is_transparent(module: nn.Module) -> bool:
+    """Whether a module is torch.compile's, activation checkpointing's or FSDP1's wrapper around another."""
+    return any(module._modules.get(name) is not None for name in _TRANSPARENT)
+
+
 def inner_path(module: nn.Module) -> str | None:
     """The attribute path of the module that a wrapper inside a model stands for; None for all other modules."""
     transparent = (name for name in _TRANSPARENT if module._modules.get(name) is not None)

@@ -22,6 +22,7 @@ import functools
 import math
 import random
 import sys
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -188,7 +189,7 @@ class Budget:
         self._model, self._given = model, step_operations
         self._announced = False
         self._supposed = 0.0
-        self._forward = ForwardOperations(model) if step_operations is None else None
+        self._forward = self._start() if step_operations is None else None
 
     def suppose(self, operations: float) -> None:
         """Add a micro-batch's operations, known otherwise, to what is taken where no forward pass can be counted."""
@@ -206,7 +207,7 @@ class Budget:
         self._stop()
         self.step_operations = self._given if step_operations is None else float(step_operations)
         if self.step_operations is None:
-            self._supposed, self._forward = 0.0, ForwardOperations(self._model)
+            self._supposed, self._forward = 0.0, self._start()
 
     def draw(self, groups: Sequence[Candidate], step: int, ranks: int) -> list[Drawn]:
         """What is computed at an optimizer step, by `ranks` that divide it; every rank has to call this.
@@ -244,6 +245,11 @@ class Budget:
             )
         return counted
 
+    def _start(self) -> ForwardOperations:
+        forward = ForwardOperations(self._model)
+        weakref.finalize(self, forward.remove).atexit = False  # a budget that was never drawn from leaves nothing
+        return forward
+
     def _stop(self) -> float:
         forward, self._forward = self._forward, None
         return 0.0 if forward is None else forward.stop()
@@ -279,11 +285,15 @@ class ForwardOperations:
 
     def stop(self) -> float:
         """The operations of forward and backward passes so far; 0 if none was seen, as in a compiled graph."""
-        for hook in self._hooks:
-            hook.remove()
+        self.remove()
         sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in self._model.parameters()]
         trained = sum(size for size, trains in sizes if trains) / max(1, sum(size for size, _ in sizes))
         return self._counted * (2 + trained)
+
+    def remove(self) -> None:
+        """Take the hooks off the model."""
+        for hook in self._hooks:
+            hook.remove()
 
     def _begin(self, module: nn.Module, args: Any) -> None:
         if torch.compiler.is_compiling():

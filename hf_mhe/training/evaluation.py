@@ -135,8 +135,9 @@ class Evaluation:
         group = term.group
         for tensor in group.tensors():
             refuse_parameter(group.name, tensor)
+        matrix = group.matrix(shared)
         try:
-            return mean_energy(group.matrix(shared), self._config.potential(group.role), term.sample)
+            return mean_energy(matrix, self._config.potential(group.role), term.sample)
         except MHEError as error:
             raise MHEError(f"neuron group {group.name!r}: {error}") from error
 

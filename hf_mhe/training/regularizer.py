@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -133,8 +135,11 @@ class MHERegularizer:
         if self.config.budget is not None:
             self.budget = Budget(self.config.budget, self.model, step_operations=step_operations, seed=seed)
         if is_distributed():
-            self._forward = ForwardUnderDDP(self._tensors)
-            self.model.register_forward_hook(self._forward)
+            # The hook knows the groups and not the regularizer, and goes with it: another one may come in its place,
+            # because the model was changed so that these groups can no longer be had.
+            self._forward = ForwardUnderDDP(functools.partial(_trained, self._bound))
+            hook = self.model.register_forward_hook(self._forward)
+            weakref.finalize(self, hook.remove).atexit = False
 
     def weight(self, role: str) -> float:
         """The weight of a group's mean energy in the penalty, by the group's role."""
@@ -242,6 +247,7 @@ class MHERegularizer:
         Raises:
             MHEError: as `penalty`.
         """
+        self._check_frozen()
         groups = self.groups
         if not groups:
             return {}
@@ -270,22 +276,22 @@ class MHERegularizer:
             0-dim tensor.
 
         Raises:
-            MHEError: the loss is not a 0-dim floating tensor, `scale` is not positive, or as `penalty`.
+            MHEError: the loss is not a 0-dim floating tensor, `scale` is not finite and positive, or as `penalty`.
         """
         check_loss(loss)
-        if scale is not None and not scale > 0:
-            raise MHEError(f"scale must be a number > 0; got {scale!r}")
+        if scale is not None and not 0 < scale < math.inf:
+            raise MHEError(f"scale must be a finite number > 0; got {scale!r}")
         if not self.model.training or not torch.is_grad_enabled() or self.config.is_off:
             return loss
         engine = find_engine(self.model)
         if engine is None:
-            refuse_unfound(self._tensors())
+            refuse_unfound(_trained(self._bound))
         moment = find_moment(engine, sync=sync, scale=scale)
         penalty = self.advance() if moment.sync else None
         return loss if penalty is None else loss + moment.divisor * penalty.to(loss.device)
 
     def _check_frozen(self) -> None:
-        """Groups that froze because another adapter was activated are no groups to go on without."""
+        """Groups that froze because an adapter was put on or activated are no groups to go on without."""
         for group in self._bound:
             if not group.requires_grad:
                 group.check_in_use()
@@ -305,7 +311,7 @@ class MHERegularizer:
         """This rank's part of the terms, in the micro-batch at hand."""
         engine = find_engine(self.model)
         if engine is not None and terms:
-            prepare(engine, self.model, self._tensors())
+            prepare(engine, self.model, _trained(self._bound))
             return self._evaluation.whole(terms, averaging_ranks(engine) if self.divide_work else None)
         part = self._forward.take_part() if self._forward is not None and self.divide_work else Part()
         return self._evaluation.part(terms, part)
@@ -331,5 +337,7 @@ class MHERegularizer:
         exact = sum(self.weight(group.role) ** 2 for group in groups)
         return math.sqrt(sum(term.factor**2 for term in terms) / exact)
 
-    def _tensors(self) -> list[Tensor]:
-        return [tensor for group in self.groups for tensor in group.tensors() if tensor.requires_grad]
+
+def _trained(groups: list[NeuronGroup]) -> list[Tensor]:
+    """The tensors of groups that the optimizer may have."""
+    return [tensor for group in groups if group.requires_grad for tensor in group.tensors() if tensor.requires_grad]

@@ -45,7 +45,7 @@ class MHEMixin(Trainer):
 
     @property
     def mhe_regularizer(self) -> MHERegularizer:
-        """The regularizer, bound to the model that is trained now (`model_init` makes a new one for each training).
+        """The regularizer, bound to the model that is trained now: `train` makes a new one.
 
         Raises:
             MHEError: the model has nothing to regularize.
@@ -60,7 +60,10 @@ class MHEMixin(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`."""
-        self.mhe_regularizer.load_state_dict({"step": 0})  # what an earlier training left for a record is dropped
+        # Bound anew: the model may have been changed since (an adapter, other embeddings, a parametrization), and what
+        # an earlier training left for a record is dropped.
+        self._mhe_regularizer = None
+        _ = self.mhe_regularizer
         self._mhe_served = None
         return super().train(*args, **kwargs)
 

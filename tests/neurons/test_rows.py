@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
 from hf_mhe.neurons import coverage, neuron_groups
 
@@ -170,6 +170,8 @@ def test_gradient_reaches_the_parameter() -> None:
         lambda: parametrizations.orthogonal(nn.Linear(5, 4)),
         lambda: parametrizations.orthogonal(nn.Linear(5, 4), orthogonal_map="householder"),
         lambda: torch.nn.utils.spectral_norm(nn.Linear(5, 4)),
+        lambda: prune.random_unstructured(nn.Linear(5, 4), "weight", 0.4),
+        lambda: prune.ln_structured(prune.l1_unstructured(nn.Linear(5, 4), "weight", 0.2), "weight", 0.25, n=2, dim=0),
     ],
 )
 def test_parametrized_weight_is_the_effective_one(wrap: Callable[[], nn.Module]) -> None:

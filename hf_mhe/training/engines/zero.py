@@ -76,6 +76,7 @@ def divided_energies(
         with gathered(model, tensors):
             for group, potential in cut:
                 own = slice(group.n * rank // count, group.n * (rank + 1) // count)
+                group.check_in_use()
                 try:
                     shares.append(_share(group, tensors, own, potential, waiting))
                 except MHEError as error:
