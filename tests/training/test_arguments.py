@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import pickle
+import runpy
+import sys
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import HfArgumentParser, TrainingArguments
 
 from hf_mhe import MHEArguments, MHEConfig, MHEError
+from tests.training.cases import make_tiny, slow_penalty
 
 
 def parse(*line: str) -> MHEArguments:
@@ -33,6 +37,48 @@ def test_a_scripts_command_line_holds_both(tmp_path: Path) -> None:
         warmup_steps=3,
         log_groups=True,
     )
+
+
+SCRIPT = """
+import torch
+from transformers import HfArgumentParser, TrainingArguments
+
+from hf_mhe import MHEArguments, MHETrainer
+from tests.training.cases import make_tiny, tiny_data
+
+if __name__ == "__main__":
+    parser = HfArgumentParser((TrainingArguments, MHEArguments))
+    training_args, mhe_args = parser.parse_args_into_dataclasses()
+    model = make_tiny().double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=training_args.learning_rate)
+    config = mhe_args.to_config()
+    trainer = MHETrainer(
+        model, training_args, train_dataset=tiny_data(16), mhe_config=config, optimizers=(optimizer, None)
+    )
+    trainer.train()
+    model = trainer.model
+"""
+
+
+def test_a_script_trains_as_its_command_line_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The arguments would be parsed, and something else be trained."""
+    (tmp_path / "train.py").write_text(SCRIPT)
+    line = f"train.py --output_dir {tmp_path} --use_cpu --max_steps 1 --max_grad_norm 0 --learning_rate 0.1"
+    line += " --lr_scheduler_type constant --per_device_train_batch_size 4 --gradient_accumulation_steps 4"
+    line += " --report_to none --save_strategy no"
+    ends = []
+    for mhe in ("--mhe_hidden_weight 0 --mhe_output_weight 0", "--mhe_s 1 --mhe_space full --mhe_hidden_weight 0.7"):
+        monkeypatch.setattr(sys, "argv", [*line.split(), *mhe.split()])
+        ends.append(dict(runpy.run_path(str(tmp_path / "train.py"), run_name="__main__")["model"].named_parameters()))
+    model = make_tiny().double()
+    terms = [
+        (model.body.weight, 0.7, "full"),
+        (model.middle.weight, 0.7, "full"),
+        (model.classifier.weight, 1.0, "full"),
+    ]
+    gradient = torch.autograd.grad(slow_penalty(terms, s=1.0), [rows for rows, _, _ in terms])
+    for name, value in zip(("body.weight", "middle.weight", "classifier.weight"), gradient, strict=True):
+        torch.testing.assert_close(ends[1][name] - ends[0][name], -0.1 * value, rtol=1e-9, atol=1e-12)
 
 
 def test_no_argument_is_the_default_config() -> None:
