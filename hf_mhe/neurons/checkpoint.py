@@ -60,7 +60,7 @@ def checkpoint_groups(
         quantization if isinstance(quantization, dict) else {},
         metadata or {},
         get,
-        _is_conv1d(skeleton) if isinstance(skeleton, nn.Module) else lambda name: False,
+        _classes(skeleton) if isinstance(skeleton, nn.Module) else lambda module: (),
     )
     plain = unpack(tensors)
     if isinstance(skeleton, nn.Module):
@@ -71,16 +71,16 @@ def checkpoint_groups(
     return replace(found, groups=select_groups(found.groups, include, exclude))
 
 
-def _is_conv1d(model: nn.Module) -> Callable[[str], bool]:
-    """Whether a checkpoint's weight is that of a `Conv1D` of the model, with or without the base model's prefix."""
-    paths = {path for path, module in model.named_modules() if type(module).__name__ == "Conv1D"}
+def _classes(model: nn.Module) -> Callable[[str], tuple[str, ...]]:
+    """The class and base classes of a module that a checkpoint names, with or without the base model's prefix."""
+    classes = {path: type(module) for path, module in model.named_modules()}
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
 
-    def transposed(name: str) -> bool:
-        path = name.removesuffix(".weight")
-        return bool(paths) and not paths.isdisjoint({path, prefix + path, path.removeprefix(prefix)})
+    def classes_of(path: str) -> tuple[str, ...]:
+        found = next((name for name in (path, prefix + path, path.removeprefix(prefix)) if name in classes), None)
+        return () if found is None else tuple(cls.__name__ for cls in classes[found].__mro__)
 
-    return transposed
+    return classes_of
 
 
 def _by_module(plain: Unpacked, model: nn.Module, method: str, by_head: bool) -> Coverage:

@@ -46,6 +46,8 @@ class _Adapted:
         return self.base.combine({part: tensors[self.prefix + part] for part in self.base.parts})
 
     def check(self) -> None:
+        if self.base.check is not None:
+            self.base.check()
         for step in self.steps:
             check_state(step.layer, step.state)
 

@@ -133,8 +133,8 @@ def _stored_8bit(tensors: Tensors, scales: str) -> Packed | Unread:
     def dequantize(get: Get) -> Tensor:
         return turned(_dequantize_8bit(get(name), get(scales).float()))
 
-    turned = _turn if tensors.transposed(name) else _keep
-    return Packed(name, (*parts, *extra), _turned(shape, tensors.transposed(name)), _INT8, dequantize)
+    turned = _turn if _is_transposed(tensors, name) else _keep
+    return Packed(name, (*parts, *extra), _turned(shape, _is_transposed(tensors, name)), _INT8, dequantize)
 
 
 def _stored_4bit(tensors: Tensors, state_name: str) -> Packed | Unread:
@@ -167,8 +167,12 @@ def _stored_4bit(tensors: Tensors, state_name: str) -> Packed | Unread:
         values = get(name)
         return turned(_dequantize_4bit(values, QuantState.from_dict(stats, device=values.device)))
 
-    turned = _turn if tensors.transposed(name) else _keep
-    return Packed(name, parts, _turned(shape, tensors.transposed(name)), _INT4, dequantize)
+    turned = _turn if _is_transposed(tensors, name) else _keep
+    return Packed(name, parts, _turned(shape, _is_transposed(tensors, name)), _INT4, dequantize)
+
+
+def _is_transposed(tensors: Tensors, name: str) -> bool:
+    return "Conv1D" in tensors.classes_of(name.removesuffix(".weight"))
 
 
 def _keep(weight: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_mhe.errors import MHEError
+from hf_mhe.neurons.adapters.layers import AGAIN
 from hf_mhe.neurons.group import Get
 from hf_mhe.neurons.quantized.live import quantized_weight
 from hf_mhe.neurons.quantized.stored import PLAIN_DTYPES, Packed, Tensors, Unread, needs
@@ -19,20 +20,33 @@ from hf_mhe.neurons.weight import Weight
 
 _METHOD = "compressed-tensors"
 _PACKAGE = "compressed_tensors"
+_AT_LEAST = "0.15"
 _VALUES = (".weight_packed", ".weight")
 
 
 def live_weight(module: nn.Module, attribute: str) -> Weight | None:
     """The weight of a linear layer or an embedding whose status is "compressed"; others hold theirs as it is."""
-    scheme, status = getattr(module, "quantization_scheme", None), getattr(module, "quantization_status", None)
-    if attribute != "weight" or scheme is None or getattr(status, "value", status) != "compressed":
+    scheme = getattr(module, "quantization_scheme", None)
+    if attribute != "weight" or scheme is None or not _is_compressed(module):
         return None
     shape = _shape_of(module)
     if shape is None:
         return None
     parts = tuple(name for held in (module._parameters, module._buffers) for name in held if name.startswith("weight"))
     form = f"{_METHOD} ({getattr(scheme.format, 'value', scheme.format)})"
-    return quantized_weight(parts, shape, torch.float32, form, lambda tensors: _decompress(dict(tensors), scheme))
+
+    def check() -> None:
+        if not _is_compressed(module):
+            raise MHEError(
+                "compressed-tensors has decompressed it since, as it does in a first forward pass; " + AGAIN
+            )
+
+    return quantized_weight(parts, shape, torch.float32, form, lambda t: _decompress(dict(t), scheme), check)
+
+
+def _is_compressed(module: nn.Module) -> bool:
+    status = getattr(module, "quantization_status", None)
+    return getattr(status, "value", status) == "compressed"
 
 
 def _shape_of(module: Any) -> tuple[int, int] | None:
@@ -55,7 +69,7 @@ def stored_weights(tensors: Tensors) -> Iterator[Packed | Unread]:
     """The weights of a checkpoint whose config names compressed-tensors."""
     if tensors.method != _METHOD:
         return
-    lacking = needs(_PACKAGE, _METHOD)
+    lacking = needs(_PACKAGE, _METHOD, _AT_LEAST)
     groups = _groups(tensors.config) if lacking is None else []
     for values in tensors.shapes:
         ending = next((ending for ending in _VALUES if values.endswith(ending)), None)
@@ -93,7 +107,7 @@ def _companions(module: str) -> list[str]:
 
 
 def _groups(config: Mapping[str, Any]) -> list[Any]:
-    """The config's groups, each a scheme with its format filled in.
+    """The config's groups that have weights, each a scheme with its format filled in.
 
     Raises:
         MHEError: compressed-tensors does not accept the config.
@@ -104,7 +118,7 @@ def _groups(config: Mapping[str, Any]) -> list[Any]:
     known = {key: value for key, value in config.items() if key in QuantizationConfig.model_fields}
     try:
         parsed = QuantizationConfig.model_validate(known)
-        groups = list(parsed.config_groups.values())
+        groups = [scheme for scheme in parsed.config_groups.values() if scheme.weights is not None]
         for scheme in groups:
             whole = parsed.format if parsed.format not in ("mixed-precision", "fakequant") else None
             scheme.format = scheme.format or whole or infer_module_format(nn.Linear, scheme)
@@ -115,7 +129,7 @@ def _groups(config: Mapping[str, Any]) -> list[Any]:
 
 
 def _stored(tensors: Tensors, module: str, name: str, parts: tuple[str, ...], groups: list[Any]) -> Packed | Unread:
-    scheme = _scheme(module, groups)
+    scheme = _scheme(tensors, module, groups)
     if scheme is None:
         return Unread(parts, f"quantized by {_METHOD}: no group of the config targets {module}")
     form = f"{_METHOD} ({getattr(scheme.format, 'value', scheme.format)})"
@@ -128,32 +142,42 @@ def _stored(tensors: Tensors, module: str, name: str, parts: tuple[str, ...], gr
     return Packed(name, parts, _shape(tensors, module, parts, scheme, form), form, dequantize)
 
 
-def _scheme(module: str, groups: list[Any]) -> Any:
-    """The group that a module is in: one that names it, or else one for all linear layers."""
+def _scheme(tensors: Tensors, module: str, groups: list[Any]) -> Any:
+    """The group that a module is in: its name comes before patterns, and they before its class, as in the library.
+
+    Experts that a checkpoint stores one by one are linear layers there, whatever the model makes of them.
+    """
     from compressed_tensors.utils.match import match_name
 
-    named = (scheme for scheme in groups if any(match_name(module, target) for target in scheme.targets))
-    by_class = (scheme for scheme in groups if any(not {":", "."} & set(target) for target in scheme.targets))
-    return next(named, None) or next(by_class, None)
+    schemes = {target: scheme for scheme in groups for target in scheme.targets}
+    named = (target for target in sorted(schemes, key=lambda t: ("re:" in t, t)) if match_name(module, target))
+    by_class = (name for name in tensors.classes_of(module) or ("Linear",) if name in schemes)
+    target = next(named, None) or next(by_class, None)
+    return None if target is None else schemes[target]
 
 
 def _shape(tensors: Tensors, module: str, parts: tuple[str, ...], scheme: Any, form: str) -> tuple[int, ...]:
-    """The weight's own shape, as its format stores it or as its values tell it."""
+    """The weight's own shape, as its format stores it or as its values tell it.
+
+    Raises:
+        MHEError: the shape is not told, or the values or the scales do not fit it.
+    """
+    values, stored = parts[0], tensors.shapes[parts[0]]
+    bits, shape = int(scheme.weights.num_bits), stored
     if f"{module}.weight_shape" in parts:
-        return tuple(int(length) for length in tensors.read(f"{module}.weight_shape").tolist())
-    shape = tensors.shapes[parts[0]]
-    if parts[0].endswith(".weight"):
-        grid = tensors.shape(f"{module}.weight_scale", parts[0], form)
-        _check_grid(f"{module}.weight_scale", grid, shape, scheme)
-        return shape
-    bits = int(scheme.weights.num_bits)
-    per_byte = 8 // bits if bits in (4, 8) else 0
-    if not per_byte or tensors.dtype(parts[0]) not in (None, "U8", "I8"):
-        raise MHEError(
-            f"tensor {parts[0]!r} of shape {shape} holds {bits}-bit values, and {module}.weight_shape, which tells "
-            "the weight's shape, is not in the checkpoint"
-        )
-    return (*shape[:-1], shape[-1] * per_byte)
+        shape = tuple(int(length) for length in tensors.read(f"{module}.weight_shape").tolist())
+        words = (*shape[:-1], -(-shape[-1] * bits // 32))
+        tensors.expect(values, words, f"{bits}-bit values of a weight {shape} in words of 32 bits")
+    elif values.endswith(".weight_packed"):
+        if bits not in (4, 8) or tensors.dtype(values) not in (None, "U8", "I8"):
+            raise MHEError(
+                f"tensor {values!r} of shape {stored} holds {bits}-bit values, and {module}.weight_shape, which tells "
+                "the weight's shape, is not in the checkpoint"
+            )
+        shape = (*stored[:-1], stored[-1] * 8 // bits)
+    grid = tensors.shape(f"{module}.weight_scale", values, form)
+    _check_grid(f"{module}.weight_scale", grid, shape, scheme)
+    return shape
 
 
 def _check_grid(name: str, grid: tuple[int, ...], shape: tuple[int, ...], scheme: Any) -> None:

@@ -22,8 +22,12 @@ def quantized_weight(
     dtype: torch.dtype,
     form: str,
     dequantize: Callable[[Mapping[str, Tensor]], Tensor],
+    check: Callable[[], None] | None = None,
 ) -> Weight:
-    """A weight whose parts are read by `dequantize` and take no gradient; `form` is what its format is called."""
+    """A weight whose parts are read by `dequantize` and take no gradient; `form` is what its format is called.
+
+    `check` raises where the parts are no longer those of that format.
+    """
 
     def combine(tensors: Mapping[str, Tensor]) -> Tensor:
         with torch.no_grad():
@@ -32,7 +36,7 @@ def quantized_weight(
     def outline(tensors: Mapping[str, Tensor]) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    return Weight(parts, combine, outline, quantized=form, fixed=parts)
+    return Weight(parts, combine, outline, check=check, quantized=form, fixed=parts)
 
 
 def unreadable(parts: tuple[str, ...], form: str, why: str) -> Weight:

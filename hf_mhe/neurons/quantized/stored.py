@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 from collections.abc import Callable, Mapping
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
+from packaging.version import Version
 from torch import Tensor
 
 from hf_mhe.errors import MHEError
@@ -53,7 +55,7 @@ class Tensors:
     """A checkpoint's tensors by name: shapes, dtypes as safetensors spells them (none: not known), and what it says.
 
     `config` is the config's `quantization_config`, `metadata` that of the files' headers, `get` reads a tensor (None:
-    nothing can be read yet), and `transposed` tells whether a weight belongs to transformers' `Conv1D`.
+    nothing can be read yet), and `classes_of` names the class of a module and its bases, by its dotted name.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -61,7 +63,7 @@ class Tensors:
     config: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     get: Get | None = None
-    transposed: Callable[[str], bool] = lambda name: False
+    classes_of: Callable[[str], tuple[str, ...]] = lambda module: ()
 
     @property
     def method(self) -> str:
@@ -137,8 +139,11 @@ class Tensors:
         return content
 
 
-def needs(package: str, distribution: str | None = None) -> str | None:
-    """What to install to read a format, None where its package is there."""
-    if importlib.util.find_spec(package) is not None:
-        return None
-    return f"reading it needs {distribution or package}, which is not installed: pip install {distribution or package}"
+def needs(package: str, distribution: str | None = None, at_least: str | None = None) -> str | None:
+    """What to install to read a format, None where its package is there, and new enough."""
+    name = distribution or package
+    if importlib.util.find_spec(package) is None:
+        return f"reading it needs {name}, which is not installed: pip install {name}"
+    if at_least is not None and Version(installed := importlib.metadata.version(name)) < Version(at_least):
+        return f"reading it needs {name} {at_least} or newer, and {installed} is installed: pip install -U {name}"
+    return None
