@@ -22,6 +22,7 @@ from hf_mhe.neurons.kinds import TABLES, Division, Piece, divide, divisions, hea
 from hf_mhe.neurons.kinds.bare import why_not
 from hf_mhe.neurons.patterns import Patterns, matching, select_groups
 from hf_mhe.neurons.quantized import layers as _layers  # noqa: F401  # it registers its weights
+from hf_mhe.neurons.quantized.live import codes_in_buffers
 from hf_mhe.neurons.quantized.mxfp4 import held_for_a_kernel
 from hf_mhe.neurons.quantized.training import nothing_but_quantized, why_untrained
 from hf_mhe.neurons.reasons import LAZY, size_refusal
@@ -308,13 +309,17 @@ def _skipped(
     names: dict[int, list[str]],
 ) -> dict[str, str]:
     taken = {name for group in groups for name in group.parameters}
+    sources = [group.source for group in groups if group.source is not None]
+    parts = {f"{source.owner}.{part}".lstrip(".") for source in sources for part in source.parts}
     skipped: dict[str, str] = {}
     for visit in visited:
         if is_adapter_layer(visit.module):
             for name, reason in standing(visit.module).items():
                 refused.setdefault(clean(f"{visit.path}.{name}".lstrip(".")), reason)
-        for attribute, reason in held_for_a_kernel(visit.module).items():
-            skipped[clean(f"{visit.path}.{attribute}".lstrip("."))] = reason
+        for attribute, reason in {**held_for_a_kernel(visit.module), **codes_in_buffers(visit.module)}.items():
+            held = f"{visit.path}.{attribute}".lstrip(".")
+            if held not in parts:
+                skipped[clean(held)] = reason
         for attribute, parameter in visit.module.named_parameters(recurse=False):
             if not is_lazy(parameter) and len(full_shape(parameter)) < 2:
                 continue

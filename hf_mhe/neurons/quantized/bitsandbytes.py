@@ -127,7 +127,7 @@ def _stored_8bit(tensors: Tensors, scales: str) -> Packed | Unread:
     shape = tensors.shape(name, scales, _INT8)
     tensors.expect_count(scales, shape[0], f"one scale for each row of {name} {shape}")
     extra = tuple(part for part in (f"{module}weight_format",) if part in tensors.shapes)
-    if (lacking := needs(_PACKAGE)) is not None:
+    if (lacking := needs(_PACKAGE, at_least="0.45")) is not None:
         return Unread((*parts, *extra), f"quantized by {_INT8}: {lacking}")
 
     def dequantize(get: Get) -> Tensor:
@@ -144,7 +144,7 @@ def _stored_4bit(tensors: Tensors, state_name: str) -> Packed | Unread:
     parts = (name, *(f"{name}.{companion}" for companion in companions), state_name)
     for part in parts:
         tensors.shape(part, state_name, _INT4)
-    if (lacking := needs(_PACKAGE)) is not None:
+    if (lacking := needs(_PACKAGE, at_least="0.45")) is not None:
         return Unread(parts, f"quantized by {_INT4}: {lacking}")
     try:
         shape, block = tuple(int(length) for length in state["shape"]), int(state["blocksize"])

@@ -99,7 +99,7 @@ def check_complete(tensors: Tensors, taken: Container[str]) -> None:
 
 
 def _stored(tensors: Tensors, name: str, kind: str, form: str, parts: tuple[str, ...]) -> Packed | Unread:
-    if (lacking := needs(_PACKAGE)) is not None:
+    if (lacking := needs(_PACKAGE, at_least="0.15")) is not None:
         return Unread(parts, f"quantized by {form}: {lacking}")
     blank = {
         part: torch.empty(tensors.shapes[part], dtype=TORCH_DTYPES[tensors.dtypes[part]], device="meta")
