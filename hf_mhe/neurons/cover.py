@@ -24,7 +24,7 @@ from hf_mhe.neurons.patterns import Patterns, matching, select_groups
 from hf_mhe.neurons.quantized import layers as _layers  # noqa: F401  # it registers its weights
 from hf_mhe.neurons.quantized.live import codes_in_buffers
 from hf_mhe.neurons.quantized.mxfp4 import held_for_a_kernel
-from hf_mhe.neurons.quantized.training import nothing_but_quantized, why_untrained
+from hf_mhe.neurons.quantized.training import check_asked, nothing_but_quantized, why_untrained
 from hf_mhe.neurons.reasons import LAZY, size_refusal
 from hf_mhe.neurons.roles import output_modules
 from hf_mhe.neurons.weight import Weight, attribute_at, find_weight
@@ -94,12 +94,13 @@ def neuron_groups(
 
     Raises:
         MHEError: `model` is no `nn.Module`, a pattern matches nothing, `adapters` is neither of the two, or with
-            `trainable_only` no group is left and some are quantized.
+            `trainable_only` no group is left and some are quantized, or a pattern of `include` names only such.
     """
     found = coverage(model, output=output, by_head=by_head, adapters=adapters)
     groups = select_groups(found.groups, include, exclude)
     if not trainable_only:
         return groups
+    check_asked(groups, include)
     trained = [group for group in groups if group.requires_grad]
     if not trained and (why := nothing_but_quantized(groups)) is not None:
         raise MHEError(why)

@@ -45,12 +45,17 @@ def matching(groups: list[NeuronGroup], patterns: Patterns, option: str) -> set[
     """The positions of the groups that match any of the patterns; `option` names them in errors."""
     found: set[int] = set()
     for pattern in as_patterns(patterns, option):
-        regex = _compile(pattern, option)
-        hits = {index for index, group in enumerate(groups) if any(regex.search(name) for name in names_of(group))}
+        hits = matched(groups, pattern, option)
         if not hits:
             raise MHEError(f"{option} pattern {pattern!r} matches no neuron group; {_near_misses(pattern, groups)}")
         found |= hits
     return found
+
+
+def matched(groups: Sequence[NeuronGroup], pattern: str, option: str) -> set[int]:
+    """The positions of the groups that match one pattern, which may be none."""
+    regex = _compile(pattern, option)
+    return {index for index, group in enumerate(groups) if any(regex.search(name) for name in names_of(group))}
 
 
 def as_patterns(patterns: Patterns, option: str) -> list[str]:

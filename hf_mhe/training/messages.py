@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import NeuronGroup, coverage
+from hf_mhe.neurons.quantized.training import nothing_but_quantized
 from hf_mhe.training.config import ROLES, MHEConfig
 
 
@@ -28,6 +29,8 @@ def nothing_left(
         return f"{name} has no neuron groups to regularize{reasons}: it needs a linear or convolution layer"
     counts = ", ".join(f"{role} {sum(group.role == role for group in found)}" for role in ROLES)
     weights = ", ".join(f"{role}_weight={config.weight(role):g}" for role in ROLES)
+    if weighted and (why := nothing_but_quantized(weighted)) is not None:
+        return f"nothing to regularize in {name}: {why}"
     if weighted:
         return (
             f"nothing to regularize in {name}: all {len(weighted)} groups with a weight above 0 are frozen "

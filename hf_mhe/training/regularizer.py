@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from hf_mhe.errors import MHEError
-from hf_mhe.neurons import NeuronGroup, neuron_groups
+from hf_mhe.neurons import NeuronGroup
 from hf_mhe.neurons.wrappers import unwrap
+from hf_mhe.training.binding import bind_groups
 from hf_mhe.training.budget import Budget, Candidate
 from hf_mhe.training.config import MHEConfig
 from hf_mhe.training.diagnosis import GradientRatio, is_due
@@ -118,16 +119,7 @@ class MHERegularizer:
         self.budget: Budget | None = None
         if self.config.is_off:
             return
-        found = neuron_groups(
-            self.model,
-            include=self.config.include,
-            exclude=self.config.exclude,
-            output=self.config.output,
-            adapters=self.config.adapters,
-        )
-        self._bound = [group for group in found if self.weight(group.role) > 0]
-        if not self.groups:
-            raise MHEError(nothing_left(self.model, found, self._bound, self.config))
+        self._bound = bind_groups(self.model, self.config)
         managed = Managed(self.model)
         for group in self._bound:
             for tensor in group.tensors():

@@ -22,6 +22,7 @@ from transformers.utils import is_sagemaker_mp_enabled
 
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons.wrappers import unwrap
+from hf_mhe.training.binding import bind_groups
 from hf_mhe.training.config import MHEConfig
 from hf_mhe.training.engines import find_engine, refuse_distributed_type
 from hf_mhe.training.regularizer import MHERegularizer
@@ -38,6 +39,9 @@ class MHEMixin(Trainer):
         self._mhe_regularizer: MHERegularizer | None = None
         self._mhe_record: dict[str, float] = {}
         self._mhe_served: tuple[object, int] | None = None  # the state and the optimizer step that had a penalty
+        model: Any = kwargs.get("model", args[0] if args else None)
+        if getattr(model, "is_quantized", False) and not self.mhe_config.is_off:
+            bind_groups(unwrap(model), self.mhe_config)  # Trainer would refuse the model first, without naming a layer
         super().__init__(*args, **kwargs)
         self._refuse_engine()
         self.add_callback(_StepsAreServed(self))
