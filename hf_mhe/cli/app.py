@@ -9,7 +9,7 @@ import typer
 from hf_mhe import __version__
 from hf_mhe.cli.analyze import analyze_command
 from hf_mhe.cli.compare import compare_command
-from hf_mhe.cli.console import emit
+from hf_mhe.cli.console import emit, stdout_is_for_results
 from hf_mhe.cli.env import env_command
 from hf_mhe.cli.push import push_command
 from hf_mhe.cli.quickstart import quickstart_command
@@ -43,8 +43,8 @@ def program(
         raise typer.Exit()
 
 
-app.command("quickstart")(quickstart_command)
-app.command("analyze")(analyze_command)
-app.command("compare")(compare_command)
-app.command("push")(push_command)
-app.command("env")(env_command)
+app.command("quickstart")(stdout_is_for_results(quickstart_command))
+app.command("analyze")(stdout_is_for_results(analyze_command))
+app.command("compare")(stdout_is_for_results(compare_command))
+app.command("push")(stdout_is_for_results(push_command))
+app.command("env")(stdout_is_for_results(env_command))

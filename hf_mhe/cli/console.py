@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import NoReturn, Protocol
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import NoReturn, ParamSpec, Protocol, TextIO, TypeVar
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -21,6 +22,34 @@ NARROWEST = 100  # columns that a table's numbers and a little of each name need
 LINE_SECONDS = 2.0  # between two lines of progress in a log
 
 
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+_kept_stdout: TextIO | None = None
+
+
+def stdout_is_for_results(command: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Wrap a command so that what libraries print to stdout goes to stderr, and stdout holds what the command emits.
+
+    DeepSpeed, for one, logs to stdout as soon as another library imports it.
+    """
+
+    @functools.wraps(command)
+    def run(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        global _kept_stdout
+        _kept_stdout = sys.stdout
+        try:
+            with redirect_stdout(sys.stderr):
+                return command(*args, **kwargs)
+        finally:
+            _kept_stdout = None
+
+    return run
+
+
+def _results() -> TextIO:
+    return sys.stdout if _kept_stdout is None else _kept_stdout
+
+
 class ProgressCallback(Protocol):
     """What the rooms below call: `done` of `total` steps, and the name of what is being worked on."""
 
@@ -30,7 +59,7 @@ class ProgressCallback(Protocol):
 def closed_pipe() -> NoReturn:
     """Exit quietly after the reader of stdout has gone away (`hf-mhe analyze ... | head -1`)."""
     # Python flushes stdout once more at exit, and would complain there.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), _results().fileno())
     sys.exit(EXIT_BROKEN_PIPE)
 
 
@@ -43,8 +72,8 @@ class _Console(Console):
 def emit(text: str) -> None:
     """Write `text` to stdout as it is, without markup, colour or wrapping."""
     try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        _results().write(text)
+        _results().flush()
     except BrokenPipeError:
         closed_pipe()
 
@@ -56,12 +85,12 @@ def note(text: str) -> None:
 
 def print_table(heading: str, table: Table) -> None:
     """Print a table under its heading: to a terminal's width, else unwrapped, so that `grep` finds whole names."""
-    console = _Console()
+    console = _Console(file=_results())
     # A terminal too narrow for the numbers breaks lines; rich would drop the column of names.
     width = max(console.width, NARROWEST)
     if not console.is_terminal:
         width = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
-    console = _Console(width=width)
+    console = _Console(file=_results(), width=width)
     console.print(Text(heading, style="bold"), soft_wrap=True)
     console.print(table)
 

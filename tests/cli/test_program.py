@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import hf_mhe as package
+from hf_mhe.cli.console import emit, stdout_is_for_results
 
 HEAVY = {"torch", "transformers", "datasets", "matplotlib", "pandas", "sklearn", "scipy", "accelerate"}
 
@@ -81,10 +82,29 @@ def test_ctrl_c_ends_with_130_and_writes_nothing(tmp_path: Path) -> None:
     """Else an interrupted quickstart would leave half a folder that looks like a result."""
     command = [sys.executable, "-m", "hf_mhe.cli", "quickstart", "--output-dir", "out"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not (line := process.stderr.readline()).startswith("["):  # the training is under way
+    # Not at the first line of progress: where DeepSpeed is installed, its import follows, and swallows interrupts.
+    while not ((line := process.stderr.readline()).startswith("[") and line.endswith(" Trainer\n")):
         assert line
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stdout) == (130, "")
     assert "Traceback" not in stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_stdout_holds_results_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    """If this failed, a library that prints (DeepSpeed does, when imported) would break what reads our JSON."""
+
+    @stdout_is_for_results
+    def command(fault: Exception | None = None) -> None:
+        print("a library speaks")
+        emit("result\n")
+        if fault is not None:
+            raise fault
+
+    command()
+    assert capfd.readouterr() == ("result\n", "a library speaks\n")
+    with pytest.raises(ValueError, match="fault"):
+        command(ValueError("fault"))
+    print("stdout again")
+    assert capfd.readouterr() == ("result\nstdout again\n", "a library speaks\n")

@@ -262,6 +262,7 @@ def test_no_hub_at_all(hub: HubServer, tmp_path: Path) -> None:
     nobody = "http://127.0.0.1:9"  # the discard port: nothing listens there
     script = f"{PRELUDE}\nprint(refused(tiny_resnet(6), 'alice/x'))"
     environment = {**hub.env(tmp_path), "HF_ENDPOINT": nobody}
-    message = hub.run(["-c", script], tmp_path, environment=environment, timeout=60).stdout
-    assert message.count("\n") == 1
+    printed = hub.run(["-c", script], tmp_path, environment=environment, timeout=60).stdout.splitlines()
+    # DeepSpeed, where it is installed, logs to stdout as soon as transformers saves a model.
+    (message,) = (line for line in printed if "real_accelerator.py" not in line)
     assert f"cannot look at alice/x: {nobody} cannot be reached" in message
