@@ -52,7 +52,7 @@ def _dequantize(values: Tensor, scales: Tensor, block: tuple[int, int]) -> Tenso
     return made
 
 
-def _checkpoint(name: str, folder: Path, block: tuple[int, int] = (32, 32)) -> tuple[Path, nn.Module]:
+def checkpoint(name: str, folder: Path, block: tuple[int, int] = (32, 32)) -> tuple[Path, nn.Module]:
     """A checkpoint whose linear layers are quantized, and the model with the weights that they stand for."""
     plain = build(name)
     plain.save_pretrained(folder / "plain")
@@ -74,7 +74,7 @@ def _checkpoint(name: str, folder: Path, block: tuple[int, int] = (32, 32)) -> t
 @pytest.mark.parametrize("name", ["llama", "deepseek_v3", "qwen3_moe"])
 def test_energies_are_those_of_the_scaled_values(name: str, tmp_path: Path) -> None:
     """If this failed, blocks cut short or experts fused while loading would be multiplied by others' scales."""
-    quantized, oracle = _checkpoint(name, tmp_path)
+    quantized, oracle = checkpoint(name, tmp_path)
     report = hf_mhe.analyze(quantized)
     assert_alike(report, hf_mhe.analyze(oracle), plain_groups(name))
     assert report.skipped == {}
@@ -86,7 +86,7 @@ def test_transformers_itself_loads_the_same_weights(tmp_path: Path) -> None:
     """If this failed, the layout would not be the one that transformers reads (it needs blocks that fill)."""
     from transformers import AutoModelForCausalLM
 
-    quantized, _ = _checkpoint("llama", tmp_path, (16, 32))
+    quantized, _ = checkpoint("llama", tmp_path, (16, 32))
     loaded = AutoModelForCausalLM.from_pretrained(quantized)  # on a CPU transformers dequantizes
     assert not any(parameter.dtype == torch.float8_e4m3fn for parameter in loaded.parameters())
     assert_alike(hf_mhe.analyze(quantized), hf_mhe.analyze(loaded), plain_groups("llama"))
@@ -178,7 +178,7 @@ def test_scales_as_powers_of_two(tmp_path: Path) -> None:
 
 def test_bad_scales_are_refused(tmp_path: Path) -> None:
     """If this failed, a damaged checkpoint would give the energies of other weights."""
-    quantized, _ = _checkpoint("llama", tmp_path)
+    quantized, _ = checkpoint("llama", tmp_path)
     scales = "model.layers.0.mlp.up_proj.weight_scale_inv"
     with pytest.raises(MHEError, match=rf"up_proj\.weight' is quantized by block-scaled FP8.*not hold '{scales}'"):
         hf_mhe.analyze(without(quantized, tmp_path / "missing", scales))
@@ -192,7 +192,7 @@ def test_bad_scales_are_refused(tmp_path: Path) -> None:
 
 def test_heads_and_patterns(tmp_path: Path) -> None:
     """If this failed, a quantized checkpoint would know fewer groups than a plain one."""
-    quantized, oracle = _checkpoint("llama", tmp_path)
+    quantized, oracle = checkpoint("llama", tmp_path)
     report = hf_mhe.analyze(quantized, by_head=True, include="*q_proj*")
     assert described(report.groups) == described(hf_mhe.neuron_groups(oracle, by_head=True, include="*q_proj*"))
     assert len(report.groups) == 2 * 4

@@ -62,7 +62,7 @@ SCHEMES: dict[str, dict[str, Any]] = {
 }
 
 
-def _scheme(said: dict[str, Any], targets: list[str]) -> Any:
+def scheme_of(said: dict[str, Any], targets: list[str]) -> Any:
     from compressed_tensors.quantization import QuantizationScheme
 
     return QuantizationScheme(targets=targets, **said)
@@ -93,7 +93,7 @@ def _fill(module: Any) -> None:
             held.data.copy_(value.reshape(held.shape))
 
 
-def _compressed(name: str, groups: dict[str, Any], ignore: tuple[str, ...] = ("lm_head",)) -> tuple[Any, Any]:
+def compressed(name: str, groups: dict[str, Any], ignore: tuple[str, ...] = ("lm_head",)) -> tuple[Any, Any]:
     """A model in the state in which it is saved, and what saves it."""
     from compressed_tensors.compressors import ModelCompressor
     from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
@@ -113,7 +113,7 @@ def _check(name: str, groups: dict[str, Any], folder: Path) -> set[str | None]:
     """Live, stored, decompressed by the library and loaded by transformers, all are alike; the formats found."""
     from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
-    model, compressor = _compressed(name, groups)
+    model, compressor = compressed(name, groups)
     live, forms = hf_mhe.analyze(model), {group.quantized for group in hf_mhe.neuron_groups(model)}
     model.save_pretrained(folder, max_shard_size="50KB")
     compressor.update_config(folder)
@@ -134,16 +134,16 @@ def _check(name: str, groups: dict[str, Any], folder: Path) -> set[str | None]:
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_energies_are_those_of_the_decompressed_model(scheme: str, tmp_path: Path) -> None:
     """If this failed, packed words or float8 values would be measured without their scales."""
-    forms = _check("llama", {"all": _scheme(SCHEMES[scheme], ["Linear"])}, tmp_path)
+    forms = _check("llama", {"all": scheme_of(SCHEMES[scheme], ["Linear"])}, tmp_path)
     assert forms == {None, f"compressed-tensors ({scheme.partition(',')[0]})"}
 
 
 def test_groups_of_layers_with_a_format_each(tmp_path: Path) -> None:
     """If this failed, a mixed checkpoint would be read with the scheme of another layer."""
     groups = {
-        "table": _scheme(SCHEMES["pack-quantized, 8 bits"], ["Embedding"]),
-        "rest": _scheme(SCHEMES["float-quantized"], ["Linear"]),
-        "down": _scheme(SCHEMES["pack-quantized, 4 bits"], ["re:.*down_proj"]),
+        "table": scheme_of(SCHEMES["pack-quantized, 8 bits"], ["Embedding"]),
+        "rest": scheme_of(SCHEMES["float-quantized"], ["Linear"]),
+        "down": scheme_of(SCHEMES["pack-quantized, 4 bits"], ["re:.*down_proj"]),
     }
     forms = _check("llama", groups, tmp_path)
     assert forms == {None, *(f"compressed-tensors ({form})" for form in ("pack-quantized", "float-quantized"))}
@@ -151,7 +151,7 @@ def test_groups_of_layers_with_a_format_each(tmp_path: Path) -> None:
 
 def test_int4_by_the_formula() -> None:
     """If this failed, the library's decompressing and ours could both be of another format."""
-    model, _ = _compressed("llama", {"all": _scheme(SCHEMES["pack-quantized, 4 bits"], ["Linear"])})
+    model, _ = compressed("llama", {"all": scheme_of(SCHEMES["pack-quantized, 4 bits"], ["Linear"])})
     name = "model.layers.0.mlp.up_proj"
     weight = build("llama").get_parameter(f"{name}.weight").detach()
     expected = torch.empty_like(weight)
@@ -172,7 +172,7 @@ def test_experts_that_are_stored_one_by_one(tmp_path: Path) -> None:
 
     plain = build("qwen3_moe")
     plain.save_pretrained(tmp_path / "plain")
-    scheme = _scheme(SCHEMES["pack-quantized, 8 bits"], ["Linear"])
+    scheme = scheme_of(SCHEMES["pack-quantized, 8 bits"], ["Linear"])
     compressor = BaseCompressor.get_value_from_registry("pack-quantized")
     dense: dict[str, Tensor] = {}
 
@@ -196,7 +196,7 @@ def test_experts_that_are_stored_one_by_one(tmp_path: Path) -> None:
 
 def test_after_a_forward_pass_the_layers_are_plain() -> None:
     """If this failed, a model that decompresses when first used would be taken for quantized ever after."""
-    model, _ = _compressed("llama", {"all": _scheme(SCHEMES["int-quantized"], ["Linear"])})
+    model, _ = compressed("llama", {"all": scheme_of(SCHEMES["int-quantized"], ["Linear"])})
     before = hf_mhe.analyze(model)
     groups = hf_mhe.neuron_groups(model)
     with torch.no_grad():
@@ -209,7 +209,7 @@ def test_after_a_forward_pass_the_layers_are_plain() -> None:
 
 def test_bad_scales_are_refused(tmp_path: Path) -> None:
     """If this failed, a damaged checkpoint would give the energies of other weights."""
-    model, compressor = _compressed("llama", {"all": _scheme(SCHEMES["pack-quantized, 4 bits"], ["Linear"])})
+    model, compressor = compressed("llama", {"all": scheme_of(SCHEMES["pack-quantized, 4 bits"], ["Linear"])})
     model.save_pretrained(tmp_path / "quantized")
     compressor.update_config(tmp_path / "quantized")
     name = "model.layers.0.mlp.up_proj.weight"
@@ -230,7 +230,7 @@ def test_bad_scales_are_refused(tmp_path: Path) -> None:
 
 def test_columns_in_another_order_are_named(tmp_path: Path) -> None:
     """If this failed, a weight quantized by activation order would be read with its columns' scales mixed up."""
-    model, compressor = _compressed("llama", {"all": _scheme(SCHEMES["pack-quantized, 4 bits"], ["Linear"])})
+    model, compressor = compressed("llama", {"all": scheme_of(SCHEMES["pack-quantized, 4 bits"], ["Linear"])})
     model.save_pretrained(tmp_path / "quantized")
     compressor.update_config(tmp_path / "quantized")
     name = "model.layers.0.mlp.up_proj.weight"

@@ -48,7 +48,7 @@ def _dequantize(blocks: Tensor, scales: Tensor) -> Tensor:
     return made
 
 
-def _checkpoint(folder: Path, quantization: dict[str, Any] | None = _UNUSED) -> tuple[Path, nn.Module]:
+def checkpoint(folder: Path, quantization: dict[str, Any] | None = _UNUSED) -> tuple[Path, nn.Module]:
     """A GPT-OSS checkpoint with experts of random bytes, and the plain model of the same weights."""
     plain = build("gpt_oss")
     plain.save_pretrained(folder / "plain")
@@ -70,7 +70,7 @@ def _checkpoint(folder: Path, quantization: dict[str, Any] | None = _UNUSED) -> 
 
 def test_energies_are_those_of_the_definition(tmp_path: Path) -> None:
     """If this failed, halves of bytes would be swapped, a transposed stack cut along the inputs, or experts mixed."""
-    quantized, oracle = _checkpoint(tmp_path)
+    quantized, oracle = checkpoint(tmp_path)
     report = hf_mhe.analyze(quantized)
     assert_alike(report, hf_mhe.analyze(oracle), plain_groups("gpt_oss"))
     up = report[f"{_EXPERTS}.2.up"]
@@ -82,7 +82,7 @@ def test_transformers_itself_loads_the_same_weights(tmp_path: Path) -> None:
     """If this failed, the layout would not be the one that transformers reads."""
     from transformers import AutoModelForCausalLM
 
-    quantized, _ = _checkpoint(tmp_path)
+    quantized, _ = checkpoint(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(quantized)  # on a CPU transformers dequantizes
     assert loaded.get_parameter(f"{_EXPERTS}.down_proj").is_floating_point()
     assert_alike(hf_mhe.analyze(quantized), hf_mhe.analyze(loaded), plain_groups("gpt_oss"))
@@ -90,7 +90,7 @@ def test_transformers_itself_loads_the_same_weights(tmp_path: Path) -> None:
 
 def test_each_tensor_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If this failed, a stack would be read and dequantized anew for each of its experts: hours for a large model."""
-    quantized, _ = _checkpoint(tmp_path)
+    quantized, _ = checkpoint(tmp_path)
     reads: Counter[str] = Counter()
     get = CheckpointReader.get
 
@@ -112,7 +112,7 @@ def _stacks_in_memory() -> int:
 
 def test_one_stack_at_a_time(tmp_path: Path) -> None:
     """If this failed, the dequantized stacks of a large model would pile up in memory."""
-    quantized, _ = _checkpoint(tmp_path)
+    quantized, _ = checkpoint(tmp_path)
     with open_checkpoint(quantized) as reader:
         found = checkpoint_groups(reader.shapes(), reader.config, dtypes=reader.dtypes(), get=reader.get)
         gc.collect()
@@ -128,7 +128,7 @@ def test_one_stack_at_a_time(tmp_path: Path) -> None:
 
 def test_without_a_config_the_values_still_count(tmp_path: Path) -> None:
     """If this failed, a lone file of experts would be refused, or its scales listed as neurons."""
-    quantized, oracle = _checkpoint(tmp_path)
+    quantized, oracle = checkpoint(tmp_path)
     (quantized / "config.json").unlink()
     report = hf_mhe.analyze(quantized, include="*down_proj*")
     stack = oracle.get_parameter(f"{_EXPERTS}.down_proj").detach().flatten(1)
@@ -140,7 +140,7 @@ def test_without_a_config_the_values_still_count(tmp_path: Path) -> None:
 
 def test_bad_scales_are_refused(tmp_path: Path) -> None:
     """If this failed, a damaged checkpoint would give the energies of other weights."""
-    quantized, _ = _checkpoint(tmp_path)
+    quantized, _ = checkpoint(tmp_path)
     blocks, scales = f"{_EXPERTS}.down_proj_blocks", f"{_EXPERTS}.down_proj_scales"
 
     def refused(match: str, *missing: str, **replaced: Tensor) -> None:
