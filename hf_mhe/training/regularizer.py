@@ -25,6 +25,7 @@ from hf_mhe.training.engines import (
     Managed,
     Part,
     averaging_ranks,
+    divided_once,
     find_engine,
     is_distributed,
     owners,
@@ -277,10 +278,14 @@ class MHERegularizer:
             return loss
         engine = find_engine(self.model)
         if engine is None:
-            refuse_unfound(_trained(self._bound))
+            refuse_unfound(self.model, _trained(self._bound))
         moment = find_moment(engine, sync=sync, scale=scale)
         penalty = self.advance() if moment.sync else None
-        return loss if penalty is None else loss + moment.divisor * penalty.to(loss.device)
+        if penalty is None:
+            return loss
+        if engine is not None and scale is None and penalty.requires_grad:
+            penalty = divided_once(engine, penalty)
+        return loss + moment.divisor * penalty.to(loss.device)
 
     def _check_frozen(self) -> None:
         """Groups that froze because an adapter was put on or activated are no groups to go on without."""

@@ -7,6 +7,7 @@ ZeRO 0 to 3. An engine that is not served is refused by name.
 from hf_mhe.training.engines.ddp import ForwardUnderDDP, Part, divide, is_distributed, tie
 from hf_mhe.training.engines.deepspeed import (
     averaging_ranks,
+    divided_once,
     find_engine,
     is_last_micro_batch,
     prepare,
@@ -30,6 +31,7 @@ __all__ = [
     "averaging_ranks",
     "divide",
     "divided_energies",
+    "divided_once",
     "find_engine",
     "is_distributed",
     "is_last_micro_batch",

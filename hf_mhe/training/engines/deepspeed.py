@@ -4,11 +4,18 @@ Note [How the engine is found]
 A regularizer that was bound before `deepspeed.initialize` knows the inner module only, and how often the engine
 accumulates and when it steps is the engine's to say. The engine leaves hooks of its own on the module, closures over
 itself. Rejected: asking the user for the engine; a loop that forgets it would train with a wrong lambda in silence.
+
+Note [Who divides by the accumulation]
+`engine.backward` divides the loss, and with it the penalty. A plain `loss.backward()`, which the engine also takes,
+is divided where it reaches the output of the model, and so without what was added to the loss afterwards. Which of the
+two it was is known in the backward pass only: there the penalty's gradient is divided, or has been.
 """
 
 from __future__ import annotations
 
+import gc
 import sys
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,6 +27,13 @@ from hf_mhe.neurons.wrappers import unwrap
 from hf_mhe.training.engines.deferred import give_zeros
 
 _ENGINE = "DeepSpeedEngine"  # a name, not the class: DeepSpeed is optional
+_LEAST = "0.19.8"
+_RELIES_ON = (
+    "managed_gradient_accumulation",
+    "is_deepcompile_enabled",
+    "inside_no_sync_ctxt",
+    "_running_engine_backward",
+)
 _SPECIAL_ENGINES = {
     "PipelineEngine": "DeepSpeed's pipeline parallel (PipelineEngine)",
     "DeepSpeedHybridEngine": "DeepSpeed's hybrid engine",
@@ -59,6 +73,12 @@ def _refuse_engine(engine: Any) -> None:
     for name, what in _SPECIAL_ENGINES.items():
         if name in kinds:
             raise MHEError(f"MHE does not serve {what}: train with deepspeed.initialize's plain engine, ZeRO 0 to 3")
+    missing = [name for name in _RELIES_ON if not hasattr(engine, name)]
+    if missing:
+        raise MHEError(
+            f"DeepSpeed {sys.modules['deepspeed'].__version__} is installed, whose engine has no {missing[0]!r}; MHE "
+            f"serves {_LEAST} and later: pip install -U 'deepspeed>={_LEAST}'"
+        )
     optimizer = type(getattr(engine, "optimizer", None)).__name__
     used = {
         "tensor parallel (mpu, or tensor_parallel in the config)": getattr(engine, "mp_world_size", 1) > 1,
@@ -66,26 +86,64 @@ def _refuse_engine(engine: Any) -> None:
         "expert parallel (MoE layers of deepspeed.moe)": getattr(engine, "has_moe_layers", False),
         "ZenFlow (zero_optimization.zenflow)": bool(getattr(engine, "zenflow", False)),
         "DeepCompile (compile.deepcompile)": engine.is_deepcompile_enabled(),
-        "MiCS (zero_optimization.mics_shard_size)": optimizer == "MiCS_Optimizer",
     }
     for what, is_used in used.items():
         if is_used:
             raise MHEError(f"MHE does not serve DeepSpeed with {what}: leave it out; ZeRO 0 to 3 without it is served")
+    # This optimizer zeroes gradients when the model's output gets its own, and the penalty's are there by then.
+    if optimizer == "BF16_Optimizer" and not engine.optimizer.immediate_grad_update:
+        raise MHEError(
+            "MHE does not serve DeepSpeed ZeRO 1 with bfloat16 weights whose gradients are summed in float32 "
+            "(data_types.grad_accum_dtype) at the end of each backward pass: set bf16.immediate_grad_update to true"
+        )
 
 
-def refuse_unfound(parameters: Sequence[Tensor]) -> None:
-    """Refuse parameters that ZeRO has in hand, where the bound model has no engine around it.
+def refuse_unfound(model: nn.Module, parameters: Sequence[Tensor]) -> None:
+    """Refuse a model of which DeepSpeed has the parameters in hand, where it is not the engine's model itself.
 
     Raises:
         MHEError: says what to bind the regularizer to.
     """
     # ZeRO 3, ZeRO 1 and 2: each leaves a mark of its own on the parameters.
-    if any(hasattr(parameter, mark) for parameter in parameters for mark in ("ds_id", "param_idx_in_group")):
+    marked = any(hasattr(parameter, mark) for parameter in parameters for mark in ("ds_id", "param_idx_in_group"))
+    if marked or _is_within_an_engine(model):
         raise MHEError(
-            "DeepSpeed has the parameters, but no engine of it is around the model that the regularizer was made for, "
-            "so how often gradients are accumulated is not known: make it for the engine, or for the very module "
-            "given to deepspeed.initialize (MHERegularizer(engine, config))"
+            f"DeepSpeed trains the parameters, but the {type(model).__name__} that the regularizer was made for is "
+            "not the model of its engine, so how often gradients are accumulated is not known: make it for the engine "
+            "(MHERegularizer(engine, config)) or for the very module given to deepspeed.initialize, and choose the "
+            "layers with include=..."
         )
+
+
+_ALONE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def _is_within_an_engine(model: nn.Module) -> bool:
+    """Whether a model is a part of an engine's model; looked up once for a model.
+
+    Without ZeRO, DeepSpeed leaves no mark on the parameters, and a module does not know what it is a part of.
+    """
+    deepspeed = sys.modules.get("deepspeed.runtime.engine")
+    if deepspeed is None or model in _ALONE or torch.compiler.is_compiling():
+        return False
+    engines = [value for value in gc.get_objects() if issubclass(type(value), deepspeed.DeepSpeedEngine)]
+    if any(module is model for engine in engines for module in engine.modules()):
+        return True
+    _ALONE.add(model)
+    return False
+
+
+def divided_once(engine: Any, penalty: Tensor) -> Tensor:
+    """The penalty, whose gradient is divided by the accumulation steps unless `engine.backward` divides the loss."""
+
+    def divide(gradient: Tensor) -> Tensor:
+        if engine._running_engine_backward:
+            return gradient
+        return gradient / engine.gradient_accumulation_steps()
+
+    followed = penalty.clone()  # whose hook is its own
+    followed.register_hook(divide)
+    return followed
 
 
 def averaging_ranks(engine: Any) -> torch.distributed.ProcessGroup | None:
@@ -97,8 +155,12 @@ def is_last_micro_batch(engine: Any) -> bool:
     """Whether an optimizer step of the engine follows the micro-batch at hand.
 
     Raises:
-        MHEError: the engine leaves that to the loop.
+        MHEError: the engine leaves that to the loop, or it is in one of its contexts that are not served.
     """
+    if engine.inside_no_sync_ctxt:  # where it counts no micro-batches, and may not step
+        if getattr(engine.optimizer, "_coalesce_grad_reduction", False):
+            raise _not_in_this_context()
+        return False
     if not engine.managed_gradient_accumulation():
         raise MHEError(
             "DeepSpeed's managed_gradient_accumulation is off, so the engine does not know which micro-batch is the "
@@ -108,7 +170,13 @@ def is_last_micro_batch(engine: Any) -> bool:
 
 
 def prepare(engine: Any, model: nn.Module, parameters: Sequence[Tensor]) -> None:
-    """Make the engine ready for a penalty on these parameters of its model in the last micro-batch, now at hand."""
+    """Make the engine ready for a penalty on these parameters of its model in the last micro-batch, now at hand.
+
+    Raises:
+        MHEError: the engine does not reduce gradients in this backward pass.
+    """
+    if engine.inside_no_sync_ctxt:
+        raise _not_in_this_context()
     # The engine tells its optimizer so when its model's output gets a gradient. The penalty's nodes were made later
     # and run before that: the gradient of a parameter that the loss does not reach would be kept for later.
     tell = getattr(engine.optimizer, "set_gradient_accumulation_boundary", None)
@@ -116,3 +184,11 @@ def prepare(engine: Any, model: nn.Module, parameters: Sequence[Tensor]) -> None
         tell(True)
     if engine.zero_optimization_stage() < 3 and engine.zero_cpu_offload():
         give_zeros(model, parameters)  # under ZeRO 3 it is found out which ones the task does not reach
+
+
+def _not_in_this_context() -> MHEError:
+    return MHEError(
+        "MHE does not serve the last micro-batch of an accumulation within DeepSpeed's no_sync or "
+        "coalesce_grad_reduction: leave that one out of the context, or let the engine accumulate "
+        "(gradient_accumulation_steps)"
+    )

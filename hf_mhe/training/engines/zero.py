@@ -45,7 +45,7 @@ def owners(groups: Sequence[NeuronGroup]) -> torch.distributed.ProcessGroup | No
     found = {id(tensor.ds_process_group): tensor.ds_process_group for tensor in partitioned}
     if len(found) > 1:
         raise MHEError(
-            f"the parameters are partitioned over {len(found)} different sets of ranks (expert parallel, MiCS): MHE "
+            f"the parameters are partitioned over {len(found)} different sets of ranks (expert parallel): MHE "
             "serves ZeRO 3 over one; leave those layers out (exclude=...)"
         )
     return next(iter(found.values()), None)
