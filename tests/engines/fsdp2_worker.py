@@ -35,7 +35,7 @@ def make_accelerator(**options: Any) -> Accelerator:
         min_num_params=40,
         cpu_ram_efficient_loading=options["gradient_accumulation_steps"] > 1,
     )
-    accelerator = Accelerator(fsdp_plugin=plugin, **options)
+    accelerator = Accelerator(cpu=True, fsdp_plugin=plugin, **options)
     as_on_a_gpu(accelerator, plugin)
     return accelerator
 

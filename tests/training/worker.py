@@ -5,15 +5,18 @@ torchrun --standalone --nproc_per_node 2 -m tests.training.worker OUTPUT.pt
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
@@ -35,15 +38,23 @@ class WithUnusedLayer(TinyClassifier):
         self.post_init()
 
 
-def make(name: str) -> nn.Module:
+def make(name: str) -> Any:
     if name == "unused":
         torch.manual_seed(0)
         return WithUnusedLayer(make_tiny().config)
+    if name == "loaded":
+        made = CASES["gpt2"].make()
+        with tempfile.TemporaryDirectory() as folder:
+            made.config.save_pretrained(folder)
+            save_model(made, str(Path(folder) / "model.safetensors"), metadata={"format": "pt"})
+            return type(made).from_pretrained(folder)
     return CASES[name].make()
 
 
 def data(name: str) -> list[dict[str, Any]]:
-    return tiny_data(GLOBAL_BATCH * STEPS) if name == "unused" else CASES[name].data(GLOBAL_BATCH * STEPS)
+    if name == "unused":
+        return tiny_data(GLOBAL_BATCH * STEPS)
+    return CASES["gpt2" if name == "loaded" else name].data(GLOBAL_BATCH * STEPS)
 
 
 def whole(model: nn.Module) -> dict[str, Tensor]:
@@ -52,12 +63,21 @@ def whole(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.full_tensor() if isinstance(value, DTensor) else value.clone() for name, value in named}
 
 
+Whole = Callable[[nn.Module], dict[str, Tensor]]
+on_cpu = functools.partial(Accelerator, cpu=True)
+
+
 def by_trainer(
-    name: str, penalty: bool, accumulation: int, trainer_class: type[Trainer] = Trainer, **options: Any
+    name: str,
+    penalty: bool,
+    accumulation: int,
+    trainer_class: type[Trainer] = Trainer,
+    dtype: torch.dtype = torch.float64,
+    whole: Whole = whole,
+    **options: Any,
 ) -> dict[str, Tensor]:
-    """Parameters after three optimizer steps of Trainer or MHETrainer, float64, and the penalties in its log."""
+    """Parameters after three optimizer steps of Trainer or MHETrainer, and the penalties in its log."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    model = make(name).double()
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(
             folder,
@@ -77,6 +97,7 @@ def by_trainer(
             lr_scheduler_type="constant",
             **options,
         )
+        model = make(name).to(dtype)  # after the arguments, by which transformers decides how to load
         keywords: dict[str, Any] = {"train_dataset": data(name), **({"mhe_config": CONFIG} if penalty else {})}
         trainer = (with_mhe(trainer_class) if penalty else trainer_class)(model, args, **keywords)
         trainer.train()
@@ -89,13 +110,15 @@ def by_accelerate(
     accumulation: int,
     bind: str,
     count: int = GLOBAL_BATCH * STEPS,
-    make_accelerator: Callable[..., Accelerator] = Accelerator,
+    make_accelerator: Callable[..., Accelerator] = on_cpu,
+    dtype: torch.dtype = torch.float64,
+    whole: Whole = whole,
 ) -> dict[str, Tensor]:
-    """Parameters after one pass of a hand-written loop over the data, float64; the last accumulation may be short."""
+    """Parameters after one pass of a hand-written loop over the data; the last accumulation may be short."""
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
-    accelerator = make_accelerator(cpu=True, gradient_accumulation_steps=accumulation)
-    model: Any = make_tiny().double()
+    accelerator = make_accelerator(gradient_accumulation_steps=accumulation)
+    model: Any = make_tiny().to(dtype)
     optimizer: Any = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
     batch = GLOBAL_BATCH // (accelerator.num_processes * accumulation)
     loader: Any = DataLoader(tiny_data(count), batch_size=batch)  # type: ignore[arg-type]
