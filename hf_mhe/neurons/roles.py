@@ -3,10 +3,13 @@
 Note [Output layers]. In order:
 1. what `get_output_embeddings()` returns, for the model and every model nested in it (language-model heads);
 2. the layers outside a transformers model's base model that have one neuron per label or vocabulary entry of its
-   config (`num_labels`, one more for the "no object" class of detectors, `vocab_size`): heads of classification, token
-   classification, question answering, segmentation, CTC. A square layer that another such layer of the same head
-   follows is the head's hidden layer (RobertaClassificationHead, where num_labels happens to equal the hidden size).
-   Where the class has no base model under its prefix (CLIPForImageClassification), its own direct layers are asked;
+   config (`num_labels`, `num_qa_labels` and the like, one more for the "no object" class of detectors, `vocab_size`):
+   heads of classification, token classification, question answering, segmentation, CTC. A square layer that another
+   such layer of the same head follows is the head's hidden layer (RobertaClassificationHead, where num_labels happens
+   to equal the hidden size). Where the class has no base model under its prefix (CLIPForImageClassification), that is
+   outside the models nested in it; below its own direct layers, only those whose outputs no layer takes.
+   Inside the base model, where it holds the head (Perceiver, RTDetr) or another one like that outside of it (D-FINE):
+   those whose outputs no layer takes, if they are more than the coordinates of a box, which detectors compute so too;
 3. what timm's `get_classifier()` returns;
 4. the last layer of a plain `nn.Sequential`, if only a softmax, a sigmoid or a reshaping follows.
 The last Linear in registration order is *not* a rule: registration need not follow the forward pass, and an auxiliary
@@ -15,14 +18,20 @@ projection is often registered last. Where none of these finds the head, name it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Container, Iterable, Iterator
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from hf_mhe.neurons.group import full_shape
 from hf_mhe.neurons.kinds import pieces
+from hf_mhe.neurons.layout import ByAxes
 from hf_mhe.neurons.wrappers import bare
 
+_LABELS = re.compile(r"num_(\w+_)?(labels|classes)$")
+_BOX = 4
 _AFTER_OUTPUT = (nn.Softmax, nn.LogSoftmax, nn.Softmax2d, nn.Sigmoid, nn.Flatten, nn.Unflatten, nn.Identity)
 
 
@@ -62,32 +71,43 @@ def _heads(model: nn.Module) -> Iterator[nn.Module]:
     if config is None or not isinstance(prefix, str):
         return
     base = getattr(model, prefix, None) if prefix else None
-    if isinstance(base, nn.Module):
-        inside = set(base.modules())
-        parents = list(model.modules()) if base is not model else []
-    else:
-        inside = set()
-        parents = [model, *filter(_is_sequential, model.children())] if _has_head(model) else []
-    labels = getattr(config, "num_labels", None)
-    sizes = {_vocabulary(config)}
-    if isinstance(labels, int):
-        sizes |= {labels, labels + 1}
-    for parent in parents:
-        children = [child for child in map(bare, parent.children()) if child not in inside]
-        layers = list(_of_sizes(children, sizes))
-        for index, layer in enumerate(layers):
-            square = getattr(layer, "in_features", None) == getattr(layer, "out_features", 0)
-            if not (square and index + 1 < len(layers)):
+    base = base if isinstance(base, nn.Module) else None
+    if base is None and not _has_head(model):
+        return
+    bodies = [base] if base is not None else [m for m in model.modules() if m is not model and _is_pretrained(m)]
+    inside = {module for body in bodies for module in body.modules()}
+    outer = {model, *filter(_is_sequential, model.children())} if base is None else set()
+    labels = _label_counts(config)
+    sizes, taken = {_vocabulary(config), *labels}, _input_sizes(model)
+    found: list[nn.Module] = []
+    for parent in model.modules():
+        if parent not in inside:
+            layers = list(_of_sizes((child for child in map(bare, parent.children()) if child not in inside), sizes))
+            if base is None and parent not in outer:
+                layers = [layer for layer in layers if _neurons(layer) not in taken]
+            found += _last_of_squares(layers)
+    yield from found
+    if _has_head(model):
+        outer_shapes = {_shape(layer) for layer in found}
+        for layer in _of_sizes(map(bare, inside), {count for count in labels if count > _BOX}):
+            if _neurons(layer) not in taken and (not found or _shape(layer) in outer_shapes):
                 yield layer
+
+
+def _last_of_squares(layers: list[nn.Module]) -> Iterator[nn.Module]:
+    for index, layer in enumerate(layers):
+        square = getattr(layer, "in_features", None) == getattr(layer, "out_features", 0)
+        if not (square and index + 1 < len(layers)):
+            yield layer
 
 
 def _has_head(model: nn.Module) -> bool:
     """Whether a class of transformers carries a task's head: those are named `<Model>For<Task>`."""
-    return any("For" in cls.__name__ and "PreTrainedModel" in _names_above(cls) for cls in type(model).__mro__)
+    return _is_pretrained(model) and any("For" in cls.__name__ for cls in type(model).__mro__)
 
 
-def _names_above(cls: type) -> set[str]:
-    return {above.__name__ for above in cls.__mro__[1:]}
+def _is_pretrained(module: nn.Module) -> bool:
+    return any(cls.__name__ == "PreTrainedModel" for cls in type(module).__mro__)
 
 
 def _timm_classifier(model: nn.Module) -> Iterator[nn.Module]:
@@ -113,15 +133,47 @@ def _last_of_sequential(root: nn.Module) -> Iterator[nn.Module]:
             return
 
 
-def _of_sizes(modules: Iterable[nn.Module], sizes: set[int | None]) -> Iterator[nn.Module]:
+def _of_sizes(modules: Iterable[nn.Module], sizes: Container[int | None]) -> Iterator[nn.Module]:
     for module in modules:
-        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
-            size = module.out_features if isinstance(module, nn.Linear) else module.out_channels
-            if size in sizes:
-                yield module
+        count = _neurons(module)
+        if count is not None and count in sizes:
+            yield module
+
+
+def _neurons(module: nn.Module) -> int | None:
+    """How many neurons a layer has: a dense map, a convolution, or the one matrix of a loss (AMSoftmaxLoss)."""
+    if isinstance(module, nn.Linear):
+        return module.out_features
+    if isinstance(module, (nn.Conv1d, nn.Conv2d)):
+        return module.out_channels
+    own = [piece for piece in pieces(module) if piece.kind == "linear" and isinstance(piece.layout, ByAxes)]
+    shape = full_shape(getattr(module, own[0].weight)) if len(own) == 1 else ()
+    return int(own[0].layout(torch.empty(shape, device="meta")).shape[0]) if shape else None
+
+
+def _shape(layer: nn.Module) -> tuple[int, ...]:
+    weight = getattr(layer, "weight", None)
+    return full_shape(weight) if isinstance(weight, Tensor) else ()
+
+
+def _input_sizes(model: nn.Module) -> set[int]:
+    """How many values each layer takes."""
+    layers = (module for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)))
+    return {layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels for layer in layers}
+
+
+def _label_counts(config: Any) -> set[int]:
+    """The numbers of labels that a config tells, and of them with a label for none."""
+    told = {"num_labels": getattr(config, "num_labels", None), **vars(config)}  # num_labels is a property
+    counts = {value for name, value in told.items() if _LABELS.match(name) and type(value) is int}
+    return counts | {count + 1 for count in counts}
 
 
 def _vocabulary(config: Any) -> int | None:
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    """The number of entries that a model of text chooses from: in one with several texts, those that it writes."""
+    try:
+        text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    except ValueError:  # how transformers says that several parts of the model write text
+        return None
     size = getattr(text, "vocab_size", None)
     return size if isinstance(size, int) else None

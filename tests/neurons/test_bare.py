@@ -8,6 +8,8 @@ from torch import nn
 
 from hf_mhe.neurons import NeuronGroup, coverage, neuron_groups
 
+UNTOLD = "no product or look-up in the code of Net tells its neurons"
+
 
 class Holder(nn.Module):
     """One parameter of a given name and shape, its numbers all different."""
@@ -95,7 +97,7 @@ def test_lists_and_dicts_are_named_by_their_holder() -> None:
     assert torch.equal(found.groups[2].matrix(), model.prompt_tokens["en"])
     assert found.skipped == {
         "pos_embeds.2": "one vector only, shape (1, 4): energy needs at least two",
-        "things.0": "bare parameter 'things.0' of Net (2-dimensional): not known to hold neurons",
+        "things.0": f"bare parameter 'things.0' of Net (2-dimensional): {UNTOLD}",
     }
 
 

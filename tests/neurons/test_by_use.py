@@ -63,6 +63,17 @@ class Inherited(Times):
     pass
 
 
+class Cosines(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(F.normalize(x), F.normalize(self.w))
+
+
+class CosinesWithColumns(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = F.normalize(self.w, dim=0)
+        return torch.mm(F.normalize(x, dim=1), weight)
+
+
 ROWS = [Linear, LinearByKeyword, TimesTransposed, FromTheLeft]
 COLUMNS = [Times, Matmul, MethodOfTheInput, Einsum, Inherited]
 
@@ -75,6 +86,15 @@ def test_outputs_are_products_with_the_neurons(net: type[Net]) -> None:
     assert (group.name, group.kind, group.role) == ("w", "linear", "hidden")
     x = torch.randn(3, 4)
     assert torch.allclose(model(x), x @ group.matrix().T, atol=1e-6)
+
+
+@pytest.mark.parametrize("net", [Cosines, CosinesWithColumns])
+def test_outputs_are_cosines_with_the_neurons(net: type[Net]) -> None:
+    """If this failed, the class vectors of margin losses (AM-softmax, ArcFace) would be skipped."""
+    model = net(4, 4)
+    (group,) = neuron_groups(model)
+    x = torch.randn(3, 4)
+    assert torch.allclose(model(x), F.normalize(x) @ F.normalize(group.matrix()).T, atol=1e-6)
 
 
 class Lookup(Net):
@@ -215,6 +235,11 @@ class HandedIn(Net):
         return x @ weight
 
 
+class CosinesAcross(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ F.normalize(self.w, dim=1)
+
+
 class Elementwise(Net):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * self.w
@@ -227,13 +252,14 @@ def without_source() -> type[Net]:
 
 
 @pytest.mark.parametrize("net", [lambda: BothWays, lambda: OneVector, lambda: MadeFromItself, lambda: HandedIn,
+                                 lambda: CosinesAcross,
                                  lambda: Elementwise, without_source])  # fmt: skip
 def test_what_is_not_told_is_not_guessed(net: Callable[[], type[Net]]) -> None:
     """If this failed, a matrix would be measured along an axis that nothing vouches for."""
     found = coverage(net()(4, 4))
     assert found.groups == []
     assert list(found.skipped) == ["w"]
-    assert found.skipped["w"].endswith("(2-dimensional): not known to hold neurons")
+    assert found.skipped["w"].endswith("tells its neurons")
 
 
 def test_an_overridden_method_does_not_count() -> None:

@@ -44,6 +44,8 @@ MODEL_TYPES = [
     "xlnet",
 ]
 
+UNTOLD = "no product or look-up in the code of Net tells its neurons"
+
 
 def assert_accounted(model: nn.Module) -> None:
     """Every parameter of two or more dimensions is in exactly one place, and no group is empty or named twice."""
@@ -101,8 +103,8 @@ def test_reasons_say_what_the_parameter_is() -> None:
     found = coverage(Net())
     assert [group.name for group in found.groups] == ["used"]
     assert found.skipped == {
-        "mystery": "bare parameter 'mystery' of Net (2-dimensional): not known to hold neurons",
-        "cubes.0": "bare parameter 'cubes.0' of Net (3-dimensional): not known to hold neurons",
+        "mystery": f"bare parameter 'mystery' of Net (2-dimensional): {UNTOLD}",
+        "cubes.0": f"bare parameter 'cubes.0' of Net (3-dimensional): {UNTOLD}",
         "cls_token": "one vector only, shape (1, 1, 4): energy needs at least two",
         "layer_scale": "elementwise factor 'layer_scale' of Net (2-dimensional): scales single values, no direction",
         "bias_u": "bias 'bias_u' of Net (2-dimensional): added to outputs, no direction",

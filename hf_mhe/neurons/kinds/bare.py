@@ -135,4 +135,4 @@ def why_not(module: nn.Module, name: str, shape: tuple[int, ...]) -> str:
         return f"three-dimensional experts: parameter {name!r} of {cls}"
     if table_kind(module, own):
         return f"{table_kind(module, own)} table {name!r} of {cls}: shape {shape} does not tell its vectors"
-    return f"bare parameter {name!r} of {cls} ({rank}): not known to hold neurons"
+    return f"bare parameter {name!r} of {cls} ({rank}): no product or look-up in the code of {cls} tells its neurons"

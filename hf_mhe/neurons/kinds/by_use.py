@@ -5,7 +5,7 @@ the expression that uses it does. `F.linear(x, self.w)` compares inputs with its
 `F.embedding(ids, self.w)` looks rows up, and `einsum("ibh,hnd->ibnd", x, self.w)` sums over h, so that each (n, d) is
 a neuron. So the source of the class is read, and never run: a product one of whose operands is a parameter, seen
 through casts, transpositions, `self.w[expert]` and local names. Where there is no such product, or two that disagree,
-or no source, the parameter is not known to hold neurons. Rejected: going by names (transformers stores "*_proj" both
+or no source, nothing is told. Rejected: going by names (transformers stores "*_proj" both
 ways), and running the forward pass (its inputs would have to be invented).
 """
 
@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import ast
 import inspect
-import textwrap
+import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from weakref import WeakKeyDictionary
 
 from torch import nn
@@ -44,11 +45,15 @@ class Use:
 
 @dataclass(frozen=True)
 class _Operand:
-    """`self.<name>` in a product, its last two axes changed or not; `entry` where it was `self.<name>[index]`."""
+    """`self.<name>` in a product, its last two axes changed or not; `entry` where it was `self.<name>[index]`.
+
+    `normed` is the stored axis along which it was brought to unit length before.
+    """
 
     name: str
     transposed: bool = False
     entry: bool = False
+    normed: int | None = None
 
 
 _ROWS, _COLUMNS = Use((-2,), (-1,)), Use((-1,), (-2,))
@@ -72,7 +77,10 @@ def _read(cls: type[nn.Module]) -> Mapping[str, Use]:
     by_entry: set[str] = set()
     for method in _methods(cls):
         for operand, use in _Method(method).uses():
-            found.setdefault(operand.name, set()).add(use.transposed() if operand.transposed else use)
+            stored = use.transposed() if operand.transposed else use
+            if operand.normed is not None and stored.coordinates != (operand.normed,):
+                continue  # each coordinate is divided by another norm: the product is not with these directions
+            found.setdefault(operand.name, set()).add(stored)
             if operand.entry:
                 by_entry.add(operand.name)
     return {name: replace(*ways, entry=name in by_entry) for name, ways in found.items() if len(ways) == 1}
@@ -84,14 +92,38 @@ def _methods(cls: type[nn.Module]) -> Iterator[ast.FunctionDef]:
     for above in cls.__mro__:
         if above.__module__.startswith("torch.nn.modules.") or not issubclass(above, nn.Module):
             continue
-        try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(above)))
-        except (OSError, TypeError, SyntaxError):  # made in a shell, compiled, or by a decorator
-            continue
-        for node in getattr(tree.body[0], "body", ()):
+        for node in _body(above):
             if isinstance(node, ast.FunctionDef) and node.args.args and node.name not in seen:
                 seen.add(node.name)
                 yield node
+
+
+def _body(cls: type) -> Iterable[ast.stmt]:
+    """The statements of a class; none where there is no source: made in a shell, compiled, or by a function."""
+    try:
+        tree = _classes(cls.__module__).get(cls.__qualname__)
+    except (OSError, TypeError, SyntaxError, KeyError):
+        tree = None
+    return tree.body if tree is not None else ()
+
+
+@lru_cache(maxsize=4)  # of the few files that one model's classes are in: a tree takes megabytes
+def _classes(module: str) -> Mapping[str, ast.ClassDef]:
+    """Qualified name -> class, for all classes in a module's file, which `inspect.getsource` would parse for each."""
+    found: dict[str, ast.ClassDef] = {}
+
+    def gather(body: ast.AST, prefix: str) -> None:
+        for node in ast.iter_child_nodes(body):
+            if isinstance(node, ast.ClassDef):
+                found[prefix + node.name] = node
+                gather(node, f"{prefix}{node.name}.")
+            elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                gather(node, f"{prefix}{node.name}.<locals>.")
+            elif isinstance(node, ast.stmt):
+                gather(node, prefix)
+
+    gather(ast.parse(inspect.getsource(sys.modules[module])), "")
+    return found
 
 
 class _Method:
@@ -146,7 +178,11 @@ class _Method:
                 elif ast.unparse(node.slice) in (":, None", "(:, None)"):  # an axis more before the last two
                     yield operand
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            if node.func.attr in _CASTS:
+            if node.func.attr == "normalize" and ast.unparse(node.func.value) in _FUNCTIONAL and node.args:
+                axis = _axis_of_normalize(node)
+                if axis is not None:
+                    yield from (_normed(operand, axis) for operand in self._operands(node.args[0], inside))
+            elif node.func.attr in _CASTS:
                 yield from self._operands(node.func.value, inside)
             elif node.func.attr == "t" or (node.func.attr == "transpose" and _are_last_two(node.args)):
                 yield from map(_flipped, self._operands(node.func.value, inside))
@@ -158,6 +194,18 @@ def _names_in(node: ast.expr) -> set[str]:
 
 def _flipped(operand: _Operand) -> _Operand:
     return replace(operand, transposed=not operand.transposed)
+
+
+def _axis_of_normalize(call: ast.Call) -> int | None:
+    """The axis of a matrix, from the last, that `F.normalize` brings to unit length; None where it is not told."""
+    told = [*call.args[2:3], *(keyword.value for keyword in call.keywords if keyword.arg == "dim")]
+    axes = {"0": -2, "-2": -2, "1": -1, "-1": -1}
+    return axes.get(ast.unparse(told[0])) if told else -1
+
+
+def _normed(operand: _Operand, axis: int) -> _Operand:
+    stored = {-1: -2, -2: -1}[axis] if operand.transposed else axis
+    return replace(operand, normed=stored)
 
 
 def _are_last_two(axes: list[ast.expr]) -> bool:

@@ -46,7 +46,7 @@ class Division:
 
 Divider = Callable[[Any], Mapping[str, Division]]
 
-_DIVIDERS: dict[str, Divider] = {}
+DIVIDERS: dict[str, Divider] = {}
 _HEADS: list[Divider] = []
 
 
@@ -57,7 +57,7 @@ def divides(*names: str) -> Callable[[Divider], Divider]:
         for name in names:
             folder, _, cls = name.rpartition(".")
             package, _, file = folder.partition("/")
-            _DIVIDERS[f"transformers.models.{package}.modeling_{file or package}.{cls}"] = divider
+            DIVIDERS[f"transformers.models.{package}.modeling_{file or package}.{cls}"] = divider
         return divider
 
     return register
@@ -81,7 +81,7 @@ def divisions(root: nn.Module) -> dict[int, Division]:
 
 
 def _division(module: nn.Module) -> Mapping[str, Division]:
-    divider = lookup(_DIVIDERS, module)
+    divider = lookup(DIVIDERS, module)
     try:
         if divider is not None:
             return divider(module)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +17,10 @@ class NotBuiltError(Exception):
     """A class that could not be built, with what its constructor said."""
 
 
-def build(cls: type[nn.Module], config_class: type[PreTrainedConfig]) -> nn.Module:
+def build(cls: type[nn.Module], config_class: type[PreTrainedConfig], **changes: Any) -> nn.Module:
     """A model of a class: from its default config with fewer layers; else from the default, each completed if need be.
+
+    `changes` are attributes of the config to set before.
 
     Raises:
         NotBuiltError: none of these builds.
@@ -25,17 +28,22 @@ def build(cls: type[nn.Module], config_class: type[PreTrainedConfig]) -> nn.Modu
     said: Exception | None = None
     for make in (fewer_layers, lambda config_class: config_class()):
         try:
-            return _build(cls, make, config_class)
+            return _build(cls, make, config_class, changes)
         except Exception as error:  # a constructor may say that it lacks something in any way
             said = error
             if isinstance(error, ImportError):
                 break
+    library = re.search(r"requires the (\S+) library", str(said))
+    if library is not None:
+        raise NotBuiltError(f"ImportError: needs {library[1]}, which is not installed") from said
     first_line = next((line for line in str(said).splitlines() if line.strip()), "")
     raise NotBuiltError(f"{type(said).__name__}: {first_line}") from said
 
 
-def _build(cls: Any, make: Callable[[Any], PreTrainedConfig], config_class: Any) -> nn.Module:
+def _build(cls: Any, make: Callable[[Any], PreTrainedConfig], config_class: Any, changes: dict[str, Any]) -> nn.Module:
     config = make(config_class)
+    for name, value in changes.items():
+        setattr(config, name, value)
     for _ in range(4):
         try:
             with torch.device("meta"):

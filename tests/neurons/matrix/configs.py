@@ -17,9 +17,17 @@ LAYERS, EXPERTS = 2, 4
 # What a config may leave open although its model needs it; a call is given the config.
 _OPEN: dict[str, Any] = {
     "backbone": "resnet18",
+    "context_length": 8,
     "dropout": 0.0,
     "dropout_rate": 0.0,
     "head_dim": lambda config: config.hidden_size // config.num_attention_heads,
+    "indexer_budget": 64,
+    "indexer_compress_ratio": 4,
+    "indexer_head_dim": 32,
+    "indexer_kv_heads": 1,
+    "indexer_n_heads": 4,
+    "layer_types": lambda config: ["full_attention"] * config.num_hidden_layers,
+    "mlp_layer_types": lambda config: ["dense"] + ["sparse"] * (config.num_hidden_layers - 1),
     "num_experts": EXPERTS,
     "num_key_value_heads": lambda config: config.num_attention_heads,
     "n_routed_experts": EXPERTS,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import itertools
+import re
 from functools import cache
 from typing import Any
 
@@ -10,10 +12,29 @@ from torch import nn
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from hf_mhe.neurons.kinds.division import DIVIDERS, Divider
+
 
 def model_types() -> list[str]:
     """Every config type that transformers knows, in alphabetical order."""
     return sorted(CONFIG_MAPPING.keys())
+
+
+def selection(count: int) -> list[str]:
+    """So many model types of great variety, by rule: of each task of transformers, and of each layout of a fused
+    projection that hf_mhe knows, the first type that is not chosen yet; in turn, the tasks with most types first.
+    """
+    names = [value for name, value in vars(modeling_auto).items() if re.fullmatch(r"MODEL_FOR_\w+_NAMES", name)]
+    by_task = [list(types) for types in sorted(names, key=len, reverse=True)]
+    layouts: dict[Divider, list[str]] = {}
+    for name, divider in DIVIDERS.items():
+        layouts.setdefault(divider, []).append(name.split(".")[2])
+    chosen: dict[str, None] = {}
+    for pair in itertools.zip_longest(by_task, layouts.values(), fillvalue=[]):
+        for types in pair:
+            new = (name for name in types if name in CONFIG_MAPPING and name not in chosen)
+            chosen.update(dict.fromkeys(itertools.islice(new, 1)))
+    return [*chosen][:count]
 
 
 @cache
