@@ -140,7 +140,7 @@ def _stored_8bit(tensors: Tensors, scales: str) -> Packed | Unread:
 def _stored_4bit(tensors: Tensors, state_name: str) -> Packed | Unread:
     name, _, _ = state_name.partition(_STATE)
     state = tensors.read_json(state_name)
-    companions = ["absmax", "quant_map", *(_NESTED if "nested_blocksize" in state else ())]
+    companions = ["absmax", "quant_map", *(_NESTED if state.get("nested_blocksize") else ())]
     parts = (name, *(f"{name}.{companion}" for companion in companions), state_name)
     for part in parts:
         tensors.shape(part, state_name, _INT4)
@@ -148,7 +148,8 @@ def _stored_4bit(tensors: Tensors, state_name: str) -> Packed | Unread:
         return Unread(parts, f"quantized by {_INT4}: {lacking}")
     try:
         shape, block = tuple(int(length) for length in state["shape"]), int(state["blocksize"])
-        if block < 1:
+        nested = int(state.get("nested_blocksize", 0))
+        if block < 1 or nested < 0:
             raise ValueError(block)
     except (KeyError, TypeError, ValueError) as error:
         raise MHEError(f"tensor {state_name} describes no 4-bit weight: it says {state}") from error
@@ -159,6 +160,10 @@ def _stored_4bit(tensors: Tensors, state_name: str) -> Packed | Unread:
     tensors.expect_count(name, -(-count // nibbles), f"{nibbles} values of a weight {shape} in each")
     tensors.expect_count(f"{name}.absmax", blocks, f"one scale for each {block} values of {name} {shape}")
     tensors.expect_count(f"{name}.quant_map", 16, "one for each value that four bits can have")
+    if nested:
+        whole = f"one scale for each {nested} scales of {name} {shape}"
+        tensors.expect_count(f"{name}.nested_absmax", -(-blocks // nested), whole)
+        tensors.expect_count(f"{name}.nested_quant_map", 256, "one for each value that a byte can have")
 
     def dequantize(get: Get) -> Tensor:
         from bitsandbytes.functional import QuantState

@@ -177,6 +177,8 @@ def _shape(tensors: Tensors, module: str, parts: tuple[str, ...], scheme: Any, f
         shape = (*stored[:-1], stored[-1] * 8 // bits)
     grid = tensors.shape(f"{module}.weight_scale", values, form)
     _check_grid(f"{module}.weight_scale", grid, shape, scheme)
+    if f"{module}.weight_global_scale" in parts:
+        tensors.expect_count(f"{module}.weight_global_scale", 1, f"one scale for all scales of a weight {shape}")
     return shape
 
 

@@ -81,7 +81,7 @@ def stored_weights(tensors: Tensors) -> Iterator[Packed | Unread]:
         parts = tuple(f"{prefix}{part}" for part in inside)
         for part in parts:
             tensors.shape(part, name, form)
-        yield _stored(tensors, name, kind, form, parts)
+        yield _stored(tensors, name, prefix, form, parts)
 
 
 def check_complete(tensors: Tensors, taken: Container[str]) -> None:
@@ -98,7 +98,7 @@ def check_complete(tensors: Tensors, taken: Container[str]) -> None:
             )
 
 
-def _stored(tensors: Tensors, name: str, kind: str, form: str, parts: tuple[str, ...]) -> Packed | Unread:
+def _stored(tensors: Tensors, name: str, prefix: str, form: str, parts: tuple[str, ...]) -> Packed | Unread:
     if (lacking := needs(_PACKAGE, at_least="0.15")) is not None:
         return Unread(parts, f"quantized by {form}: {lacking}")
     blank = {
@@ -112,11 +112,12 @@ def _stored(tensors: Tensors, name: str, kind: str, form: str, parts: tuple[str,
     if not _can_dequantize(outline):
         why = "torchao dequantizes it on its own kernel's device only: load it there and analyze the module"
         return Unread(parts, f"quantized by {form}: {why}")
-    scale = next((part for part in parts if part.endswith("_scale")), None)
     block = getattr(outline, "block_size", None)
-    if scale is not None and block is not None and len(block) == outline.ndim:
-        expected = torch.Size(-(-length // size) for length, size in zip(outline.shape, block, strict=True))
-        tensors.expect_count(scale, expected.numel(), f"one scale for each block {tuple(block)} of {name}")
+    if block is not None and len(block) == outline.ndim:
+        grid = torch.Size(-(-length // size) for length, size in zip(outline.shape, block, strict=True))
+        for part in (f"{prefix}scale", f"{prefix}zero_point"):
+            if part in parts:
+                tensors.expect_count(part, grid.numel(), f"one for each block {tuple(block)} of {name}")
 
     def dequantize(get: Get) -> Tensor:
         return _dequantize(_built(tensors, name, {part: get(part) for part in parts}))
@@ -138,24 +139,31 @@ def _built(tensors: Tensors, name: str, parts: Mapping[str, Tensor]) -> Any:
 
 
 def _names(tensors: Tensors) -> list[str]:
-    """The names of all weights that torchao's metadata lists; none where there is no such metadata."""
+    """The names of all weights that torchao's metadata lists or describes; none where there is no such metadata.
+
+    The list is that of one file; of a checkpoint in several, each may have its own.
+    """
+    listed = _parsed(tensors.metadata.get("tensor_names", ""))
+    described = [name for name, text in tensors.metadata.items() if "_tensor_data_names" in text]
+    return list(dict.fromkeys([*map(str, listed if isinstance(listed, list) else ()), *described]))
+
+
+def _parsed(text: str) -> Any:
     try:
-        names = json.loads(tensors.metadata.get("tensor_names", "null"))
+        return json.loads(text)
     except json.JSONDecodeError:
-        return []
-    return [str(name) for name in names] if isinstance(names, list) else []
+        return None
 
 
 def _described(tensors: Tensors, name: str) -> dict[str, Any]:
     """What the metadata says of one weight.
 
     Raises:
-        MHEError: it lists the weight and says nothing of it.
+        MHEError: it lists the weight, and says nothing of it or no JSON object.
     """
-    try:
-        described = json.loads(tensors.metadata[name])
-    except (KeyError, json.JSONDecodeError) as error:
-        raise MHEError(f"torchao's metadata lists {name!r} and does not say how it is made") from error
+    if name not in tensors.metadata:
+        raise MHEError(f"torchao's metadata lists {name!r} and does not say how it is made")
+    described = _parsed(tensors.metadata[name])
     if not isinstance(described, dict):
-        raise MHEError(f"torchao's metadata says {described!r:.80} of {name!r}, not how it is made")
+        raise MHEError(f"torchao's metadata says {tensors.metadata[name]!r:.80} of {name!r}, not how it is made")
     return described

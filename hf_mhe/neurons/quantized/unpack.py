@@ -74,9 +74,13 @@ class _GetDequantized:
         packed = self.packed.get(name)
         if packed is None:
             return self.get(name)
-        made = packed.dequantize(self.get)
+        parts = " + ".join(packed.parts)
+        try:
+            made = packed.dequantize(self.get)
+        except (RuntimeError, ValueError, AssertionError, LookupError) as error:  # whatever a library makes of damage
+            said = " ".join(str(error).split())
+            raise MHEError(f"no {packed.form} weight can be made of {parts}: {said}") from error
         if tuple(made.shape) != packed.shape:
-            parts = " + ".join(packed.parts)
             raise MHEError(f"{packed.form} makes a weight {tuple(made.shape)} of {parts}, expected {packed.shape}")
         return made
 

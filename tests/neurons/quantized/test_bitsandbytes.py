@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import hf_mhe
@@ -184,10 +185,15 @@ def _bytes(content: object) -> Tensor:
     return torch.tensor(list(json.dumps(content).encode()), dtype=torch.uint8)
 
 
+def _state(folder: Path, name: str) -> Tensor:
+    return load_file(folder / "model.safetensors")[name]
+
+
 def test_bad_scales_are_refused(tmp_path: Path) -> None:
     """If this failed, a damaged checkpoint would give the energies of other weights."""
     _quantized("llama", _INT8, tmp_path).save_pretrained(tmp_path / "int8")
     _quantized("llama", _NF4, tmp_path).save_pretrained(tmp_path / "nf4")
+    _quantized("llama", _NF4_TWICE, tmp_path).save_pretrained(tmp_path / "twice")
     name = "model.layers.0.mlp.up_proj"
     weight, state = f"{name}.weight", f"{name}.weight.quant_state.bitsandbytes__nf4"
 
@@ -207,3 +213,7 @@ def test_bad_scales_are_refused(tmp_path: Path) -> None:
     refused("nf4", rf"{weight}' has shape \(9, 1\), expected 3072", **{weight: torch.ones(9, 1, dtype=torch.uint8)})
     refused("nf4", rf"{state}' should spell JSON", **{state: torch.ones(9, dtype=torch.uint8)})
     refused("nf4", rf"{state} describes no 4-bit weight", **{state: _bytes({"blocksize": 64})})
+    refused("twice", rf"{weight}.nested_absmax' has shape \(3,\), exp", **{f"{weight}.nested_absmax": torch.ones(3)})
+    refused("twice", rf"not hold '{weight}.nested_quant_map'", f"{weight}.nested_quant_map")
+    other = {**json.loads(bytes(_state(tmp_path / "nf4", state).tolist())), "quant_type": "nf5"}
+    refused("nf4", rf"no bitsandbytes \(4-bit\) weight can be made of {weight} \+ ", **{state: _bytes(other)})

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -100,6 +101,29 @@ def test_int8_by_the_formula() -> None:
     assert not group.requires_grad
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int4_through_its_kernel_where_one_runs(dtype: torch.dtype) -> None:
+    """If this failed, int4 that only a kernel can read would be left out, though the kernel is there."""
+    opaque = pytest.importorskip("torchao.prototype.quantization.int4")
+    from torchao.quantization import quantize_
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 48, bias=False)).to(dtype)
+    weight = model[0].weight.detach().float()
+    quantize_(model, opaque.PrototypeInt4WeightOnlyConfig(group_size=32, set_inductor_config=False))
+    (group,) = hf_mhe.neuron_groups(model)
+    assert (group.quantized, group.n, group.d) == ("torchao (Int4OpaqueTensor)", 48, 64)
+    # Sixteen steps between the extremes of each 32 values, as in the kernel that torch calls tinygemm.
+    parts = weight.unflatten(1, (-1, 32))
+    low = parts.amin(dim=2, keepdim=True)
+    step = (parts.amax(dim=2, keepdim=True) - low) / 15
+    expected = (low + ((parts - low) / step).round().clamp(0, 15) * step).flatten(1)
+    off = (group.matrix().float() - expected).abs() / step.expand_as(parts).flatten(1)
+    # In half precision, a value half-way between two steps may go to either.
+    assert off.max() < (1e-3 if dtype is torch.float32 else 1.1)
+    assert off.median() < (1e-3 if dtype is torch.float32 else 0.05)
+
+
 def _int4_layer() -> nn.Module:
     """int4 as torchao packs it on a GPU, built of its parts: on a CPU torchao itself makes none."""
     from torchao.quantization import Int4Tensor
@@ -154,10 +178,25 @@ def test_bad_parts_are_refused(tmp_path: Path) -> None:
     refused(r"up_proj._weight_scale' of shape \(96, 1\) has 96 inf", **{f"{module}._weight_scale": broken})
 
 
+def test_a_list_of_names_in_each_file(tmp_path: Path) -> None:
+    """If this failed, of a checkpoint in several files only the weights of the last would be known."""
+    model, oracle = _quantized("llama", _configs()["int8"], tmp_path, torch.float32)
+    model.save_pretrained(tmp_path / "quantized", max_shard_size="50KB")
+    files = sorted((tmp_path / "quantized").glob("*.safetensors"))
+    for file in files:
+        with safe_open(file, "pt") as stored:
+            metadata = stored.metadata()
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  # it is no dict
+        # A weight's tensors begin with its module's name, an underscore and its own.
+        here = [n for n in metadata if n in tensors or f"{n.rpartition('.')[0]}._weight_qdata" in tensors]
+        kept = {**{name: metadata[name] for name in here}, "tensor_names": json.dumps(here), "format": "pt"}
+        save_file(tensors, file, kept)
+    assert len(files) > 1
+    assert_alike(hf_mhe.analyze(tmp_path / "quantized"), hf_mhe.analyze(oracle), plain_groups("llama"))
+
+
 def test_metadata_that_does_not_say_how(tmp_path: Path) -> None:
     """If this failed, integers without a meaning would be read, or stop the reader without saying which."""
-    from safetensors import safe_open
-
     model, _ = _quantized("llama", _configs()["int8"], tmp_path, torch.float32)
     model.save_pretrained(tmp_path / "quantized")
     file = tmp_path / "quantized" / "model.safetensors"
@@ -171,7 +210,10 @@ def test_metadata_that_does_not_say_how(tmp_path: Path) -> None:
         hf_mhe.analyze(tmp_path / "quantized")
     name = "model.layers.0.mlp.up_proj.weight"
     save_file(tensors, file, {**metadata, name: json.dumps(["a list"])})
-    with pytest.raises(MHEError, match=rf"metadata says \['a list'\] of '{name}'"):
+    with pytest.raises(MHEError, match=rf"metadata says .*a list.* of '{name}', not how"):
+        hf_mhe.analyze(tmp_path / "quantized")
+    save_file(tensors, file, {key: value for key, value in metadata.items() if key != name})
+    with pytest.raises(MHEError, match=rf"metadata lists '{name}' and does not say how"):
         hf_mhe.analyze(tmp_path / "quantized")
     said = json.loads(metadata[name])
     save_file(tensors, file, {**metadata, name: json.dumps({**said, "_type": "FutureTensor"})})

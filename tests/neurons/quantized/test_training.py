@@ -81,3 +81,30 @@ def test_the_trainer_says_so_too(tmp_path: Path) -> None:
             MHETrainer(model=model, args=args, mhe_config=said)
         with pytest.raises(MHEError, match=match):
             MHETrainer(model, args, mhe_config=said)
+
+
+def test_a_trainer_of_an_adapter_on_quantized_layers(tmp_path: Path) -> None:
+    """If this failed, QLoRA with Trainer would be refused together with what cannot be trained."""
+    peft = pytest.importorskip("peft")
+    from datasets import Dataset
+    from transformers import BitsAndBytesConfig, TrainingArguments
+
+    plain = build("llama")
+    plain.save_pretrained(tmp_path / "plain")
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    model = type(plain).from_pretrained(tmp_path / "plain", quantization_config=config)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj"]))
+    rows = [{"input_ids": [3, 4, 5, 6], "labels": [3, 4, 5, 6]}] * 4
+    settings = {"max_steps": 2, "logging_steps": 1, "learning_rate": 1e-2, "report_to": "none", "use_cpu": True}
+    trainer = MHETrainer(
+        model=adapted,
+        args=TrainingArguments(str(tmp_path / "out"), **settings),
+        train_dataset=Dataset.from_list(rows),
+        mhe_config=MHEConfig(include="*q_proj", hidden_weight=10.0),
+    )
+    before = trainer.mhe_regularizer.energies()
+    assert len(before) == 2
+    trainer.train()
+    assert all("mhe_loss" in record for record in trainer.state.log_history if "loss" in record)
+    after = trainer.mhe_regularizer.energies()
+    assert all(after[name] != before[name] for name in before)
