@@ -170,12 +170,12 @@ class Budget:
         share: in (0, 1].
         model: whose training step it is.
         step_operations: floating-point operations of one optimizer step on this process: forward and backward passes
-            of all its micro-batches, the same number on every rank. By default the forward passes before the first
-            draw are counted, and the ranks take their mean.
+            of all its micro-batches, the same number on every rank. By default the forward passes of the first step
+            are counted, and the ranks take their mean.
         seed: of the draws.
 
     Attributes:
-        step_operations: as given, counted or loaded; None until the first draw.
+        step_operations: as given, counted or loaded; None until the first step's passes are done.
 
     Raises:
         MHEError: `step_operations` is not a finite number > 0, or the seed is not an integer >= 0.
@@ -209,6 +209,21 @@ class Budget:
         if self.step_operations is None:
             self._supposed, self._forward = 0.0, self._start()
 
+    def end_step(self) -> None:
+        """The forward passes of a step are done: the first step whose passes were seen is counted.
+
+        Every rank has to call this, before the step's `draw`, and also at a step without one.
+        """
+        if self.step_operations is not None or torch.compiler.is_compiling():
+            return
+        counted = (self._stop() or self._supposed) if self._forward is not None else 0.0
+        if is_distributed():
+            device = next(self._model.parameters()).device
+            total = torch.tensor(counted, dtype=torch.float64, device=device)
+            torch.distributed.all_reduce(total)
+            counted = float(total) / torch.distributed.get_world_size()
+        self.step_operations = counted or None
+
     def draw(self, groups: Sequence[Candidate], step: int, ranks: int) -> list[Drawn]:
         """What is computed at an optimizer step, by `ranks` that divide it; every rank has to call this.
 
@@ -221,29 +236,18 @@ class Budget:
                 "outside of torch.compile"
             )
         if self.step_operations is None:
-            self.step_operations = self._count()
-        allotment = allot(tuple(groups), self.share * self.step_operations, ranks)
-        if not self._announced:
-            self._announced = True
-            if not is_distributed() or torch.distributed.get_rank() == 0:
-                print(describe(allotment, self.share, self.step_operations, ranks), file=sys.stderr)
-        return allotment.draw(step, self._seed)
-
-    def _count(self) -> float:
-        counted = (self._stop() or self._supposed) if self._forward is not None else 0.0
-        if is_distributed():
-            device = next(self._model.parameters()).device
-            total = torch.tensor(counted, dtype=torch.float64, device=device)
-            torch.distributed.all_reduce(total)
-            counted = float(total) / torch.distributed.get_world_size()
-        if not counted:
             raise MHEError(
                 f"budget={self.share:g} is a share of the training step's operations, and no forward pass of "
                 f"{type(self._model).__name__} could be counted before the first penalty (it was compiled, or its "
                 "layers were called one by one): tell them, MHERegularizer(..., step_operations=6 * parameters * "
                 "tokens of a step on one process)"
             )
-        return counted
+        allotment = allot(tuple(groups), self.share * self.step_operations, ranks)
+        if not self._announced:
+            self._announced = True
+            if not is_distributed() or torch.distributed.get_rank() == 0:
+                print(describe(allotment, self.share, self.step_operations, ranks), file=sys.stderr)
+        return allotment.draw(step, self._seed)
 
     def _start(self) -> ForwardOperations:
         forward = ForwardOperations(self._model)

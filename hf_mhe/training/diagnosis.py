@@ -19,11 +19,12 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+
+from hf_mhe.training.backward import at_the_end
 
 DWARFS = 10.0  # at a tenth of the step's length in the task's direction, the task is hardly learnt
 
@@ -56,8 +57,7 @@ class GradientRatio:
                 self._latest = ratio / steps
                 self._warn(self._latest)
 
-        watched: Tensor = _AtTheEnd.apply(penalty, measure)
-        return watched
+        return at_the_end(penalty, measure)
 
     def _warn(self, ratio: float) -> None:
         if ratio > DWARFS and not self._warned:
@@ -80,22 +80,6 @@ class GradientRatio:
 def is_due(evaluation: int) -> bool:
     """Whether the ratio is taken at this evaluation of the penalty, counted from 1: at the powers of two."""
     return evaluation & (evaluation - 1) == 0
-
-
-class _AtTheEnd(torch.autograd.Function):
-    """Identity; calls `then` with the gradient that came, at the end of the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, penalty: Tensor, then: Callable[[Tensor], None]) -> Tensor:
-        ctx.then = then
-        return penalty.view_as(penalty)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        queue = torch.autograd.Variable._execution_engine.queue_callback
-        # DDP and FSDP2 complete the gradients in callbacks of their own, queued during the pass: be behind those.
-        queue(lambda: queue(lambda: ctx.then(upstream)))
-        return upstream, None
 
 
 def _ratio(model: nn.Module, again: Callable[[], Tensor], upstream: Tensor) -> float | None:

@@ -22,6 +22,7 @@ from hf_mhe.training.engines import (
     refuse_parameter,
     refuse_without_values,
     sharded_penalty,
+    stop_together,
     tie,
 )
 from hf_mhe.training.engines.plan import operations
@@ -90,24 +91,29 @@ class Evaluation:
     def part(self, terms: list[Term], part: Part) -> PenaltyTerms:
         """This rank's part of the terms, where gradients are averaged over the ranks.
 
+        What it refuses is raised in the backward pass, on every rank.
+
         Raises:
-            MHEError: as `whole`.
+            MHEError: as `whole`, where the part is everything.
         """
         if part.ranks == 1 or not terms:
             return self.whole(terms)
         owner = divide([operations(t.group.n, t.group.d, t.sample) for t in terms], part.ranks)
         mine = [place for place in range(len(terms)) if owner[place] == part.rank]
-        tensors = [term.group.tensors() for term in terms]
+        tensors = [tensor for term in terms for tensor in term.group.tensors()]
         # The ranks' shares are put together: all of one dtype, whichever groups a rank has.
-        dtype = reduce(torch.promote_types, (tensor.dtype for each in tensors for tensor in each), torch.float32)
-        energies = torch.zeros(len(terms), dtype=dtype, device=tensors[0][0].device)
-        penalty = energies.new_zeros(())
-        if mine:
-            own = part.ranks * self._energies([terms[place] for place in mine]).to(dtype)
-            penalty = _weighted([terms[place] for place in mine], own).to(penalty.device)
-            energies[mine] = own.detach().to(energies.device)
-        others = [tensor for place, each in enumerate(tensors) if owner[place] != part.rank for tensor in each]
-        tied = tie(penalty, [tensor for tensor in others if tensor.requires_grad])
+        dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
+        energies = torch.zeros(len(terms), dtype=dtype, device=tensors[0].device)
+        penalty, error = energies.new_zeros(()), None
+        try:
+            if mine:
+                own = part.ranks * self._energies([terms[place] for place in mine]).to(dtype)
+                penalty = _weighted([terms[place] for place in mine], own).to(penalty.device)
+                energies[mine] = own.detach().to(energies.device)
+        except MHEError as refused:
+            error = refused
+        trained = [tensor for tensor in tensors if tensor.requires_grad]
+        tied = stop_together(tie(penalty, trained), trained[0], part, error)
         return PenaltyTerms(tied, energies, [term.group for term in terms], part.ranks)
 
     def _divided(self, terms: list[Term], ranks: torch.distributed.ProcessGroup) -> Tensor:

@@ -172,6 +172,8 @@ class MHERegularizer:
         """
         step, self.step = self.step, self.step + 1
         share = self.schedule.share(step)
+        if self.budget is not None:
+            self.budget.end_step()
         if share == 0 or not self._something_trains():
             return None
         groups = self.groups

@@ -162,7 +162,8 @@ class MHEMixin(Trainer):
         if budget.step_operations is None and _BUDGET in kept:
             budget.load(kept[_BUDGET]["attributes"]["step_operations"])
         penalty = regularizer.advance()
-        kept[_BUDGET] = {"args": {}, "attributes": {"step_operations": budget.step_operations}}
+        if budget.step_operations is not None:
+            kept[_BUDGET] = {"args": {}, "attributes": {"step_operations": budget.step_operations}}
         return penalty
 
     def _suppose_operations(self, inputs: dict[str, Any]) -> None:

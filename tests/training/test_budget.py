@@ -338,3 +338,15 @@ def test_two_processes_draw_alike(tmp_path: Path) -> None:
             for actual, wanted in zip(found[engine][step], expected, strict=True):
                 torch.testing.assert_close(actual, wanted, rtol=1e-9, atol=1e-12)
     assert 0 < sum(counts) < budget_worker.STEPS * len(layers)
+
+
+def test_steps_without_a_penalty_are_not_counted_twice(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """In a warm-up the first penalty comes at the second step: the budget would be one of both steps' operations."""
+    arguments = TrainingArguments(str(tmp_path), max_steps=3, report_to=[], use_cpu=True, save_strategy="no")
+    config = MHEConfig(warmup_steps=2, budget=0.2)
+    trainer = MHETrainer(
+        make_tiny(), arguments, train_dataset=[{"features": torch.ones(FEATURES), "labels": 0}] * 24, mhe_config=config
+    )
+    trainer.train()
+    assert trainer.mhe_regularizer.budget.step_operations == 3 * 2 * 8 * (6 * 9 + 9 * 7 + 7 * 3)
+    assert capsys.readouterr().err.count("MHE budget 20 %") == 1

@@ -4,7 +4,7 @@ Served: whole parameters in every process (one process, DDP), DTensors (FSDP2, H
 ZeRO 0 to 3. An engine that is not served is refused by name.
 """
 
-from hf_mhe.training.engines.ddp import ForwardUnderDDP, Part, divide, is_distributed, tie
+from hf_mhe.training.engines.ddp import ForwardUnderDDP, Part, divide, is_distributed, stop_together, tie
 from hf_mhe.training.engines.deepspeed import (
     averaging_ranks,
     divided_once,
@@ -43,5 +43,6 @@ __all__ = [
     "refuse_unfound",
     "refuse_without_values",
     "sharded_penalty",
+    "stop_together",
     "tie",
 ]

@@ -5,8 +5,16 @@ DDP averages gradients over the ranks. A rank that computes some of the groups, 
 of the others, therefore has the whole penalty's gradient after the reduction that takes place anyway, and before
 clipping, whatever was accumulated without it. That holds only if this very reduction comes: so the work is divided
 once after each forward pass that ran inside DDP, and not where a communication hook, a join of uneven inputs, ignored
-parameters or DDP's own mixed precision may do something else than average. Every rank decides alike, from the same
-settings. An energy that is not finite stops the rank that computed it; the launcher stops the others.
+parameters or DDP's own mixed precision may do something else than average, nor in a forward pass without
+synchronization. Every rank decides alike, from the same settings.
+
+Note [All ranks stop, or none]
+An energy that one rank cannot compute (a weight that is NaN, two neurons that coincide) must not stop that rank
+alone: the others would wait for it in DDP's reduction. So it goes on, and puts a NaN into the gradient of one element,
+the witness, in place of its share; the reduction takes it to every rank. At the end of the backward pass each of them
+looks at the witness, and where it is not finite they tell each other why, and raise together, before the optimizer
+steps. Rejected: to ask at each step whether all ranks are well, which is a communication of its own, and waits for the
+slowest of them.
 
 Note [Parameters that the forward pass does not reach]
 With `find_unused_parameters=True`, which is how Trainer starts DDP, the forward pass ends with a walk through the
@@ -19,6 +27,7 @@ gradient to `.grad` behind DDP's back, which lets the replicas drift apart where
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,12 +35,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from hf_mhe.errors import MHEError
+from hf_mhe.training.backward import at_the_end
+
 
 class Part(NamedTuple):
-    """The share of one rank among `ranks` whose gradients are averaged; of one rank, everything."""
+    """The share of one rank among the `ranks` of a group whose gradients are averaged; of one rank, everything."""
 
     rank: int = 0
     ranks: int = 1
+    group: torch.distributed.ProcessGroup | None = None
 
 
 def is_distributed() -> bool:
@@ -90,9 +103,34 @@ class ForwardUnderDDP:
 def _part(ddp: DistributedDataParallel) -> Part:
     # Private names of DDP are read for what may make its reduction something else than the average over all ranks.
     unusual = ddp._comm_hooks or ddp._join_config.enable or ddp.parameters_to_ignore or ddp.mixed_precision
-    if unusual or ddp._delay_all_reduce_params:
+    if unusual or ddp._delay_all_reduce_params or not ddp.require_backward_grad_sync:
         return Part()
-    return Part(torch.distributed.get_rank(ddp.process_group), torch.distributed.get_world_size(ddp.process_group))
+    group = ddp.process_group
+    return Part(torch.distributed.get_rank(group), torch.distributed.get_world_size(group), group)
+
+
+def stop_together(penalty: Tensor, witness: Tensor, part: Part, error: MHEError | None) -> Tensor:
+    """A rank's share of the penalty, 0-dim, in whose backward pass every rank raises if one has an error.
+
+    Args:
+        penalty: this rank's share; what it is does not matter where there is an error.
+        witness: the same parameter on every rank of the part; see the note above.
+        part: this rank's.
+        error: why this rank has no share, or None.
+    """
+
+    def look(_: Tensor) -> None:
+        if witness.grad is None or bool(torch.isfinite(witness.grad.reshape(-1)[0])):
+            return
+        said: list[str | None] = [None] * part.ranks
+        torch.distributed.all_gather_object(said, None if error is None else str(error), group=part.group)
+        why = next((each for each in said if each is not None), None)
+        if why is not None:  # or a gradient scaler's overflow was it
+            raise error if error is not None else MHEError(why)
+
+    if error is not None:
+        penalty = penalty + math.nan * witness.reshape(-1)[0].to(penalty.dtype)
+    return at_the_end(penalty, look)
 
 
 def tie(output: Tensor, tensors: Sequence[Tensor]) -> Tensor:
