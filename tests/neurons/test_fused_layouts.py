@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from hf_mhe.neurons import neuron_groups
-from hf_mhe.neurons.kinds.division import _DIVIDERS
+from hf_mhe.neurons.kinds.division import DIVIDERS
 
 
 def test_registered_classes_hold_what_their_dividers_read() -> None:
     """If this failed, a typing error in the registry would leave a fused layer whole without a word."""
     sources: dict[str, str] = {}
-    for name, divider in _DIVIDERS.items():
+    for name, divider in DIVIDERS.items():
         module, _, cls = name.rpartition(".")
         if module not in sources:
             spec = find_spec(module.rpartition(".")[0])

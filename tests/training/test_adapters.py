@@ -239,6 +239,7 @@ def texts(count: int) -> Iterable[dict[str, str]]:
     return [{"text": f"the {word} runs over the hill and the {word} sleeps"} for word in ("dog", "cat") * (count // 2)]
 
 
+@pytest.mark.integrations
 def test_sft_trainer_that_makes_the_adapter_itself(minilm_path: Path, tmp_path: Path) -> None:
     """trl wraps the model inside its constructor: the regularizer would be bound to the bare one."""
     trl = pytest.importorskip("trl")

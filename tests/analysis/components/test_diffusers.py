@@ -16,6 +16,8 @@ from tests.alike import assert_alike
 
 diffusers = pytest.importorskip("diffusers")
 
+pytestmark = pytest.mark.integrations
+
 
 @pytest.mark.parametrize(
     "saved", [{}, {"max_shard_size": "100KB"}, {"variant": "fp16"}], ids=["one", "shards", "fp16"]

@@ -18,6 +18,8 @@ from tests.alike import assert_alike
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
 
+pytestmark = pytest.mark.integrations
+
 WORDS = "embeddings.word_embeddings"
 
 

@@ -15,6 +15,8 @@ from tests.alike import assert_alike
 
 timm = pytest.importorskip("timm")
 
+pytestmark = pytest.mark.integrations
+
 # architecture -> further arguments of create_model, and its classifier
 ARCHITECTURES: dict[str, tuple[dict[str, Any], set[str]]] = {
     "resnet18": ({"num_classes": 7}, {"fc"}),

@@ -14,6 +14,8 @@ from hf_mhe import MHEConfig, MHERegularizer
 from tests.neurons.quantized.cases import assert_alike, build, plain_groups, with_weights
 
 pytest.importorskip("bitsandbytes")
+
+pytestmark = pytest.mark.integrations
 peft = pytest.importorskip("peft")
 
 _NF4 = {

@@ -17,6 +17,8 @@ from tests.neurons.quantized.cases import assert_alike, build, plain_groups, wit
 
 bnb = pytest.importorskip("bitsandbytes")
 
+pytestmark = pytest.mark.integrations
+
 _INT8: dict[str, Any] = {"load_in_8bit": True}
 _NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 _NF4_TWICE = {**_NF4, "bnb_4bit_use_double_quant": True}

@@ -18,6 +18,8 @@ from tests.neurons.quantized.cases import assert_alike, build, plain_groups, rew
 
 pytest.importorskip("compressed_tensors")
 
+pytestmark = pytest.mark.integrations
+
 _INT4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}
 _FP8 = {"num_bits": 8, "type": "float", "strategy": "channel"}
 _DYNAMIC = {"num_bits": 8, "strategy": "token", "dynamic": True}

@@ -18,6 +18,8 @@ import hf_mhe
 from hf_mhe.cli import main
 from tests.neurons.quantized.cases import build, plain_groups, with_weights
 
+pytestmark = pytest.mark.integrations
+
 Saved = tuple[str, nn.Module]
 
 

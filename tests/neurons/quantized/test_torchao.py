@@ -18,6 +18,8 @@ from tests.neurons.quantized.cases import assert_alike, build, plain_groups, wit
 
 torchao = pytest.importorskip("torchao")
 
+pytestmark = pytest.mark.integrations
+
 
 def _configs() -> dict[str, Any]:
     from torchao.quantization import (

@@ -15,6 +15,8 @@ from tests.neurons.quantized.cases import build
 
 bnb = pytest.importorskip("bitsandbytes")
 
+pytestmark = pytest.mark.integrations
+
 
 def _layer(n: int, d: int) -> nn.Module:
     layer = bnb.nn.LinearNF4(d, n, bias=False, compute_dtype=torch.float32)
