@@ -13,7 +13,7 @@ from hf_mhe.neurons.by_shape import groups_by_shape
 from hf_mhe.neurons.cover import Coverage, coverage
 from hf_mhe.neurons.group import Get, NeuronGroup, Source, Stored
 from hf_mhe.neurons.layout import Layout, Slab, Then
-from hf_mhe.neurons.loading import ConvertedTensor, Loading, plan_loading
+from hf_mhe.neurons.loading import ConvertedTensor, Loading, loaded_as, plan_loading
 from hf_mhe.neurons.patterns import Patterns, select_groups
 from hf_mhe.neurons.quantized.stored import Tensors
 from hf_mhe.neurons.quantized.unpack import READ_METHODS, Unpacked, unpack
@@ -55,13 +55,11 @@ def checkpoint_groups(
     skeleton = build_skeleton(config, declared)
     quantization = (config or {}).get("quantization_config")
     tensors = Tensors(
-        shapes,
-        dtypes or {},
-        quantization if isinstance(quantization, dict) else {},
-        metadata or {},
-        get,
-        _classes(skeleton) if isinstance(skeleton, nn.Module) else lambda module: (),
+        shapes, dtypes or {}, quantization if isinstance(quantization, dict) else {}, metadata or {}, get
     )
+    if isinstance(skeleton, nn.Module):
+        loaded = loaded_as(skeleton)
+        tensors = replace(tensors, classes_of=_classes(skeleton, loaded), loaded_as=loaded)
     plain = unpack(tensors)
     if isinstance(skeleton, nn.Module):
         found = _by_module(plain, skeleton, tensors.method, by_head)
@@ -71,14 +69,12 @@ def checkpoint_groups(
     return replace(found, groups=select_groups(found.groups, include, exclude))
 
 
-def _classes(model: nn.Module) -> Callable[[str], tuple[str, ...]]:
-    """The class and base classes of a module that a checkpoint names, with or without the base model's prefix."""
-    classes = {path: type(module) for path, module in model.named_modules()}
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+def _classes(model: nn.Module, loaded: Callable[[str], str]) -> Callable[[str], tuple[str, ...]]:
+    """The class and base classes of a module that a checkpoint names; none of what is no module of the model's."""
+    classes = {path: type(module).__mro__ for path, module in model.named_modules()}
 
     def classes_of(path: str) -> tuple[str, ...]:
-        found = next((name for name in (path, prefix + path, path.removeprefix(prefix)) if name in classes), None)
-        return () if found is None else tuple(cls.__name__ for cls in classes[found].__mro__)
+        return tuple(cls.__name__ for cls in classes.get(loaded(f"{path}.weight").removesuffix(".weight"), ()))
 
     return classes_of
 

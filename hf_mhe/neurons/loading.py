@@ -6,7 +6,8 @@ run on names and, for the shapes, on tensors without storage; nothing is written
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -132,23 +133,61 @@ def _plan_by_name(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Lo
     return plan
 
 
-def _transformers_plan(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Loading:
+def loaded_as(model: nn.Module) -> Callable[[str], str]:
+    """What the tensor of a checkpoint is called in the model that loads it; tensors that have no taker too."""
+    if not hasattr(model, "base_model_prefix"):
+        return lambda name: renamed_on_load(model, [name])[name]
+
+    @functools.cache
+    def rules() -> tuple[_Rules, dict[str, Any]]:
+        return _rules(model), model.state_dict()
+
+    def renamed(name: str) -> str:
+        found, expected = rules()
+        return found.rename(name, expected)[0]
+
+    return renamed
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """How transformers renames and converts what it loads into a model."""
+
+    renamings: list[Any]
+    converters: list[Any]
+    prefix: str
+
+    def rename(self, name: str, expected: dict[str, Any]) -> tuple[str, str | None]:
+        """The name in the model, and the pattern of the conversion that takes the tensor, if one does."""
+        from transformers.core_model_loading import rename_source_key
+
+        found: tuple[str, str | None] = rename_source_key(name, self.renamings, self.converters, self.prefix, expected)
+        if found[0] not in expected and name in expected:
+            found = rename_source_key(name, [], [], self.prefix, expected)
+        return found
+
+
+def _rules(model: Any) -> _Rules:
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+    from transformers.core_model_loading import WeightConverter, WeightRenaming
 
     transforms = get_model_conversion_mapping(model)
     renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in transforms if isinstance(entry, WeightConverter)]
-    converter_of = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    return _Rules(renamings, converters, model.base_model_prefix)
+
+
+def _transformers_plan(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Loading:
+    from transformers.core_model_loading import dot_natural_key
+
+    rules = _rules(model)
+    converter_of = {pattern: converter for converter in rules.converters for pattern in converter.source_patterns}
     expected = model.state_dict()
-    prefix = model.base_model_prefix
 
     plan = Loading({}, {}, [])
     conversions: dict[str, tuple[Any, list[tuple[str, str]]]] = {}
     for name in sorted(shapes, key=dot_natural_key):
-        target, pattern = rename_source_key(name, renamings, converters, prefix, expected)
-        if target not in expected and name in expected:
-            target, pattern = rename_source_key(name, [], [], prefix, expected)
+        target, pattern = rules.rename(name, expected)
         if target not in expected:
             plan.unused.append(name)
         elif pattern is None:

@@ -54,8 +54,9 @@ class Unread:
 class Tensors:
     """A checkpoint's tensors by name: shapes, dtypes as safetensors spells them (none: not known), and what it says.
 
-    `config` is the config's `quantization_config`, `metadata` that of the files' headers, `get` reads a tensor (None:
-    nothing can be read yet), and `classes_of` names the class of a module and its bases, by its dotted name.
+    `config` is the config's `quantization_config`, `metadata` that of the files' headers, and `get` reads a tensor
+    (None: nothing can be read yet). `classes_of` names the class of a module and its bases, by its dotted name, and
+    `loaded_as` tells what a stored tensor is called in the model that loads it.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -64,6 +65,7 @@ class Tensors:
     metadata: Mapping[str, str] = field(default_factory=dict)
     get: Get | None = None
     classes_of: Callable[[str], tuple[str, ...]] = lambda module: ()
+    loaded_as: Callable[[str], str] = lambda name: name
 
     @property
     def method(self) -> str:

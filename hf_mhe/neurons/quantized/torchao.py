@@ -68,20 +68,43 @@ def _products(weight: Tensor, rows: int) -> Tensor:
 
 
 def stored_weights(tensors: Tensors) -> Iterator[Packed | Unread]:
-    """The weights of a checkpoint that torchao quantized, as the metadata lists them."""
+    """The weights of a checkpoint that torchao quantized, as the metadata lists them.
+
+    The metadata has the names of the model, its tensors those that transformers saves: of a model whose weights are
+    renamed while loading, these are not the same.
+    """
+    renamed: dict[str, str] | None = None
     for name in _names(tensors):
         described = _described(tensors, name)
         kind = described.get("_type")
         if kind in (None, "Tensor"):
             continue
-        module, _, attribute = name.rpartition(".")
-        prefix = f"{module}._{attribute}_" if module else f"_{attribute}_"
-        form = f"{_PACKAGE} ({kind})"
         inside = sorted(described.get("_tensor_data_names") or [], key=lambda part: part != "qdata")
-        parts = tuple(f"{prefix}{part}" for part in inside)
-        for part in parts:
-            tensors.shape(part, name, form)
-        yield _stored(tensors, name, prefix, form, parts)
+        stored = name
+        if not any(_part(name, part) in tensors.shapes for part in inside):
+            renamed = _stored_names(tensors) if renamed is None else renamed
+            stored = renamed.get(name, name)
+        form = f"{_PACKAGE} ({kind})"
+        for part in inside:
+            tensors.shape(_part(stored, part), stored, form)
+        yield _stored(tensors, name, stored, form, {part: _part(stored, part) for part in inside})
+
+
+def _part(name: str, part: str) -> str:
+    """What one of a weight's tensors is called: those of `q_proj.weight` are `q_proj._weight_qdata` and so on."""
+    module, dot, attribute = name.rpartition(".")
+    return f"{module}{dot}_{attribute}_{part}"
+
+
+def _stored_names(tensors: Tensors) -> dict[str, str]:
+    """The stored name of each weight, by the name that it has in the model."""
+    found: dict[str, str] = {}
+    for tensor in tensors.shapes:
+        module, dot, attribute = tensor.rpartition(".")
+        if attribute.startswith("_") and attribute.endswith("_qdata"):
+            stored = f"{module}{dot}{attribute[1:].removesuffix('_qdata')}"
+            found[tensors.loaded_as(stored)] = stored
+    return found
 
 
 def check_complete(tensors: Tensors, taken: Container[str]) -> None:
@@ -98,43 +121,44 @@ def check_complete(tensors: Tensors, taken: Container[str]) -> None:
             )
 
 
-def _stored(tensors: Tensors, name: str, prefix: str, form: str, parts: tuple[str, ...]) -> Packed | Unread:
+def _stored(tensors: Tensors, name: str, stored: str, form: str, parts: Mapping[str, str]) -> Packed | Unread:
+    names = tuple(parts.values())
     if (lacking := needs(_PACKAGE, at_least="0.15")) is not None:
-        return Unread(parts, f"quantized by {form}: {lacking}")
+        return Unread(names, f"quantized by {form}: {lacking}")
     blank = {
-        part: torch.empty(tensors.shapes[part], dtype=TORCH_DTYPES[tensors.dtypes[part]], device="meta")
-        for part in parts
-        if tensors.dtype(part) in TORCH_DTYPES
+        part: torch.empty(tensors.shapes[tensor], dtype=TORCH_DTYPES[tensors.dtypes[tensor]], device="meta")
+        for part, tensor in parts.items()
+        if tensors.dtype(tensor) in TORCH_DTYPES
     }
     if len(blank) < len(parts):
-        return Unread(parts, f"quantized by {form}: of a dtype that is not read")
-    outline = _built(tensors, name, blank)
+        return Unread(names, f"quantized by {form}: of a dtype that is not read")
+    outline = _built(tensors, name, blank, names)
     if not _can_dequantize(outline):
         why = "torchao dequantizes it on its own kernel's device only: load it there and analyze the module"
-        return Unread(parts, f"quantized by {form}: {why}")
+        return Unread(names, f"quantized by {form}: {why}")
     block = getattr(outline, "block_size", None)
     if block is not None and len(block) == outline.ndim:
         grid = torch.Size(-(-length // size) for length, size in zip(outline.shape, block, strict=True))
-        for part in (f"{prefix}scale", f"{prefix}zero_point"):
+        for part in ("scale", "zero_point"):
             if part in parts:
-                tensors.expect_count(part, grid.numel(), f"one for each block {tuple(block)} of {name}")
+                tensors.expect_count(parts[part], grid.numel(), f"one for each block {tuple(block)} of {stored}")
 
     def dequantize(get: Get) -> Tensor:
-        return _dequantize(_built(tensors, name, {part: get(part) for part in parts}))
+        return _dequantize(_built(tensors, name, {part: get(tensor) for part, tensor in parts.items()}, names))
 
-    return Packed(name, parts, tuple(outline.shape), form, dequantize)
+    return Packed(stored, names, tuple(outline.shape), form, dequantize)
 
 
-def _built(tensors: Tensors, name: str, parts: Mapping[str, Tensor]) -> Any:
+def _built(tensors: Tensors, name: str, parts: Mapping[str, Tensor], names: tuple[str, ...]) -> Any:
     """The tensor subclass, from its tensors, as torchao builds it."""
     from torchao.prototype.safetensors.safetensors_support import unflatten_tensor_state_dict
 
     described = {name: tensors.metadata[name], "tensor_names": json.dumps([name])}
     try:
-        built, _ = unflatten_tensor_state_dict(dict(parts), described)
+        built, _ = unflatten_tensor_state_dict({_part(name, part): t for part, t in parts.items()}, described)
     except (ValueError, TypeError, AssertionError) as error:
         said = " ".join(str(error).split())
-        raise MHEError(f"torchao cannot build {name} from {', '.join(parts)}: {said}") from error
+        raise MHEError(f"torchao cannot build {name} from {', '.join(names)}: {said}") from error
     return built[name]
 
 

@@ -24,6 +24,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", _LLAMA),
     "bert": ("BertForSequenceClassification", {**_SMALL, "intermediate_size": 96, "num_labels": 5}),
     "gpt2": ("GPT2LMHeadModel", {**_TOKENS, "n_embd": 64, "n_layer": 1, "n_head": 4, "vocab_size": 60}),
+    "vit": (
+        "ViTForImageClassification",
+        {**_SMALL, "intermediate_size": 96, "image_size": 8, "patch_size": 4, "num_labels": 5},
+    ),
     "phi3": ("Phi3ForCausalLM", _LLAMA),
     "qwen3_moe": (
         "Qwen3MoeForCausalLM",

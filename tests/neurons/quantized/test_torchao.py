@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import hf_mhe
@@ -195,6 +195,14 @@ def test_a_list_of_names_in_each_file(tmp_path: Path) -> None:
         save_file(tensors, file, kept)
     assert len(files) > 1
     assert_alike(hf_mhe.analyze(tmp_path / "quantized"), hf_mhe.analyze(oracle), plain_groups("llama"))
+
+
+def test_weights_that_are_renamed_while_loading(tmp_path: Path) -> None:
+    """If this failed, of a model that transformers saves under older names no quantized weight would be found."""
+    model, oracle = _quantized("vit", _configs()["int8"], tmp_path, torch.float32)
+    model.save_pretrained(tmp_path / "quantized")
+    assert not any("q_proj" in name for name in load_file(tmp_path / "quantized" / "model.safetensors"))
+    assert_alike(hf_mhe.analyze(tmp_path / "quantized"), hf_mhe.analyze(oracle), plain_groups("vit"))
 
 
 def test_metadata_that_does_not_say_how(tmp_path: Path) -> None:
