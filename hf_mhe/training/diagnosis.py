@@ -1,4 +1,4 @@
-"""Early diagnosis: how long the penalty's gradient is beside the task's, and a warning where it dwarfs it.
+"""Early diagnosis: how long the penalty's gradient is beside the task's, and warnings of what is likely not meant.
 
 Note [The ratio]
 It is taken at the end of a backward pass that the penalty takes part in, before any clipping. There `.grad` holds what
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,39 @@ class GradientRatio:
                 UserWarning,
                 stacklevel=2,
             )
+
+
+class UnsaidAccumulation:
+    """A warning, once, where penalties add up in the gradients because no optimizer step comes between them."""
+
+    def __init__(self) -> None:
+        self._then: list[tuple[int, int]] | None = None
+        self._warned = False
+
+    def watch(self, tensors: Sequence[Tensor]) -> None:
+        """Look at the parameters that are about to get a penalty, of which the loop did not say when it is due.
+
+        An optimizer changes parameters in place, which torch counts. One that a gradient scaler skipped leaves them as
+        they are, but the gradients have been taken away by then.
+        """
+        now = [(id(tensor), tensor._version) for tensor in tensors]
+        if now == self._then and not self._warned and any(_has_gradient(tensor) for tensor in tensors):
+            self._warned = True
+            warnings.warn(
+                "a second penalty is added to gradients that still hold the last one: no optimizer step came between "
+                "them. Where gradients are accumulated by hand, say which micro-batch is the last, "
+                "regularizer(loss / steps, sync=(i + 1) % steps == 0), or lambda is multiplied by their number",
+                UserWarning,
+                stacklevel=3,
+            )
+        self._then = now
+
+
+def _has_gradient(tensor: Tensor) -> bool:
+    gradient = tensor.grad if tensor.is_leaf else None
+    if isinstance(gradient, DTensor):
+        gradient = gradient.to_local()
+    return gradient is not None and bool(gradient.any())
 
 
 def is_due(evaluation: int) -> bool:

@@ -19,7 +19,7 @@ from hf_mhe.neurons.wrappers import unwrap
 from hf_mhe.training.binding import bind_groups
 from hf_mhe.training.budget import Budget, Candidate
 from hf_mhe.training.config import MHEConfig
-from hf_mhe.training.diagnosis import GradientRatio, is_due
+from hf_mhe.training.diagnosis import GradientRatio, UnsaidAccumulation, is_due
 from hf_mhe.training.engines import (
     ForwardUnderDDP,
     Managed,
@@ -114,6 +114,7 @@ class MHERegularizer:
         self._evaluation = Evaluation(self.model, self.config)
         self._log = PenaltyLog(self.config)
         self._ratio = GradientRatio()
+        self._unsaid = UnsaidAccumulation()
         self._warned = False
         self._bound: list[NeuronGroup] = []
         self._forward: ForwardUnderDDP | None = None
@@ -285,6 +286,8 @@ class MHERegularizer:
         penalty = self.advance() if moment.sync else None
         if penalty is None:
             return loss
+        if engine is None and sync is None:
+            self._unsaid.watch(_trained(self._bound))
         if engine is not None and scale is None and penalty.requires_grad:
             penalty = divided_once(engine, penalty)
         return loss + moment.divisor * penalty.to(loss.device)

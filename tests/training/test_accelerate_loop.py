@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -102,6 +103,37 @@ def test_plain_torch_loop(steps: int) -> None:
         (plain(**batch).loss / steps).backward()
     found = {key: value - gradients(plain)[key] for key, value in gradients(model).items()}
     assert relative_difference(found, starting_gradient("tiny", HIDDEN, OUTPUT)) < 1e-9
+
+
+def test_accumulation_that_nobody_told_of_is_warned_of() -> None:
+    """Lambda would be multiplied by the number of micro-batches, in a loop that looks right."""
+
+    def train(model: Any, steps: int, accumulation: int, scaler: Any = None, **told: bool) -> list[str]:
+        regularizer = MHERegularizer(model, CONFIG)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-12)
+        rows = CASES["tiny"].data(4)
+        features, labels = (
+            torch.stack([row["features"] for row in rows]),
+            torch.tensor([row["labels"] for row in rows]),
+        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(steps):
+                for _ in range(accumulation):
+                    loss = regularizer(1e3 * model.train()(features, labels).loss, **told)
+                    (loss if scaler is None else scaler.scale(loss)).backward()
+                (optimizer.step if scaler is None else lambda: (scaler.step(optimizer), scaler.update()))()
+                optimizer.zero_grad()
+        return [str(each.message) for each in caught if "a second penalty" in str(each.message)]
+
+    make = CASES["tiny"].make
+    (said,) = train(make(), steps=3, accumulation=4)
+    assert "sync=(i + 1) % steps == 0" in said
+    assert train(make(), steps=3, accumulation=1) == []
+    assert train(make(), steps=3, accumulation=4, sync=True) == []  # the loop has been asked, and says so
+    overflowing = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    assert train(make(), steps=3, accumulation=1, scaler=overflowing) == []
+    assert overflowing.get_scale() < 2.0**127  # steps were skipped
 
 
 def test_scale_undoes_a_later_division() -> None:

@@ -210,6 +210,29 @@ def test_refused_with_the_remedy(change: str) -> None:
             assert found[group.name] == pytest.approx(by_report[group.name], rel=1e-9)
 
 
+@pytest.mark.parametrize("change", ["merged", "unloaded", "deleted", "disabled"])
+def test_an_adapter_that_is_merged_or_taken_off(change: str) -> None:
+    """The penalty would count the adapter's part twice, or pull at an adapter that the layer no longer has."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=["body"], modules_to_save=["classifier"], init_lora_weights=False)
+    model: Any = peft.get_peft_model(make_tiny(), config).double().train()
+    regularizer = MHERegularizer(model, CONFIG)
+    before = regularizer.penalty()
+    changes: dict[str, Callable[[], Any]] = {
+        "merged": model.merge_adapter,
+        "unloaded": model.merge_and_unload,
+        "deleted": lambda: model.delete_adapter("default"),
+        "disabled": model.base_model.disable_adapter_layers,
+    }
+    changes[change]()
+    for ask in (regularizer.penalty, lambda: regularizer(torch.zeros(()))):
+        with pytest.raises(MHEError, match=r"neuron group '(body|classifier)': .*in training a new MHERegularizer"):
+            ask()
+    if change == "merged":
+        model.unmerge_adapter()
+        torch.testing.assert_close(regularizer.penalty(), before)
+
+
 def more_labels(model: Any) -> None:
     model.config.num_labels = CLASSES + 2  # by which the output layer is known
     model.classifier = nn.Linear(7, CLASSES + 2, dtype=torch.float64)
