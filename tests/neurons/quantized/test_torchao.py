@@ -103,6 +103,20 @@ def test_int8_by_the_formula() -> None:
     assert not group.requires_grad
 
 
+def test_a_scale_of_the_inputs_is_part_of_the_weight() -> None:
+    """If this failed, a layer of SmoothQuant or AWQ would be measured with columns out of proportion."""
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 48, bias=False))
+    quantize_(model, Int8WeightOnlyConfig(version=2))
+    (group,) = hf_mhe.neuron_groups(model)
+    before = group.matrix()
+    model[0].weight.act_pre_scale = torch.rand(64) + 0.5
+    assert not torch.allclose(group.matrix(), before, rtol=0.1)
+    torch.testing.assert_close(group.matrix(), model(torch.eye(64)).T, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_int4_through_its_kernel_where_one_runs(dtype: torch.dtype) -> None:
     """If this failed, int4 that only a kernel can read would be left out, though the kernel is there."""
