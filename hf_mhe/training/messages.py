@@ -42,6 +42,15 @@ def nothing_left(
     )
 
 
+def in_eval_mode(model: nn.Module) -> str:
+    """Why a loss gets no penalty, though its gradient can be taken."""
+    return (
+        f"{type(model).__name__} is in eval mode, which is taken for an evaluation: the loss gets no penalty. To "
+        "train, call model.train(), and then eval() of those layers that should stay in it; to evaluate, use "
+        "torch.no_grad()"
+    )
+
+
 def not_finite(groups: Sequence[str], energies: Sequence[float], softening: float) -> str:
     """Which group's energy is not finite, of groups by name, and what can be done."""
     name, energy = next(

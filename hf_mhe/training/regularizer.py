@@ -36,7 +36,7 @@ from hf_mhe.training.engines import (
 )
 from hf_mhe.training.evaluation import Evaluation, Term
 from hf_mhe.training.logs import PenaltyLog, PenaltyTerms
-from hf_mhe.training.messages import check_loss, nothing_left
+from hf_mhe.training.messages import check_loss, in_eval_mode, nothing_left
 from hf_mhe.training.schedule import check_integer
 from hf_mhe.training.timing import find_moment
 
@@ -115,7 +115,7 @@ class MHERegularizer:
         self._log = PenaltyLog(self.config)
         self._ratio = GradientRatio()
         self._unsaid = UnsaidAccumulation()
-        self._warned = False
+        self._said: set[str] = set()
         self._bound: list[NeuronGroup] = []
         self._forward: ForwardUnderDDP | None = None
         self.budget: Budget | None = None
@@ -261,7 +261,8 @@ class MHERegularizer:
 
             loss = regularizer(loss / steps, sync=(i + 1) % steps == 0)
 
-        A model in eval mode and a call under `torch.no_grad()` get the loss unchanged.
+        A model in eval mode and a call under `torch.no_grad()` get the loss unchanged; in eval mode a loss that could
+        be trained on is warned of once.
 
         Args:
             loss: 0-dim floating tensor.
@@ -277,7 +278,11 @@ class MHERegularizer:
         check_loss(loss)
         if scale is not None and not 0 < scale < math.inf:
             raise MHEError(f"scale must be a finite number > 0; got {scale!r}")
-        if not self.model.training or not torch.is_grad_enabled() or self.config.is_off:
+        if not torch.is_grad_enabled() or self.config.is_off:
+            return loss
+        if not self.model.training:
+            if loss.requires_grad:
+                self._warn_once("eval", in_eval_mode(self.model))
             return loss
         engine = find_engine(self.model)
         if engine is None:
@@ -300,11 +305,17 @@ class MHERegularizer:
 
     def _something_trains(self) -> bool:
         self._check_frozen()
-        if self._bound and not self.groups and not self._warned:
-            self._warned = True
+        if self.groups:
+            return True
+        if self._bound and "frozen" not in self._said:
             message = nothing_left(self.model, self._bound, self._bound, self.config)
-            warnings.warn(f"from optimizer step {self.step} on: {message}", UserWarning, stacklevel=4)
-        return bool(self.groups)
+            self._warn_once("frozen", f"from optimizer step {self.step} on: {message}")
+        return False
+
+    def _warn_once(self, about: str, message: str) -> None:
+        if about not in self._said:
+            self._said.add(about)
+            warnings.warn(message, UserWarning, stacklevel=4)
 
     def _exact(self, groups: list[NeuronGroup]) -> list[Term]:
         return [Term(group, self.weight(group.role)) for group in groups]

@@ -38,7 +38,8 @@ class MHEMixin(Trainer):
         self.mhe_config = MHEConfig.of(mhe_config)
         self._mhe_regularizer: MHERegularizer | None = None
         self._mhe_record: dict[str, float] = {}
-        self._mhe_served: tuple[object, int] | None = None  # the state and the optimizer step that had a penalty
+        self._mhe_state: object | None = None  # of the training that goes on; Trainer makes a new one for each
+        self._mhe_served: int | None = None  # the optimizer step that had a penalty
         model: Any = kwargs.get("model", args[0] if args else None)
         if getattr(model, "is_quantized", False) and not self.mhe_config.is_off:
             bind_groups(unwrap(model), self.mhe_config)  # Trainer would refuse the model first, without naming a layer
@@ -64,11 +65,9 @@ class MHEMixin(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`."""
-        # Bound anew: the model may have been changed since (an adapter, other embeddings, a parametrization), and what
-        # an earlier training left for a record is dropped.
-        self._mhe_regularizer = None
-        _ = self.mhe_regularizer
-        self._mhe_served = None
+        # The model may have been changed since: an adapter, other embeddings, a parametrization.
+        self._bind_anew()
+        self._mhe_state = None
         return super().train(*args, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
@@ -80,6 +79,10 @@ class MHEMixin(Trainer):
         Raises:
             MHEError: the penalty is not finite, or the Trainer class does not go through `accelerator.backward`.
         """
+        if self._mhe_state is not self.state:
+            if self._mhe_state is not None:
+                self._bind_anew()  # the training started over with smaller batches (auto_find_batch_size)
+            self._mhe_state = self.state
         self._suppose_operations(inputs)
         # A subclass may come here twice before the optimizer steps, with an adversarial batch say.
         if self.mhe_config.is_off or self._step_is_served() or not self.accelerator.gradient_state.sync_gradients:
@@ -142,15 +145,12 @@ class MHEMixin(Trainer):
             )
 
     def _step_is_served(self) -> bool:
-        """Whether the optimizer step at hand has had its penalty; by the state too, for a training may start over."""
-        if self._mhe_served is None or not self.is_in_train:
-            return False
-        state, step = self._mhe_served
-        return state is self.state and step == self.state.global_step
+        """Whether the optimizer step at hand has had its penalty."""
+        return self.is_in_train and self._mhe_served == self.state.global_step
 
     def _mhe_penalty(self) -> Tensor | None:
         """What the optimizer step at hand gets; by Trainer's own count, with which a resumed training goes on."""
-        self._mhe_served = (self.state, self.state.global_step)
+        self._mhe_served = self.state.global_step
         regularizer = self.mhe_regularizer
         regularizer.step = self.state.global_step
         regularizer.schedule = self.mhe_config.over(self.state.max_steps or math.inf)  # 0 where train() was not called
@@ -165,6 +165,11 @@ class MHEMixin(Trainer):
         if budget.step_operations is not None:
             kept[_BUDGET] = {"args": {}, "attributes": {"step_operations": budget.step_operations}}
         return penalty
+
+    def _bind_anew(self) -> None:
+        """Bind a new regularizer, which has counted and gathered nothing yet."""
+        self._mhe_regularizer, self._mhe_served = None, None
+        _ = self.mhe_regularizer
 
     def _suppose_operations(self, inputs: dict[str, Any]) -> None:
         """For a budget in a compiled model: Trainer's estimate for a micro-batch, of tokens (not of pixels)."""

@@ -154,7 +154,14 @@ def test_evaluation_does_not_see_the_penalty() -> None:
     with torch.no_grad():
         assert regularizer(loss) is loss
     model.eval()
-    assert regularizer(loss) is loss
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert regularizer(loss) is loss
+    with pytest.warns(UserWarning, match=r"TinyClassifier is in eval mode.*model\.train\(\)"):
+        assert regularizer(loss) is loss  # somebody trains so, to keep dropout off, and would have no penalty
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert regularizer(loss) is loss  # once
 
 
 def test_autocast_around_the_hook_changes_nothing() -> None:

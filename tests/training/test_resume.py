@@ -99,6 +99,46 @@ def test_the_same_trainer_goes_on_after_another_training(tmp_path: Path) -> None
     assert penalties(trainer, 12) == last
 
 
+class TooLarge(TinyClassifier):
+    """Has no memory for more than two examples, in the forward pass or in the backward pass."""
+
+    fails = "nowhere"
+
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> Any:
+        outputs = super().forward(features, labels)
+        if len(features) > 2 and self.fails == "forward":
+            self.fail()
+        if len(features) > 2 and self.fails == "backward":
+            outputs.loss.register_hook(self.fail)
+        return outputs
+
+    def fail(self, *gradient: Tensor) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")  # by which accelerate knows it
+
+
+@pytest.mark.parametrize("config", ["constant", "budget"])
+def test_a_training_that_starts_over_with_smaller_batches(config: str, tmp_path: Path) -> None:
+    """The first step after an attempt that failed would have no penalty, or the attempts count as its operations."""
+    ends = []
+    for fails in ("nowhere", "forward", "backward"):
+        torch.manual_seed(0)
+        model = TooLarge(TinyConfig())
+        model.fails = fails
+        args = TrainingArguments(
+            str(tmp_path), per_device_train_batch_size=2 if fails == "nowhere" else 4, max_steps=4, optim="sgd",
+            learning_rate=0.1, auto_find_batch_size=fails != "nowhere", use_cpu=True, report_to=[], save_strategy="no",
+            disable_tqdm=True, logging_steps=1,
+        )  # fmt: skip
+        trainer = MHETrainer(model, args, train_dataset=tiny_data(16), mhe_config=CONFIGS[config])
+        trainer.train()
+        assert trainer.state.train_batch_size == 2
+        records = [{k: r[k] for k in r if "mhe" in k} for r in trainer.state.log_history if "loss" in r]
+        ends.append((records, [parameter.detach().clone() for parameter in model.parameters()]))
+    for records, parameters in ends[1:]:
+        assert records == ends[0][0]
+        assert all(torch.equal(*pair) for pair in zip(parameters, ends[0][1], strict=True))
+
+
 class Loop:
     """A hand-written loop with accelerate, saved and loaded by it."""
 
