@@ -17,6 +17,7 @@ parameter is made, sent and kept, however many groups are cut from it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -77,21 +78,29 @@ class _Penalty(torch.autograd.Function):
         ctx: Any, division: Division, dtype: torch.dtype, differentiable: bool, *local: Tensor
     ) -> tuple[Tensor, Tensor]:
         wanted = [differentiable and need for need in ctx.needs_input_grad[3:]]
-        walk = Walk(division, local, wanted)
-        # Autocast would run the walk's products in half precision, where its treatment of the hard pairs is lost.
-        with torch.autocast(local[0].device.type, enabled=False):
-            walk.run()
+        walk = _walk(division, wanted, local)
         factors = torch.tensor([each.factor for each in division.groups], dtype=torch.float64)
         penalty = (factors * walk.values).sum().to(local[0].device, dtype)
         energies = walk.values.to(dtype)
-        ctx.wanted = wanted
-        ctx.save_for_backward(*(gradient for gradient in walk.gradients if gradient is not None))
+        ctx.gradients, ctx.again = walk.gradients, functools.partial(_walk, division, wanted)
+        ctx.save_for_backward(*local)
         ctx.mark_non_differentiable(energies)
         return penalty, energies
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
     def backward(ctx: Any, upstream: Tensor, _energies: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = iter(ctx.saved_tensors)
-        scaled = [next(gradients) if need else None for need in ctx.wanted]
-        return None, None, None, *(None if g is None else g * upstream.to(g.device, g.dtype) for g in scaled)
+        # Scaled in place and handed over: a copy would cost a pass over the weights, in every step. A second backward
+        # pass through a retained graph, which is rare, walks again, on every rank.
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            gradients = ctx.again(ctx.saved_tensors).gradients
+        return None, None, None, *(None if g is None else g.mul_(upstream.to(g.device, g.dtype)) for g in gradients)
+
+
+def _walk(division: Division, wanted: Sequence[bool], local: Sequence[Tensor]) -> Walk:
+    walk = Walk(division, local, wanted)
+    # Autocast would run the walk's products in half precision, where its treatment of the hard pairs is lost.
+    with torch.no_grad(), torch.autocast(local[0].device.type, enabled=False):
+        walk.run()
+    return walk

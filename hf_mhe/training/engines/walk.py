@@ -125,11 +125,11 @@ class Walk:
             yield weight, tensors
 
     def _walk_whole(self, weight: Weight, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The gradients of the weight's parameters, those that are wanted."""
+        """The gradients of the weight's parameters, those that are wanted; each a tensor of its own."""
         wanted = [self._wanted[p] for p in weight.parameters]
         leaves = [tensor.detach().requires_grad_(need) for tensor, need in zip(tensors, wanted, strict=True)]
         inputs = [leaf for leaf in leaves if leaf.requires_grad]
-        gradients = [torch.zeros_like(leaf) for leaf in inputs]
+        total: list[Tensor] | None = None
         for place in weight.groups:
             sharded = self._division.groups[place]
             try:
@@ -141,12 +141,10 @@ class Walk:
             self.values[place] += energy.detach().double().cpu()
             if energy.requires_grad:
                 found = torch.autograd.grad(energy, inputs, energy.new_tensor(sharded.factor), materialize_grads=True)
-                gradients = (
-                    list(found)
-                    if len(weight.groups) == 1
-                    else [a.add_(b) for a, b in zip(gradients, found, strict=True)]
-                )
-        return gradients
+                if len(inputs) > 1:  # of a sum autograd gives both terms one and the same tensor
+                    found = tuple(gradient.clone() for gradient in found)
+                total = list(found) if total is None else [a.add_(b) for a, b in zip(total, found, strict=True)]
+        return [torch.zeros_like(leaf) for leaf in inputs] if total is None else total
 
     def _return(self, weights: Round, found: Sequence[Sequence[Tensor]]) -> Callable[[], None]:
         """Send every rank the gradients of what it holds; what is returned waits for this rank's, and keeps them."""
