@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -26,19 +27,35 @@ class Named(Protocol):
 def run_in_processes(
     cells: Sequence[Named], processes: int, *, worker: str = "tests.engines.worker", timeout: float = 240
 ) -> Results:
-    """The results of all cells, trained one after the other in one launch of `processes` processes on CPU."""
+    """The results of all cells, trained one after the other in one launch of `processes` processes on CPU.
+
+    What was launched once is not launched again, whether it went well or not.
+    """
+    results = _launched(tuple(cell.name for cell in cells), processes, worker, timeout)
+    assert not isinstance(results, str), results
+    return results
+
+
+@functools.cache
+def _launched(cells: tuple[str, ...], processes: int, worker: str, timeout: float) -> Results | str:
     with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "results.pt"
+        output, errors = Path(folder) / "results.pt", Path(folder) / "stderr"
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        done = subprocess.run(
-            [*torchrun, "-m", worker, str(output), *(cell.name for cell in cells)],
-            cwd=Path(__file__).parents[2],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
+        with errors.open("w") as stream:
+            launched = subprocess.Popen(
+                [*torchrun, "-m", worker, str(output), *cells],
+                cwd=Path(__file__).parents[2],
+                env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+                stdout=subprocess.DEVNULL,
+                stderr=stream,
+            )
+            try:
+                status: int | str = launched.wait(timeout)
+            except subprocess.TimeoutExpired:
+                launched.terminate()  # not killed, which would leave its processes behind
+                launched.wait()
+                status = f"not done in {timeout} s"
+        if status:
+            return f"{worker}: {status}\n{errors.read_text()[-4000:]}"
         results: Results = torch.load(output)
         return results

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from tests.engines.deepspeed_worker import HALF, Cell, initial, run
-from tests.engines.launch import Results, run_in_processes
+from tests.engines.launch import run_in_processes
 
 # Not importorskip: DeepSpeed in the test's own process would be one more thing that is not as users have it.
 pytestmark = [
     pytest.mark.engines,
+    pytest.mark.timeout(660),  # the first test waits for all cells
     pytest.mark.skipif(
         find_spec("deepspeed") is None, reason="needs deepspeed (DS_BUILD_OPS=0 pip install deepspeed)"
     ),
@@ -59,24 +60,24 @@ def without_penalty(cell: Cell) -> Cell:
     return replace(cell, flags=(*cell.flags, "plain"))
 
 
-@functools.cache
-def several_processes(stage: int) -> Results:
+def several_processes(cell: Cell) -> dict[str, Tensor]:
     cells = [*matrix(), *added(), *map(without_penalty, added())]
-    cells = [cell for cell in cells if cell.stage == stage]
-    return run_in_processes(cells, 2, worker="tests.engines.deepspeed_worker", timeout=280)
+    return run_in_processes(cells, 2, worker="tests.engines.deepspeed_worker", timeout=600)[cell.name]
 
 
-@functools.cache
 def one_process(cell: Cell) -> dict[str, Tensor]:
     """The same without DeepSpeed, in float32 and with the whole batch at once."""
     flags = tuple(flag for flag in cell.flags if flag in IN_ONE_PROCESS_TOO)
-    return run(replace(cell, stage=None, accumulation=1, bind="after", flags=flags))
+    return alone(replace(cell, stage=None, accumulation=1, bind="after", flags=flags))
+
+
+alone = functools.cache(run)
 
 
 @pytest.mark.parametrize("cell", matrix(), ids=lambda cell: cell.name)
 def test_every_stage(cell: Cell) -> None:
     """ZeRO averages what it is given, and keeps for later what comes when it does not expect it."""
-    several = several_processes(cell.stage or 0)[cell.name]
+    several = several_processes(cell)
     one, plain = one_process(cell), one_process(without_penalty(cell))
     tolerance = TOLERANCE[cell.dtype]
     for name in one.keys() - {"penalty", "record"}:
@@ -94,12 +95,12 @@ def test_every_stage(cell: Cell) -> None:
 @pytest.mark.parametrize("cell", added(), ids=lambda cell: cell.name)
 def test_what_the_penalty_adds_in_half_precision(cell: Cell) -> None:
     """A wrong lambda could hide within the rounding of what the task does."""
-    results = several_processes(cell.stage or 0)
+    several, several_plain = several_processes(cell), several_processes(without_penalty(cell))
     one, plain = one_process(cell), one_process(without_penalty(cell))
     start = {name: value.detach() for name, value in initial(cell).named_parameters()}
     rounding = torch.finfo(HALF[cell.dtype]).eps
     for name in start:
-        in_processes = results[cell.name][name] - results[without_penalty(cell).name][name]
+        in_processes = several[name] - several_plain[name]
         # The sum of both gradients is rounded, scaled, summed over the ranks and rounded again.
         allowed = 4 * rounding * (one[name] - start[name]).abs().max().item()
         assert (in_processes - (one[name] - plain[name])).abs().max().item() <= allowed, (cell.name, name)
