@@ -77,7 +77,8 @@ def operator(
 ) -> tuple[Tensor, Tensor]:
     """Energy of `(n, d)` or `(B, n, d)` rows, and its gradient in the weight's dtype (empty unless `gradient`)."""
     potential = Potential(s, distance, space, softening)  # type: ignore[arg-type]
-    return _compute(weight, potential, reduction, skip_dead, gradient)
+    energy, found = _compute(weight, potential, reduction, skip_dead, gradient)
+    return energy, found.contiguous()  # however the weight lies and whichever walk it was: the fake kernel has to know
 
 
 @operator.register_fake
@@ -93,7 +94,7 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     energy = weight.new_empty(weight.shape[:-2], dtype=_energy_dtype(weight))
     empty = (0,) if weight.dim() == 2 else (weight.shape[0], 0)
-    return energy, torch.empty_like(weight) if gradient else weight.new_empty(empty)
+    return energy, weight.new_empty(weight.shape if gradient else empty)
 
 
 def _over_rows(upstream: Tensor, gradient: Tensor) -> Tensor:

@@ -299,7 +299,9 @@ def test_compile_export_and_operator_checks() -> None:
     assert torch.equal(exported.module()(weight.detach()), hyperspherical_energy(weight.detach()))
     from hf_mhe.energy.operator import operator
 
-    torch.library.opcheck(operator, (weight, 2.0, "euclidean", "half", 0.0, "mean", False, True))
+    columns = torch.randn(70, 300, dtype=torch.float64, requires_grad=True)
+    for rows in (weight, columns.t()):
+        torch.library.opcheck(operator, (rows, 2.0, "euclidean", "half", 0.0, "mean", False, True))
 
 
 def test_second_derivative_is_refused_and_the_dense_walk_has_it() -> None:
