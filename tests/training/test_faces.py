@@ -14,6 +14,7 @@ from transformers import (
     DataCollatorForSeq2Seq,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
@@ -326,3 +327,49 @@ def test_dpo_trainer(reference: str, accumulation: int, tmp_path: Path) -> None:
     trainer = check_a_step(trl.DPOTrainer, dpo(tmp_path, accumulation, reference), count)
     assert "rewards/chosen" in trainer.state.log_history[0]
     assert "mhe_loss" in trainer.state.log_history[0]
+
+
+def grpo(folder: Path) -> Callable[[Any, dict[str, Any]], Trainer]:
+    import trl
+    from datasets import Dataset
+
+    def make(cls: type[Trainer], mhe: dict[str, Any]) -> Trainer:
+        args = trl.GRPOConfig(**settings(folder, 4, bf16=False, num_generations=2, max_completion_length=4, seed=3))
+        return cls(
+            make_llama(),
+            reward_funcs=lambda completions, **_: [float(len(each)) for each in completions],
+            args=args,
+            train_dataset=Dataset.from_list([{"prompt": "the dog"}] * 8),
+            processing_class=make_tokenizer(),
+            **mhe,
+        )
+
+    return make
+
+
+def reward(folder: Path) -> Callable[[Any, dict[str, Any]], Trainer]:
+    import trl
+    from datasets import Dataset
+
+    def make(cls: type[Trainer], mhe: dict[str, Any]) -> Trainer:
+        config = make_llama().config
+        config.num_labels = 1  # a score is one neuron, which has no energy
+        return cls(
+            LlamaForSequenceClassification(config).double(),
+            args=trl.RewardConfig(**settings(folder, 4, bf16=False, max_length=16, seed=3)),
+            train_dataset=Dataset.from_list(PREFERENCES),
+            processing_class=make_tokenizer(),
+            **mhe,
+        )
+
+    return make
+
+
+@pytest.mark.integrations
+@pytest.mark.engines
+@pytest.mark.parametrize(("name", "count"), [("GRPOTrainer", 8), ("RewardTrainer", 7)])
+def test_other_trainers_of_trl(name: str, count: int, tmp_path: Path) -> None:
+    """A Trainer that generates in its steps, or has a loss of its own, would have another lambda."""
+    trl = pytest.importorskip("trl")
+    make = {"GRPOTrainer": grpo, "RewardTrainer": reward}[name]
+    check_a_step(getattr(trl, name), make(tmp_path), count)

@@ -37,6 +37,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hf_mhe.errors import MHEError
 from hf_mhe.training.backward import at_the_end
+from hf_mhe.training.engines.together import error_of_any
 
 
 class Part(NamedTuple):
@@ -122,11 +123,9 @@ def stop_together(penalty: Tensor, witness: Tensor, part: Part, error: MHEError 
     def look(_: Tensor) -> None:
         if witness.grad is None or bool(torch.isfinite(witness.grad.reshape(-1)[0])):
             return
-        said: list[str | None] = [None] * part.ranks
-        torch.distributed.all_gather_object(said, None if error is None else str(error), group=part.group)
-        why = next((each for each in said if each is not None), None)
+        why = error_of_any(error, part.group)
         if why is not None:  # or a gradient scaler's overflow was it
-            raise error if error is not None else MHEError(why)
+            raise why
 
     if error is not None:
         penalty = penalty + math.nan * witness.reshape(-1)[0].to(penalty.dtype)

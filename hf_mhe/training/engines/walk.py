@@ -13,6 +13,7 @@ from hf_mhe.energy.walks.rows_against_all import energy_share
 from hf_mhe.errors import MHEError
 from hf_mhe.training.engines.division import Division, Weight
 from hf_mhe.training.engines.exchange import Arrival, Expected, exchange
+from hf_mhe.training.engines.together import error_of_any
 from hf_mhe.training.mean_energy import mean_energy
 
 Round = list[list[Weight]]
@@ -70,11 +71,10 @@ class Walk:
         values = self.values.to(self._device)
         torch.distributed.all_reduce(values, group=self._division.process_group)
         self.values = values.cpu()
-        for sharded, value in zip(self._division.groups, self.values.tolist(), strict=True):
-            if value != value:  # NaN is what `_refuse` leaves
-                raise self._refused or MHEError(
-                    f"neuron group {sharded.group.name!r}: the rank that walks it refused it; its own error says why"
-                )
+        if self.values.isnan().any():  # what `_refuse` leaves
+            error = error_of_any(self._refused, self._division.process_group)
+            if error is not None:  # or an energy came out so, of which the caller says which
+                raise error
 
     def _refuse(self, place: int, error: MHEError) -> None:
         # The others wait in collective calls: this rank goes on, and all raise together.

@@ -1,0 +1,15 @@
+"""What one rank refuses, all ranks refuse, with the reason of the one."""
+
+from __future__ import annotations
+
+import torch
+
+from hf_mhe.errors import MHEError
+
+
+def error_of_any(own: MHEError | None, group: torch.distributed.ProcessGroup | None) -> MHEError | None:
+    """This rank's error, or else that of the first rank of the group that has one; every rank has to call this."""
+    said: list[str | None] = [None] * torch.distributed.get_world_size(group)
+    torch.distributed.all_gather_object(said, None if own is None else str(own), group=group)
+    first = next((each for each in said if each is not None), None)
+    return own if own is not None or first is None else MHEError(first)
