@@ -22,6 +22,7 @@ pytestmark = pytest.mark.integrations
 _INT8: dict[str, Any] = {"load_in_8bit": True}
 _NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 _NF4_TWICE = {**_NF4, "bnb_4bit_use_double_quant": True}
+_NF4_AS_BFLOAT16 = {**_NF4, "bnb_4bit_quant_storage": "bfloat16"}  # so that FSDP can shard the bytes
 _FP4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}
 
 # QLoRA (arXiv:2305.14314), appendix E.
@@ -47,6 +48,7 @@ def _quantized(name: str, said: dict[str, Any], folder: Path, dtype: torch.dtype
         ("llama", _INT8, torch.float32),
         ("gpt2", _INT8, torch.bfloat16),
         ("phi3", _FP4, torch.float32),
+        ("llama", _NF4_AS_BFLOAT16, torch.float32),
         ("gpt2", _NF4_TWICE, torch.float32),
         ("bert", _NF4_TWICE, torch.bfloat16),
     ],
