@@ -230,6 +230,8 @@ def _group(root: nn.Module, uses: list[_Use], names: dict[int, list[str]], outpu
             continue
         if is_lazy(tensor):
             raise _RefusedError(parameters, LAZY)
+        if tensor.layout is not torch.strided:
+            raise _RefusedError(parameters, f"held as {tensor.layout}: not a plain tensor whose rows can be compared")
         if not is_dtensor(tensor) and is_traceable_wrapper_subclass(tensor):
             held = type(tensor).__name__
             raise _RefusedError(parameters, f"held as {held}: not a plain tensor whose rows can be compared")

@@ -8,12 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons.adapters.layers import AGAIN, check_copies
 from hf_mhe.neurons.binding import Binding
 from hf_mhe.neurons.layout import ROWS, Layout
+from hf_mhe.neurons.reasons import LAZY
 from hf_mhe.neurons.weight import attribute_at
 
 Role = Literal["hidden", "output", "embedding"]
@@ -222,6 +225,10 @@ class NeuronGroup:
 
     def _check_live(self, parameter: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
         where = f"neuron group {self.name!r}: parameter {parameter}"
+        if is_lazy(tensor):
+            raise MHEError(f"{where}: {LAZY}")
+        if tensor.layout is not torch.strided:
+            raise MHEError(f"{where} is held as {tensor.layout}, without directions of its rows; make it dense")
         if tensor.is_meta:
             raise MHEError(f"{where} is on the meta device and has no values; load the weights first")
         if is_dtensor(tensor):

@@ -210,6 +210,34 @@ def test_refused_with_the_remedy(change: str) -> None:
             assert found[group.name] == pytest.approx(by_report[group.name], rel=1e-9)
 
 
+def make_sparse(model: Any) -> None:
+    model.body.weight = nn.Parameter(model.body.weight.detach().to_sparse())
+
+
+def make_lazy(model: Any) -> None:
+    model.body = nn.LazyLinear(9)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (make_sparse, r"parameter body.weight is held as torch.sparse_coo.*make it dense"),
+        (make_lazy, "parameter body.weight: uninitialized lazy parameter"),
+        (lambda model: model.to("meta"), "'body' is on the meta device.*load the weights"),
+        (lambda model: model.body.weight.data.fill_(torch.nan), r"'body': .*not finite \(nan in row 0; 9 of 9 rows\)"),
+    ],
+    ids=["sparse", "lazy", "meta", "nan"],
+)
+def test_weights_without_directions(change: Callable[[Any], Any], message: str) -> None:
+    """The training would end in an error from deep inside torch, which names no layer."""
+    model = make_tiny().train()
+    regularizer = MHERegularizer(model, CONFIG)
+    change(model)
+    for ask in (regularizer.penalty, regularizer.energies, lambda: regularizer(torch.zeros(()))):
+        with pytest.raises(MHEError, match=message):
+            ask()
+
+
 @pytest.mark.parametrize("change", ["merged", "unloaded", "deleted", "disabled"])
 def test_an_adapter_that_is_merged_or_taken_off(change: str) -> None:
     """The penalty would count the adapter's part twice, or pull at an adapter that the layer no longer has."""
