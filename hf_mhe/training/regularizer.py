@@ -275,7 +275,8 @@ class MHERegularizer:
             0-dim tensor.
 
         Raises:
-            MHEError: the loss is not a 0-dim floating tensor, `scale` is not finite and positive, or as `penalty`.
+            MHEError: the loss is not a 0-dim floating tensor, `scale` is not finite and positive, or as `penalty`;
+                where the work is divided under DDP, that comes out of the backward pass, on every rank.
         """
         check_loss(loss)
         if scale is not None and not 0 < scale < math.inf:
