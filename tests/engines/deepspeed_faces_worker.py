@@ -63,7 +63,7 @@ def make_accelerator(stage: int, **options: Any) -> Any:
     from accelerate import Accelerator
     from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
 
-    # Accelerate would clip by default, which one process does not.
+    # DeepSpeed would clip by default, which one process does not.
     told = {"gradient_accumulation_steps": options["gradient_accumulation_steps"], "gradient_clipping": 0.0}
     plugin = DeepSpeedPlugin(hf_ds_config={**settings(stage), **told})
     return Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")], **options)
