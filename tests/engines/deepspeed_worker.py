@@ -35,7 +35,8 @@ class Cell:
         the engine is made); `overlap` (gradients reduced while the backward pass runs); `scattered` (each gradient
         where autograd put it, reduced by all-reduce); `sums` (gradients in bfloat16 summed in float32); `once` (a
         single step); `overflow` (the loss scale begins too large); `direct` (`loss.backward()` of torch);
-        `unmanaged` (the loop says which micro-batch is the last); `nosync` (and keeps the others from being reduced).
+        `unmanaged` (the loop says which micro-batch is the last); `nosync` (and keeps the others from being reduced);
+        `lora` (two layers with adapters of peft, everything trained).
     """
 
     stage: int | None
@@ -130,6 +131,11 @@ def micro_batch(
 def initial(cell: Cell) -> nn.Module:
     """The model as every training of a dtype begins; in float32, which DeepSpeed converts."""
     model = zoo.make(torch.float32)
+    if "lora" in cell.flags:
+        import peft
+
+        adapters = peft.LoraConfig(target_modules=["hidden", "back"], r=3, init_lora_weights=False)
+        peft.inject_adapter_in_model(adapters, model).requires_grad_(True)
     return model.to(HALF[cell.dtype]).float() if cell.dtype in HALF else model
 
 

@@ -24,7 +24,7 @@ pytestmark = [
 
 # Half precision: that of the parameters' own rounding in three steps.
 TOLERANCE = {"float32": 1e-6, "bfloat16": 2e-2, "float16": 2e-3}
-IN_ONE_PROCESS_TOO = {"clip", "frozen", "every", "once", "plain"}
+IN_ONE_PROCESS_TOO = {"clip", "lora", "frozen", "every", "once", "plain"}
 
 
 def matrix() -> list[Cell]:
@@ -43,6 +43,7 @@ def matrix() -> list[Cell]:
     cells += [Cell(stage, accumulation=2, flags=("unmanaged",)) for stage in range(4)]
     cells += [Cell(stage, accumulation=2, flags=("direct",)) for stage in (1, 2, 3)]
     cells += [Cell(stage, accumulation=2, flags=("nosync",)) for stage in (0, 1)]
+    cells += [Cell(stage, accumulation=2, flags=("lora",)) for stage in range(4)]
     cells += [Cell(stage, dtype="bfloat16", accumulation=2) for stage in range(4)]
     cells += [Cell(1, dtype="bfloat16", accumulation=2, flags=("sums",))]
     cells += [Cell(stage, dtype="float16", flags=("overflow",)) for stage in (1, 2, 3)]
