@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from hf_mhe.energy.potential import Potential
-from hf_mhe.energy.rows import pull_back_, unit_rows
+from hf_mhe.energy.rows import are_ordinary, pull_back_, unit_rows
 from hf_mhe.energy.walks import blocked, triton_walk
+from hf_mhe.energy.walks.panels import one_square
+from hf_mhe.energy.walks.squares import together, walk_squares
 from hf_mhe.energy.walks.workspace import scratch
 from hf_mhe.errors import MHEError
 
@@ -36,32 +38,92 @@ def _energy_dtype(weight: Tensor) -> torch.dtype:
 
 
 def _one(
-    weight: Tensor, potential: Potential, reduction: str, skip_dead: bool, gradient: bool
-) -> tuple[Tensor, Tensor]:
+    weight: Tensor, potential: Potential, reduction: str, skip_dead: bool, gradient: bool, out: Tensor | None = None
+) -> tuple[float, Tensor | None]:
+    """The energy of `(n, d)`, and its gradient if wanted, in `out` (contiguous, the weight's dtype) if given."""
     dtype = product_dtype(weight)
-    out = None if weight.numel() < _KEEP_ABOVE else scratch("unit rows", weight.numel(), dtype, weight.device)
+    room = None if weight.numel() < _KEEP_ABOVE else scratch("unit rows", weight.numel(), dtype, weight.device)
     rows = unit_rows(
-        weight, dtype, dead="skip" if skip_dead else "error", out=None if out is None else out.view(weight.shape)
+        weight, dtype, dead="skip" if skip_dead else "error", out=None if room is None else room.view(weight.shape)
     )
     source = weight if rows.live is None else weight[rows.live]
     on_gpu = rows.unit.dtype == torch.float32 and triton_walk.available(rows.unit.device)
     pairs = (triton_walk if on_gpu else blocked).walk(rows.unit, source, potential, gradient=gradient)
     n = len(rows.unit)
-    mean = potential.mean_of(pairs.value, n, reduction)
-    energy = torch.tensor(mean, dtype=_energy_dtype(weight), device=weight.device)
+    energy = potential.mean_of(pairs.value, n, reduction)
     if pairs.gradient is None:
-        return energy, weight.new_empty(0)
-    grad = pull_back_(pairs.gradient, rows, potential.scale_of(n, reduction)).to(weight.dtype)
-    return energy, grad if rows.live is None else torch.zeros_like(weight).index_copy_(0, rows.live, grad)
+        return energy, None
+    grad = pull_back_(pairs.gradient, rows, potential.scale_of(n, reduction), out=out if rows.live is None else None)
+    grad = grad.to(weight.dtype)
+    if rows.live is None:
+        return energy, grad
+    whole = weight.new_zeros(weight.shape) if out is None else out.zero_()
+    return energy, whole.index_copy_(0, rows.live, grad)
+
+
+def _some(weights: Tensor, potential: Potential, reduction: str, out: Tensor | None) -> list[float] | None:
+    """The energies of `(B, n, d)` small matrices, and in `out` (same dtype), if given, their gradient.
+
+    None where a row or a pair needs more care than all of them can be given at once.
+    """
+    n = weights.shape[1]
+    rows = weights.to(product_dtype(weights)).contiguous()
+    norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    if not are_ordinary(norm):
+        return None
+    into = out if out is None or out.dtype == rows.dtype else torch.empty_like(rows)
+    sums = walk_squares(rows, norm, potential, scale=potential.scale_of(n, reduction), out=into)
+    if sums is None:
+        return None
+    if out is not None and into is not None and into is not out:
+        out.copy_(into)
+    return [potential.mean_of(value, n, reduction) for value in sums]
+
+
+def matrices_at_a_time(weight: Tensor) -> int:
+    """How many matrices of a weight's `(..., n, d)`, dtype and device are walked together; 1 where n is large."""
+    if _by_triton(weight):
+        return 1
+    n, d = weight.shape[-2:]
+    return max(1, together(n, d, weight.device))
+
+
+def _is_one_wide_square(weight: Tensor) -> bool:
+    """Whether the walk of squares, whose passes are over pairs in place of coordinates, saves more than its calls."""
+    n, d = weight.shape
+    return weight.numel() >= _KEEP_ABOVE and 2 * d >= n and one_square(n, weight.device) and not _by_triton(weight)
+
+
+def _by_triton(weight: Tensor) -> bool:
+    return product_dtype(weight) == torch.float32 and triton_walk.available(weight.device)
 
 
 def _compute(
     weight: Tensor, potential: Potential, reduction: str, skip_dead: bool, gradient: bool
 ) -> tuple[Tensor, Tensor]:
     if weight.dim() == 2:
-        return _one(weight, potential, reduction, skip_dead, gradient)
-    results = [_one(matrix, potential, reduction, skip_dead, gradient) for matrix in weight]
-    return torch.stack([energy for energy, _ in results]), torch.stack([grad for _, grad in results])
+        if _is_one_wide_square(weight):
+            out = weight.new_empty(weight.shape) if gradient else weight.new_empty(0)
+            some = _some(weight[None], potential, reduction, out[None] if gradient else None)
+            if some is not None:
+                return _energy(some[0], weight), out
+        energy, grad = _one(weight, potential, reduction, skip_dead, gradient)
+        return _energy(energy, weight), weight.new_empty(0) if grad is None else grad
+    step = matrices_at_a_time(weight)
+    energies: list[float] = []
+    grads = weight.new_empty(weight.shape if gradient else (len(weight), 0))
+    for start in range(0, len(weight), step):
+        part = slice(start, start + step)
+        found = _some(weight[part], potential, reduction, grads[part] if gradient else None) if step > 1 else None
+        if found is None:
+            alone = zip(weight[part], grads[part], strict=True)
+            found = [_one(each, potential, reduction, skip_dead, gradient, out)[0] for each, out in alone]
+        energies += found
+    return _energy(energies, weight), grads
+
+
+def _energy(value: float | list[float], weight: Tensor) -> Tensor:
+    return torch.tensor(value, dtype=_energy_dtype(weight), device=weight.device)
 
 
 @torch.library.custom_op("hf_mhe::exact_energy", mutates_args=())

@@ -12,7 +12,7 @@ from hf_mhe.errors import MHEError
 
 DeadRows = Literal["error", "skip"]
 
-_CHUNK_ELEMENTS = 1 << 17  # 512 KiB of float32
+_CHUNK_ELEMENTS = 1 << 18  # 1 MiB of float32
 
 
 class UnitRows(NamedTuple):
@@ -59,10 +59,16 @@ def unit_rows(weight: Tensor, dtype: torch.dtype, *, dead: DeadRows = "error", o
     Raises:
         MHEError: a value is not finite, a row is zero and `dead` is `"error"`, or fewer than two rows are live.
     """
+    rows = plain_unit_rows(weight, dtype, out=out)
+    return _careful_unit_rows(weight.to(dtype), dead) if rows is None else rows
+
+
+def plain_unit_rows(weight: Tensor, dtype: torch.dtype, *, out: Tensor | None = None) -> UnitRows | None:
+    """The same where every row has an ordinary length; None where one is dead, extreme or not finite."""
     if _one_chunk(weight):  # without the slicing, which would cost a small layer as much as its work
         rows = weight.to(dtype)
         norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-        unit = rows / norm
+        unit = torch.div(rows, norm, out=out)
     else:
         unit = torch.empty(weight.shape, dtype=dtype, device=weight.device) if out is None else out
         norm = torch.empty((*weight.shape[:-1], 1), dtype=dtype, device=weight.device)
@@ -70,26 +76,32 @@ def unit_rows(weight: Tensor, dtype: torch.dtype, *, dead: DeadRows = "error", o
             rows = weight[part].to(dtype)
             torch.linalg.vector_norm(rows, dim=-1, keepdim=True, out=norm[part])
             torch.div(rows, norm[part], out=unit[part])
+    return UnitRows(unit, norm, None) if are_ordinary(norm) else None
+
+
+def are_ordinary(norm: Tensor) -> bool:
+    """Whether rows of these lengths are finite, and neither dead nor so long or short that their squares are lost."""
     smallest, largest = (float(x) for x in torch.aminmax(norm))
-    if smallest < 1e-15 or not largest < 1e15:
-        return _careful_unit_rows(weight.to(dtype), dead)
-    return UnitRows(unit, norm, None)
+    return smallest >= 1e-15 and largest < 1e15
 
 
-def pull_back_(grad: Tensor, rows: UnitRows, scale: float) -> Tensor:
-    """Turn the gradient on unit rows into `scale` times the gradient on the rows as they were, in place, `(n, d)`.
+def pull_back_(grad: Tensor, rows: UnitRows, scale: float, *, out: Tensor | None = None) -> Tensor:
+    """Turn the gradient on unit rows into `scale` times the gradient on the rows as they were, `(n, d)`.
 
-    Projects on the tangent of each sphere and goes through the division by the norm.
+    Projects on the tangent of each sphere and goes through the division by the norm; overwrites `grad`, and returns
+    `out` (same shape, any dtype) if given.
     """
+    out = grad if out is None else out
     if _one_chunk(grad):
-        return _pull_back_(grad, rows.unit, rows.norm, scale)
+        return _pull_back_(grad, rows.unit, rows.norm, scale, out)
     for part in row_chunks(grad):
-        _pull_back_(grad[part], rows.unit[part], rows.norm[part], scale)
-    return grad
+        _pull_back_(grad[part], rows.unit[part], rows.norm[part], scale, out[part])
+    return out
 
 
-def _pull_back_(grad: Tensor, unit: Tensor, norm: Tensor, scale: float) -> Tensor:
-    return grad.addcmul_(unit, torch.linalg.vecdot(grad, unit).unsqueeze(-1), value=-1).mul_(scale / norm)
+def _pull_back_(grad: Tensor, unit: Tensor, norm: Tensor, scale: float, out: Tensor) -> Tensor:
+    grad.addcmul_(unit, torch.linalg.vecdot(grad, unit).unsqueeze(-1), value=-1)
+    return torch.mul(grad, scale / norm, out=out)
 
 
 def _one_chunk(rows: Tensor) -> bool:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hf_mhe.energy import dense_energy, hyperspherical_energy
+from hf_mhe.energy.operator import matrices_at_a_time
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.walks.panels import cover
 
@@ -239,8 +240,48 @@ def test_a_batch_is_its_matrices() -> None:
         matrix = batch.detach()[k].clone().requires_grad_()
         energy = hyperspherical_energy(matrix, 1, space="half")
         energy.backward()
-        assert energies[k].item() == energy.item()
-        assert torch.equal(batch.grad[k], (k + 1) * matrix.grad)
+        torch.testing.assert_close(energies[k], energy, rtol=1e-14, atol=0)
+        torch.testing.assert_close(batch.grad[k], (k + 1) * matrix.grad, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", ["plain", "close pair", "dead row", "transposed"])
+def test_matrices_walked_together_are_those_walked_apart(case: str, dtype: torch.dtype) -> None:
+    """Many small ones are one square each, in the same calls: if this failed, one of them would leak into another."""
+    count, n, d = 9, 100, 40
+    batch = torch.stack([random_rows(n, d, seed=k) for k in range(count)]).to(dtype)
+    if case == "close pair":  # far beyond what the products can tell, in one of the matrices
+        batch[4, 7] = batch[4, 3]
+        batch[4, 7, 0] *= 1.01
+    elif case == "dead row":
+        batch[5, 2] = 0
+    elif case == "transposed":
+        batch = batch.transpose(1, 2).contiguous().transpose(1, 2)
+    assert matrices_at_a_time(batch) > 1
+    factors = torch.arange(1.0, count + 1)
+    for s, distance, space in VARIANTS:
+        options = {"s": s, "distance": distance, "space": space, "dead": "skip"}
+        weight = batch.clone().requires_grad_()
+        energies = hyperspherical_energy(weight, **options)
+        (grad,) = torch.autograd.grad(energies.dot(factors), weight)
+        torch.testing.assert_close(hyperspherical_energy(batch, **options), energies.detach())
+        for k in range(count):
+            alone = batch[k].clone().requires_grad_()
+            energy = hyperspherical_energy(alone, **options)
+            (expected,) = torch.autograd.grad(energy, alone)
+            torch.testing.assert_close(energies[k], energy, rtol=1e-6, atol=0)
+            close = 1e-5 if dtype == torch.float32 else 1e-2
+            assert (grad[k].float() - factors[k] * expected.float()).norm() <= close * (
+                factors[k] * expected.float()
+            ).norm()
+
+
+def test_more_matrices_than_are_walked_at_a_time() -> None:
+    """The last, smaller call is one more call, not left out."""
+    batch = torch.stack([random_rows(384, 8, seed=k) for k in range(5)]).float()
+    assert 1 < matrices_at_a_time(batch) < 5
+    expected = torch.stack([hyperspherical_energy(matrix) for matrix in batch])
+    torch.testing.assert_close(hyperspherical_energy(batch), expected)
 
 
 def test_dead_rows_are_left_out_or_refused() -> None:

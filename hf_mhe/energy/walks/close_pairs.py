@@ -45,6 +45,18 @@ def coincident_below(dtype: torch.dtype) -> float:
     return _COINCIDENT.get(dtype, _COINCIDENT_OTHERWISE)
 
 
+def _bound(dtype: torch.dtype) -> float:
+    """The cosine from which on a pair is close, in products of this dtype."""
+    return 1 - 0.5 * _SQUARED_CHORD_LIMIT[dtype]
+
+
+def has_close_pairs(cos: Tensor, potential: Potential) -> bool:
+    """Whether a block has pairs that are too close for its dtype, or too nearly opposite if the potential cares."""
+    bound = _bound(cos.dtype)
+    # Written so that a NaN is not taken for a number that is small enough; two passes, which are faster than aminmax.
+    return not (float(cos.amax()) < bound and (not potential.two_sided or float(cos.amin()) > -bound))
+
+
 class ClosePairs(NamedTuple):
     """The close pairs of one panel.
 
@@ -63,14 +75,9 @@ class ClosePairs(NamedTuple):
 
         Returns None where there are none.
         """
-        bound = 1 - 0.5 * _SQUARED_CHORD_LIMIT[cos.dtype]
-        if potential.two_sided:
-            low, high = (float(extreme) for extreme in torch.aminmax(cos))
-        else:
-            low, high = 0.0, float(cos.amax())
-        # Written so that a NaN is not taken for a number that is small enough.
-        if low > -bound and high < bound:
+        if not has_close_pairs(cos, potential):
             return None
+        bound = _bound(cos.dtype)
         mask = cos.abs() >= bound if potential.two_sided else cos >= bound
         where = mask.view(-1).nonzero().flatten()
         row = torch.div(where, cos.shape[-1], rounding_mode="floor")

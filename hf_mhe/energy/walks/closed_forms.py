@@ -16,8 +16,9 @@ class Block(NamedTuple):
     """`F(c) = value_factor * value` and `dF/dc = slope_factor * slope`, elementwise on one block.
 
     The slope lies in the block that was handed over as `spare`, or with `slope_in_cos` in that of the cosines; the
-    value in the other one, or in memory of its own; or both are one tensor, the slope the square of the value, which
-    `total` makes of it. The factors stay apart because multiplying a block by a constant is one more pass over it.
+    value in the other one, or in memory of its own; or both are one tensor. With `squared` the slope lacks a factor,
+    the square of the value (all of it, where both are one tensor), which `total` gives it. The factors stay apart
+    because multiplying a block by a constant is one more pass over it.
     """
 
     value: Tensor
@@ -25,6 +26,7 @@ class Block(NamedTuple):
     slope: Tensor | None
     slope_factor: float
     slope_in_cos: bool = False
+    squared: bool = False
 
     def take_out_(self, places: Callable[[Tensor], object]) -> None:
         """Have `places` set some places of value and slope to zero."""
@@ -35,9 +37,20 @@ class Block(NamedTuple):
     def total(self) -> float:
         """The sum of `F` over the block, asked once; from then on the slope is ready."""
         total = self.value_factor * float(self.value.sum())
-        if self.slope is self.value:
-            self.value.square_()
+        self._complete()
         return total
+
+    def totals(self) -> list[float]:
+        """The same for each matrix of a block `(B, n, m)`."""
+        totals: list[float] = self.value.sum(dim=(-2, -1)).tolist()
+        self._complete()
+        return [self.value_factor * total for total in totals]
+
+    def _complete(self) -> None:
+        if self.squared and self.slope is not None:
+            square = self.value.square_()
+            if self.slope is not square:
+                self.slope.mul_(square)
 
 
 # Note [Passes]
@@ -76,7 +89,7 @@ def _euclidean_full(potential: Potential, cos: Tensor, spare: Tensor | None) -> 
     half = 1 + 0.5 * potential.softening**2
     if potential.s == 2:  # u = 1 / (c - a/2) = -2 / x ; F = -u/2 ; F' = u^2 / 2
         cos.sub_(half).reciprocal_()
-        return Block(cos, -0.5, None if spare is None else cos, 0.5, slope_in_cos=True)
+        return Block(cos, -0.5, None if spare is None else cos, 0.5, slope_in_cos=True, squared=True)
     torch.sub(_scalar(half, cos), cos, out=cos)  # x / 2
     if potential.s == 1:  # r = sqrt(2 / x) ; F = r / sqrt 2 ; F' = r^3 / (2 sqrt 2)
         cos.rsqrt_()
@@ -90,11 +103,11 @@ def _euclidean_half(potential: Potential, cos: Tensor, spare: Tensor | None) -> 
     half = 1 + 0.5 * potential.softening**2
     if potential.s == 1:
         return _euclidean_half_s1(half, cos, spare)
-    product = cos.square_() if spare is None else torch.mul(cos, cos, out=spare)
     if potential.s == 2:  # u = 1 / (c^2 - a^2/4) = -4 / (xy) ; F = 2a/(xy) = -a u / 2 ; F' = 16 a c/(xy)^2 = a c u^2
-        product.sub_(half * half).reciprocal_()
-        slope = None if spare is None else cos.mul_(product).mul_(product)
-        return Block(product, -half, slope, 2 * half, slope_in_cos=True)
+        product = torch.addcmul(cos.new_full((), -half * half), cos, cos, out=cos if spare is None else spare)
+        product.reciprocal_()
+        return Block(product, -half, None if spare is None else cos, 2 * half, slope_in_cos=True, squared=True)
+    product = cos.square_() if spare is None else torch.mul(cos, cos, out=spare)
     torch.sub(_scalar(half * half, cos), product, out=product)  # xy / 4
     slope = None if spare is None else cos.div_(product)  # F' = 4c / (xy)
     return Block(product.mul_(4).log_(), -0.5, slope, 1.0, slope_in_cos=True)

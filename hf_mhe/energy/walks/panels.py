@@ -17,7 +17,7 @@ from torch import Tensor
 # batched product, where a matrix library reaches its rate with blocks of 200 rows that one by one get three quarters
 # of it; the few neurons that do not divide evenly are compared with all others at the end. Rejected: strips of rows
 # from the diagonal on, which are either thin, and then slow in the product, or have large squares at their head.
-_SQUARE = 128
+_SQUARE = 256
 _SIDE = 1536
 _BATCHED_SIDE = 384  # from this size down the blocks of a level are one batch
 _PIECE_ELEMENTS = 1 << 19  # 2 MiB of float32
@@ -107,10 +107,8 @@ class Stack:
 
 def cover(n: int, device: torch.device) -> list[Stack]:
     """Cover the pairs `i < j` of n rows: squares on the diagonal, which hold their pairs twice, and rectangles."""
-    whole, square, side, batched = (
-        (_WHOLE, _SQUARE, _SIDE, _BATCHED_SIDE) if device.type == "cpu" else (_SIDE_CUDA, _SIDE_CUDA, _SIDE_CUDA, 0)
-    )
-    if n <= whole:
+    square, side, batched = (_SQUARE, _SIDE, _BATCHED_SIDE) if device.type == "cpu" else (_SIDE_CUDA, _SIDE_CUDA, 0)
+    if one_square(n, device):
         return [Stack(Panel(0, n, 0, n), opens_rows=True, opens_columns=True)]
     blocks = 2
     while n // blocks > square:
@@ -118,6 +116,11 @@ def cover(n: int, device: torch.device) -> list[Stack]:
     size = n // blocks
     even = size * blocks
     return [*_rectangles(size, blocks, side, batched), _squares(size, blocks), *_rest(even, n, side)]
+
+
+def one_square(n: int, device: torch.device) -> bool:
+    """Whether all pairs of n rows are one square."""
+    return n <= (_WHOLE if device.type == "cpu" else _SIDE_CUDA)
 
 
 def panels(n: int, device: torch.device) -> list[Panel]:
