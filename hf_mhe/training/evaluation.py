@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hf_mhe.energy import Potential
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import NeuronGroup, Shared
 from hf_mhe.neurons.group import is_dtensor
@@ -28,7 +29,7 @@ from hf_mhe.training.engines import (
 from hf_mhe.training.engines.plan import operations
 from hf_mhe.training.finite import finite
 from hf_mhe.training.logs import PenaltyTerms
-from hf_mhe.training.mean_energy import Sample, mean_energy
+from hf_mhe.training.mean_energy import Sample, alike, mean_energies, mean_energy
 from hf_mhe.training.messages import not_finite
 
 
@@ -131,21 +132,40 @@ class Evaluation:
         device = terms[0].group.tensors()[0].device
         shared: Shared = {}
         with torch.autocast(device.type, enabled=False):
-            joined = torch.stack([self._energy(term, shared).to(device) for term in terms])
+            matrices = [self._matrix(term, shared) for term in terms]
+            joined = torch.stack([energy.to(device) for energy in self._walked(terms, matrices)])
         if torch.compiler.is_compiling():
             return finite(joined, "\n".join(term.group.name for term in terms), self._config.softening)
         self._check_finite(terms, joined.detach())
         return joined
 
-    def _energy(self, term: Term, shared: Shared) -> Tensor:
+    def _matrix(self, term: Term, shared: Shared) -> Tensor:
         group = term.group
         for tensor in group.tensors():
             refuse_parameter(group.name, tensor)
-        matrix = group.matrix(shared)
+        return group.matrix(shared)
+
+    def _walked(self, terms: list[Term], matrices: list[Tensor]) -> list[Tensor]:
+        """The mean energies of matrices, those of small ones of one shape in one call."""
+        potentials = [self._config.potential(term.group.role) for term in terms]
+        exact = [place for place, term in enumerate(terms) if term.sample is None]
+        found: dict[int, Tensor] = {}
+        for places in alike(exact, matrices, potentials):
+            try:
+                energies = mean_energies([matrices[place] for place in places], potentials[places[0]])
+            except MHEError:
+                continue  # to be taken one by one: which of them it is, and whether it is but a layer of zeros
+            found.update(zip(places, energies, strict=True))
+        return [
+            found[place] if place in found else self._energy(term, matrices[place], potentials[place])
+            for place, term in enumerate(terms)
+        ]
+
+    def _energy(self, term: Term, matrix: Tensor, potential: Potential) -> Tensor:
         try:
-            return mean_energy(matrix, self._config.potential(group.role), term.sample)
+            return mean_energy(matrix, potential, term.sample)
         except MHEError as error:
-            raise MHEError(f"neuron group {group.name!r}: {error}") from error
+            raise MHEError(f"neuron group {term.group.name!r}: {error}") from error
 
     def _check_finite(self, terms: list[Term], energies: Tensor) -> None:
         if not torch.isfinite(energies).all():

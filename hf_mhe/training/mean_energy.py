@@ -1,13 +1,15 @@
-"""The mean energy of one matrix of neurons as the penalty counts it: dead neurons take no part."""
+"""The mean energy of matrices of neurons as the penalty counts it: dead neurons take no part."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hf_mhe.energy import Potential, hyperspherical_energy, sampled_energy
+from hf_mhe.energy.operator import matrices_at_a_time
 from hf_mhe.errors import MHEError
 
 
@@ -38,19 +40,52 @@ def mean_energy(matrix: Tensor, potential: Potential, sample: Sample | None = No
                 dead="skip",
                 generator=torch.Generator().manual_seed(sample.seed),
             )
-        return hyperspherical_energy(
-            matrix,
-            potential.s,
-            distance=potential.distance,
-            space=potential.space,
-            softening=potential.softening,
-            dead="skip",
-        )
+        return _exact(matrix, potential)
     except MHEError:
         # A layer that starts at zero (LoRA's B, a zero-initialised residual) has no pair of directions yet.
         if int(matrix.detach().any(dim=1).sum()) < 2:
             return matrix.new_zeros((), dtype=torch.promote_types(matrix.dtype, torch.float32))
         raise
+
+
+# Elements of matrices that are put together for one call: their copy is held until the backward pass.
+_TOGETHER = 1 << 22
+
+
+def alike(places: Sequence[int], matrices: Sequence[Tensor], potentials: Sequence[Potential]) -> list[list[int]]:
+    """Of some places those whose matrices are walked faster in one call than one after the other, call by call."""
+    calls: list[list[int]] = []
+    latest: dict[tuple[object, ...], list[int]] = {}
+    for place in places:
+        matrix = matrices[place]
+        if matrices_at_a_time(matrix) == 1:
+            continue
+        key = (matrix.shape, matrix.dtype, matrix.device, potentials[place])
+        if key not in latest or (len(latest[key]) + 1) * matrix.numel() > _TOGETHER:
+            latest[key] = []
+            calls.append(latest[key])
+        latest[key].append(place)
+    return [call for call in calls if len(call) > 1]
+
+
+def mean_energies(matrices: Sequence[Tensor], potential: Potential) -> Sequence[Tensor]:
+    """The mean energies of the live rows of matrices of one shape, each 0-dim, in one call.
+
+    Raises:
+        MHEError: as `hyperspherical_energy`.
+    """
+    return _exact(torch.stack(list(matrices)), potential).unbind()
+
+
+def _exact(matrix: Tensor, potential: Potential) -> Tensor:
+    return hyperspherical_energy(
+        matrix,
+        potential.s,
+        distance=potential.distance,
+        space=potential.space,
+        softening=potential.softening,
+        dead="skip",
+    )
 
 
 def with_range(tensor: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from hf_mhe.training.engines import (
     refuse_model,
     refuse_parameter,
     refuse_unfound,
+    sharded_rows,
 )
 from hf_mhe.training.evaluation import Evaluation, Term
 from hf_mhe.training.logs import PenaltyLog, PenaltyTerms
@@ -161,8 +162,7 @@ class MHERegularizer:
         Raises:
             MHEError: as `penalty`.
         """
-        self._check_frozen()
-        return self._evaluation.whole(self._exact(self.groups))
+        return self._evaluation.whole(self._exact(self._checked()))
 
     def advance(self) -> Tensor | None:
         """What the optimizer step at hand gets of the penalty, and on to the next; None where it gets nothing.
@@ -177,9 +177,9 @@ class MHERegularizer:
         share = self.schedule.share(step)
         if self.budget is not None:
             self.budget.end_step()
-        if share == 0 or not self._something_trains():
+        groups = self._left() if share else []
+        if not groups:
             return None
-        groups = self.groups
         terms, places = self._exact(groups), None
         if self.budget is not None:
             drawn = self.budget.draw(self._candidates(groups), step, self._dividing_ranks(groups))
@@ -245,8 +245,7 @@ class MHERegularizer:
         Raises:
             MHEError: as `penalty`.
         """
-        self._check_frozen()
-        groups = self.groups
+        groups = self._checked()
         if not groups:
             return {}
         with torch.no_grad():
@@ -289,7 +288,7 @@ class MHERegularizer:
             return loss
         engine = find_engine(self.model)
         if engine is None:
-            refuse_unfound(self.model, _trained(self._bound))
+            refuse_unfound(self.model, functools.partial(_trained, self._bound))
         moment = find_moment(engine, sync=sync, scale=scale)
         penalty = self.advance() if moment.sync else None
         if penalty is None:
@@ -300,20 +299,23 @@ class MHERegularizer:
             penalty = divided_once(engine, penalty)
         return loss + moment.divisor * penalty.to(loss.device)
 
-    def _check_frozen(self) -> None:
-        """Groups that froze because an adapter was put on or activated are no groups to go on without."""
+    def _checked(self) -> list[NeuronGroup]:
+        """The groups to compute now; one that froze because an adapter was put on or activated cannot be left out."""
+        groups = []
         for group in self._bound:
-            if not group.requires_grad:
+            if group.requires_grad:
+                groups.append(group)
+            else:
                 group.check_in_use()
+        return groups
 
-    def _something_trains(self) -> bool:
-        self._check_frozen()
-        if self.groups:
-            return True
-        if self._bound and "frozen" not in self._said:
+    def _left(self) -> list[NeuronGroup]:
+        """The groups to compute at the step at hand; where none is left, a warning once."""
+        groups = self._checked()
+        if self._bound and not groups and "frozen" not in self._said:
             message = nothing_left(self.model, self._bound, self._bound, self.config)
             self._warn_once("frozen", f"from optimizer step {self.step} on: {message}")
-        return False
+        return groups
 
     def _warn_once(self, about: str, message: str) -> None:
         if about not in self._said:
@@ -335,7 +337,12 @@ class MHERegularizer:
     def _candidates(self, groups: list[NeuronGroup]) -> list[Candidate]:
         # DeepSpeed's ranks walk the neurons of every weight together, all of them.
         whole = find_engine(self.model) is not None or owners(groups) is not None
-        return [Candidate(group.n, group.d, self.weight(group.role), whole) for group in groups]
+        managed = Managed(self.model)
+        where = [sharded_rows(group, [managed.parameter(tensor) for tensor in group.tensors()]) for group in groups]
+        return [
+            Candidate(group.n, group.d, self.weight(group.role), whole, *place)
+            for group, place in zip(groups, where, strict=True)
+        ]
 
     def _dividing_ranks(self, groups: list[NeuronGroup]) -> int:
         """By how many ranks the work on each of the groups is divided, at least."""

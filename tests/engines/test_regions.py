@@ -11,7 +11,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from hf_mhe.training.engines.plan import make_plan, operations, operations_by_rows
+from hf_mhe.training.engines.plan import Work, make_plan, operations, operations_by_rows
 from hf_mhe.training.engines.regions import holding
 
 RANKS = 4
@@ -54,12 +54,23 @@ def test_every_rank_holds_what_torch_gives_it(rank: int) -> None:
         distributed.destroy_process_group()
 
 
+def works(*shapes: tuple[int, int], ranks: int) -> tuple[Work, ...]:
+    return tuple(Work(operations(n, d), operations_by_rows(-(-n // ranks), n, d), 4 * n * d) for n, d in shapes)
+
+
 def test_a_weight_that_outweighs_the_rest_is_walked_by_rows() -> None:
     """One rank would walk a vocabulary alone while the others wait."""
-    layers, head = [(64, 64)] * 8, (4096, 64)
-    whole = tuple(operations(n, d) for n, d in [*layers, head])
-    by_rows: tuple[int | None, ...] = tuple(operations_by_rows(n // 4, n, d) for n, d in [*layers, head])
-    assert make_plan(whole, by_rows, 4)[-1] is None
-    assert make_plan(whole, (*by_rows[:-1], None), 4)[-1] is not None  # it is not cut by rows
-    owners = make_plan(whole[:-1], by_rows[:-1], 4)
+    *layers, head = works(*[(64, 64)] * 8, (4096, 64), ranks=4)
+    assert make_plan((*layers, head), 4)[-1] is None
+    assert make_plan((*layers, head._replace(by_rows=None)), 4)[-1] is not None  # it is not cut by rows
+    owners = make_plan(tuple(layers), 4)
     assert sorted(owner for owner in owners if owner is not None) == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_operations_are_not_saved_at_any_price() -> None:
+    """Ranks without a weight of their own would rather wait than have every rank fetch every weight."""
+    layers = works(*[(8192, 8192)] * 300, ranks=512)
+    whole, by_rows = layers[0].whole, sum(each.by_rows or 0 for each in layers)
+    assert by_rows < whole  # of the busiest rank
+    assert None not in make_plan(layers, 512)
+    assert set(make_plan(tuple(each._replace(size=0) for each in layers), 512)) == {None}

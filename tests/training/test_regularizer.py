@@ -16,6 +16,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_mhe import MHEConfig, MHEError, MHERegularizer
+from hf_mhe.training import mean_energy
 from hf_mhe.training.engines import divide, refuse_distributed_type
 from tests.training.cases import CASES, make_gpt2, make_tiny, slow_energy, slow_penalty
 
@@ -40,6 +41,42 @@ def test_roles_and_patterns_choose_the_groups() -> None:
     assert {group.name for group in embeddings} == {"transformer.wte", "transformer.wpe"}
     chosen = MHERegularizer(model, MHEConfig(include="*.mlp.*", exclude="*.c_proj")).groups
     assert [group.name for group in chosen] == ["transformer.h.0.mlp.c_fc"]
+
+
+def test_small_layers_of_one_shape_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of many small layers would pay for calls what it should pay for work; or one layer for another's."""
+    torch.manual_seed(0)
+    shapes = [(16, 8), (24, 8), (16, 8), (700, 4), (16, 8), (700, 4), (16, 8)]
+    model = nn.ModuleList(nn.Linear(d, n, bias=False) for n, d in shapes).double()
+    nn.init.zeros_(model[2].weight)  # no directions yet, and it stands in no other's way
+    config = MHEConfig(output=["4"], hidden_weight=0.5, output_weight=2.0)
+    regularizer = MHERegularizer(model, config)
+    walked = []
+    exact = mean_energy.hyperspherical_energy
+
+    def spy(weight: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        walked.append(tuple(weight.shape))
+        return exact(weight, *args, **options)
+
+    monkeypatch.setattr(mean_energy, "hyperspherical_energy", spy)
+
+    def own(layer: nn.Module) -> torch.Tensor:
+        return exact(layer.weight, space="full" if layer is model[4] else "half", walk="dense")
+
+    expected = {name: own(layer) for name, layer in model.named_children() if name != "2"}
+    energies = regularizer.energies()
+    assert energies["2"] == 0
+    assert {name: energies[name] for name in expected} == {
+        name: pytest.approx(value.item(), rel=1e-10) for name, value in expected.items()
+    }
+    nn.init.normal_(model[2].weight)
+    walked.clear()
+    penalty = regularizer.penalty()
+    assert sorted(walked) == [(3, 16, 8), (16, 8), (24, 8), (700, 4), (700, 4)]
+    gradients = torch.autograd.grad(penalty, list(model.parameters()))
+    for layer, gradient in zip(model, gradients, strict=True):
+        (wanted,) = torch.autograd.grad((2.0 if layer is model[4] else 0.5) * own(layer), layer.weight)
+        torch.testing.assert_close(gradient, wanted, rtol=1e-8, atol=1e-12)
 
 
 def test_energies_are_each_groups_own() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -24,25 +23,30 @@ _HOLDERS = {
 }
 
 
-def _names_of_peft(module: nn.Module) -> Iterator[str]:
-    return (cls.__name__ for cls in type(module).__mro__ if cls.__module__.partition(".")[0] == "peft")
+_names: dict[type, tuple[str, ...]] = {}  # asked of every module above every weight, in every step
+
+
+def _names_of_peft(kind: type) -> tuple[str, ...]:
+    if kind not in _names:
+        _names[kind] = tuple(cls.__name__ for cls in kind.__mro__ if cls.__module__.partition(".")[0] == "peft")
+    return _names[kind]
 
 
 def is_adapter_layer(module: nn.Module) -> bool:
     """Whether a module is a layer of the user's model with adapters around it (peft's `BaseTunerLayer`)."""
-    return "BaseTunerLayer" in _names_of_peft(module)
+    return "BaseTunerLayer" in _names_of_peft(type(module))
 
 
 def is_copied(module: nn.Module) -> bool:
     """Whether a module is peft's `ModulesToSaveWrapper`: an original and one trained copy for each adapter."""
-    return "ModulesToSaveWrapper" in _names_of_peft(module)
+    return "ModulesToSaveWrapper" in _names_of_peft(type(module))
 
 
 def held(module: nn.Module) -> str | None:
     """The attribute path of the module in whose place a wrapper of peft stands; None for all other modules."""
     if is_copied(module):
         return _active_copy(module)
-    return next((_HOLDERS[name] for name in _names_of_peft(module) if name in _HOLDERS), None)
+    return next((_HOLDERS[name] for name in _names_of_peft(type(module)) if name in _HOLDERS), None)
 
 
 def _active_copy(wrapper: Any) -> str:

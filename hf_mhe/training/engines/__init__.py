@@ -13,6 +13,7 @@ from hf_mhe.training.engines.deepspeed import (
     prepare,
     refuse_unfound,
 )
+from hf_mhe.training.engines.division import sharded_rows
 from hf_mhe.training.engines.fsdp2 import Managed
 from hf_mhe.training.engines.refuse import (
     refuse_distributed_type,
@@ -43,6 +44,7 @@ __all__ = [
     "refuse_unfound",
     "refuse_without_values",
     "sharded_penalty",
+    "sharded_rows",
     "stop_together",
     "tie",
 ]

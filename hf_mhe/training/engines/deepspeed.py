@@ -16,7 +16,7 @@ from __future__ import annotations
 import gc
 import sys
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -98,14 +98,16 @@ def _refuse_engine(engine: Any) -> None:
         )
 
 
-def refuse_unfound(model: nn.Module, parameters: Sequence[Tensor]) -> None:
+def refuse_unfound(model: nn.Module, parameters: Callable[[], Sequence[Tensor]]) -> None:
     """Refuse a model of which DeepSpeed has the parameters in hand, where it is not the engine's model itself.
 
     Raises:
         MHEError: says what to bind the regularizer to.
     """
+    if "deepspeed" not in sys.modules:
+        return
     # ZeRO 3, ZeRO 1 and 2: each leaves a mark of its own on the parameters.
-    marked = any(hasattr(parameter, mark) for parameter in parameters for mark in ("ds_id", "param_idx_in_group"))
+    marked = any(hasattr(parameter, mark) for parameter in parameters() for mark in ("ds_id", "param_idx_in_group"))
     if marked or _is_within_an_engine(model):
         raise MHEError(
             f"DeepSpeed trains the parameters, but the {type(model).__name__} that the regularizer was made for is "

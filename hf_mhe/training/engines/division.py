@@ -14,7 +14,7 @@ from hf_mhe.neurons import NeuronGroup
 from hf_mhe.neurons.layout import ROWS
 from hf_mhe.neurons.weight import AsStored
 from hf_mhe.training.engines.exchange import group_of
-from hf_mhe.training.engines.plan import make_plan, operations, operations_by_rows
+from hf_mhe.training.engines.plan import Work, make_plan, operations, operations_by_rows
 from hf_mhe.training.engines.refuse import refuse_parameter
 from hf_mhe.training.engines.regions import Holding, holding, members, whole
 from hf_mhe.training.mean_energy import Sample
@@ -77,8 +77,7 @@ class Division:
                     self.holdings.append(self._holding(each.group, parameter))
             cuts.setdefault(tuple(places[id(parameter)] for parameter in each.parameters), []).append(place)
         self.weights = [Weight(tuple(cut), parameters) for parameters, cut in cuts.items()]
-        costs = tuple(sum(groups[g].operations for g in w.groups) for w in self.weights)
-        self.owners = make_plan(costs, tuple(map(self._operations_by_rows, self.weights)), self.ranks)
+        self.owners = make_plan(tuple(map(self._work, self.weights)), self.ranks)
 
     def rounds(self) -> list[list[list[Weight]]]:
         """Round by round and rank by rank, the weights that the rank walks whole, the largest first."""
@@ -98,18 +97,29 @@ class Division:
         refuse_parameter(group.name, parameter)
         return holding(parameter) if isinstance(parameter, DTensor) else whole(parameter.shape, self.ranks)
 
-    def _operations_by_rows(self, weight: Weight) -> int | None:
-        """The operations of the busiest rank, or None where what a rank holds is not whole neurons of one group."""
-        if len(weight.groups) > 1 or len(weight.parameters) > 1 or self.groups[weight.groups[0]].sample is not None:
-            return None
-        group = self.groups[weight.groups[0]].group
-        assert group.source is not None  # a group of a live model
-        as_stored = isinstance(group.source.combine, AsStored) and group.layout == ROWS
-        held = self.holdings[weight.parameters[0]]
-        runs = [region.rows(held.shape) for region in held.regions]
-        if not as_stored or any(run is None for run in runs):
-            return None
-        return operations_by_rows(max(run[1] for run in runs if run is not None), group.n, group.d)
+    def _work(self, weight: Weight) -> Work:
+        groups = [self.groups[place] for place in weight.groups]
+        alone = len(groups) == 1 and len(weight.parameters) == 1 and groups[0].sample is None
+        rows = most_rows(groups[0].group, self.holdings[weight.parameters[0]]) if alone else None
+        by_rows = None if rows is None else operations_by_rows(rows, groups[0].group.n, groups[0].group.d)
+        return Work(sum(each.operations for each in groups), by_rows, self._bytes(weight))
 
     def _bytes(self, weight: Weight) -> int:
         return sum(self.parameters[p].numel() * self.parameters[p].element_size() for p in weight.parameters)
+
+
+def most_rows(group: NeuronGroup, held: Holding) -> int | None:
+    """The neurons of the rank that holds most of a group of one parameter; None where they hold other parts of it."""
+    assert group.source is not None  # a group of a live model
+    as_stored = isinstance(group.source.combine, AsStored) and group.layout == ROWS
+    runs = [region.rows(held.shape) for region in held.regions]
+    if not as_stored or any(run is None for run in runs):
+        return None
+    return max(run[1] for run in runs if run is not None)
+
+
+def sharded_rows(group: NeuronGroup, parameters: Sequence[Tensor]) -> tuple[int | None, int]:
+    """`most_rows` of a group, and the bytes of its weight; None and 0 where no parameter of it is sharded."""
+    sharded = [parameter for parameter in parameters if isinstance(parameter, DTensor)]
+    size = sum(parameter.numel() * parameter.element_size() for parameter in parameters) if sharded else 0
+    return (most_rows(group, holding(sharded[0])) if sharded and len(parameters) == 1 else None), size

@@ -19,6 +19,7 @@ made from several parameters (weight norm, LoRA) has gradients of full size.
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -41,6 +42,8 @@ def owners(groups: Sequence[NeuronGroup]) -> torch.distributed.ProcessGroup | No
     Raises:
         MHEError: not all of them are partitioned over the same ranks.
     """
+    if "deepspeed" not in sys.modules:
+        return None
     partitioned: list[Any] = [tensor for group in groups for tensor in group.tensors() if hasattr(tensor, "ds_id")]
     found = {id(tensor.ds_process_group): tensor.ds_process_group for tensor in partitioned}
     if len(found) > 1:
