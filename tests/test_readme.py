@@ -36,11 +36,12 @@ def home_of_minilm(_hub_server: HubServer, minilm_path: Path, tmp_path_factory: 
     return home
 
 
-def test_the_three_usages_are_there() -> None:
+def test_the_usages_are_there() -> None:
     """If this failed, the tests below would run on nothing."""
     assert list(snippets("python")) == [
         "Train with `Trainer`",
         "Train with your own Accelerate loop",
+        "What it costs",
         "Analyze",
         "The energy itself",
         "Adapters",
@@ -57,6 +58,12 @@ def test_python_snippet(heading: str, hub: HubServer, home_of_minilm: Path, tmp_
         assert (tmp_path / "trained" / "model.safetensors").is_file()
         assert (tmp_path / "trained" / "mhe_config.json").is_file()
         assert "mhe_loss" in result.stdout
+    if heading == "What it costs":
+        printed = re.findall(r"MHE budget .*", result.stderr)
+        assert len(printed) == 1
+        quoted = re.search(r"`(MHE budget .*?): \.\.\.`", README.read_text(encoding="utf-8"))
+        assert quoted is not None
+        assert printed[0].startswith(f"{quoted[1]}: ")
     if heading == "Analyze":
         assert "encoder.layer.0.intermediate.dense" in result.stdout
         assert (tmp_path / "minilm.html").is_file()
