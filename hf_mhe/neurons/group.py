@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons.adapters.layers import AGAIN, check_copies
@@ -21,6 +21,7 @@ from hf_mhe.neurons.weight import attribute_at
 
 Role = Literal["hidden", "output", "embedding"]
 Get = Callable[[str], Tensor]
+_UNINITIALIZED = (UninitializedParameter, UninitializedBuffer)  # torch.compile does not trace `is_lazy`
 Shared = dict[tuple[str, tuple[str, ...]], Tensor]
 """Whole weights by their module and its parts, so that the groups that are cut from one weight make it once."""
 
@@ -225,7 +226,7 @@ class NeuronGroup:
 
     def _check_live(self, parameter: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
         where = f"neuron group {self.name!r}: parameter {parameter}"
-        if is_lazy(tensor):
+        if isinstance(tensor, _UNINITIALIZED):
             raise MHEError(f"{where}: {LAZY}")
         if tensor.layout is not torch.strided:
             raise MHEError(f"{where} is held as {tensor.layout}, without directions of its rows; make it dense")
