@@ -12,15 +12,14 @@ ways), and running the forward pass (its inputs would have to be invented).
 from __future__ import annotations
 
 import ast
-import inspect
-import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from weakref import WeakKeyDictionary
 
 from torch import nn
+
+from hf_mhe.neurons.kinds.source import methods
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def uses(cls: type[nn.Module]) -> Mapping[str, Use]:
 def _read(cls: type[nn.Module]) -> Mapping[str, Use]:
     found: dict[str, set[Use]] = {}
     by_entry: set[str] = set()
-    for method in _methods(cls):
+    for method in methods(cls):
         for operand, use in _Method(method).uses():
             stored = use.transposed() if operand.transposed else use
             if operand.normed is not None and stored.coordinates != (operand.normed,):
@@ -84,46 +83,6 @@ def _read(cls: type[nn.Module]) -> Mapping[str, Use]:
             if operand.entry:
                 by_entry.add(operand.name)
     return {name: replace(*ways, entry=name in by_entry) for name, ways in found.items() if len(ways) == 1}
-
-
-def _methods(cls: type[nn.Module]) -> Iterator[ast.FunctionDef]:
-    """The methods of a class and of those above it that are not overridden; none where there is no source."""
-    seen: set[str] = set()
-    for above in cls.__mro__:
-        if above.__module__.startswith("torch.nn.modules.") or not issubclass(above, nn.Module):
-            continue
-        for node in _body(above):
-            if isinstance(node, ast.FunctionDef) and node.args.args and node.name not in seen:
-                seen.add(node.name)
-                yield node
-
-
-def _body(cls: type) -> Iterable[ast.stmt]:
-    """The statements of a class; none where there is no source: made in a shell, compiled, or by a function."""
-    try:
-        tree = _classes(cls.__module__).get(cls.__qualname__)
-    except (OSError, TypeError, SyntaxError, KeyError):
-        tree = None
-    return tree.body if tree is not None else ()
-
-
-@lru_cache(maxsize=4)  # of the few files that one model's classes are in: a tree takes megabytes
-def _classes(module: str) -> Mapping[str, ast.ClassDef]:
-    """Qualified name -> class, for all classes in a module's file, which `inspect.getsource` would parse for each."""
-    found: dict[str, ast.ClassDef] = {}
-
-    def gather(body: ast.AST, prefix: str) -> None:
-        for node in ast.iter_child_nodes(body):
-            if isinstance(node, ast.ClassDef):
-                found[prefix + node.name] = node
-                gather(node, f"{prefix}{node.name}.")
-            elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                gather(node, f"{prefix}{node.name}.<locals>.")
-            elif isinstance(node, ast.stmt):
-                gather(node, prefix)
-
-    gather(ast.parse(inspect.getsource(sys.modules[module])), "")
-    return found
 
 
 class _Method:

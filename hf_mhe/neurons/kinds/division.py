@@ -2,9 +2,9 @@
 
 Note [Fused projections]. `query_key_value` is a Linear like any other; that its rows are queries, keys and values, and
 whether they lie below each other or interleave head by head, is decided where the parent module splits the output. So
-the parent's class is what is registered, and the sizes are read from the parent's own attributes. Where there is no
-entry, or where the sizes do not add up to the layer's rows, the layer stays one group: nothing is guessed from names
-or shapes.
+the parent's class is what is registered, and the sizes are read from the parent's own attributes; where there is no
+entry, the parent's code may say it (see Note [Cut by use]). Where neither does, or where the sizes do not add up to
+the layer's rows, the layer stays one group: nothing is guessed from names or shapes.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class Division:
 Divider = Callable[[Any], Mapping[str, Division]]
 
 DIVIDERS: dict[str, Divider] = {}
+_PARTS: list[Divider] = []
 _HEADS: list[Divider] = []
 
 
@@ -61,6 +62,12 @@ def divides(*names: str) -> Callable[[Divider], Divider]:
         return divider
 
     return register
+
+
+def tells_parts(divider: Divider) -> Divider:
+    """Register a divider for modules that no entry knows."""
+    _PARTS.append(divider)
+    return divider
 
 
 def tells_heads(divider: Divider) -> Divider:
@@ -85,7 +92,7 @@ def _division(module: nn.Module) -> Mapping[str, Division]:
     try:
         if divider is not None:
             return divider(module)
-        return {child: division for tell in _HEADS for child, division in tell(module).items()}
+        return {child: division for tell in (*_HEADS, *_PARTS) for child, division in tell(module).items()}
     except (AttributeError, ZeroDivisionError):
         # Another release of transformers names the sizes otherwise: see Note [Fused projections].
         return {}
