@@ -3,11 +3,12 @@
 Note [Output layers]. In order:
 1. what `get_output_embeddings()` returns, for the model and every model nested in it (language-model heads);
 2. the layers outside a transformers model's base model that have one neuron per label or vocabulary entry of its
-   config (`num_labels`, `num_qa_labels` and the like, one more for the "no object" class of detectors, `vocab_size`):
-   heads of classification, token classification, question answering, segmentation, CTC. A square layer that another
-   such layer of the same head follows is the head's hidden layer (RobertaClassificationHead, where num_labels happens
-   to equal the hidden size). Where the class has no base model under its prefix (CLIPForImageClassification), that is
-   outside the models nested in it; below its own direct layers, only those whose outputs no layer takes.
+   config (`num_labels`, `num_qa_labels` and the like, one more for the "no object" class of detectors, `vocab_size`,
+   `output_vocab_size`): heads of classification, token classification, question answering, segmentation and CTC. A
+   square layer that another such layer of the same head follows is the head's hidden layer (RobertaClassificationHead,
+   where num_labels happens to equal the hidden size). Where the class has no base model under its prefix
+   (CLIPForImageClassification), that is outside the models nested in it; below its own direct layers, only those whose
+   outputs no layer takes.
    Inside the base model, where it holds the head (Perceiver, RTDetr) or another one like that outside of it (D-FINE):
    those whose outputs no layer takes, if they are more than the coordinates of a box, which detectors compute so too;
 3. what timm's `get_classifier()` returns;
@@ -30,7 +31,7 @@ from hf_mhe.neurons.kinds import pieces
 from hf_mhe.neurons.layout import ByAxes
 from hf_mhe.neurons.wrappers import bare
 
-_LABELS = re.compile(r"num_(\w+_)?(labels|classes)$")
+_LABELS = re.compile(r"(num_(\w+_)?(labels|classes)|head_out_channels)$")  # the last: PaddleOCR's characters
 _BOX = 4
 _AFTER_OUTPUT = (nn.Softmax, nn.LogSoftmax, nn.Softmax2d, nn.Sigmoid, nn.Flatten, nn.Unflatten, nn.Identity)
 
@@ -63,7 +64,7 @@ def _output_embeddings(model: nn.Module) -> Iterator[nn.Module]:
     elif isinstance(answer, (nn.ModuleList, nn.ModuleDict)):
         yield from (bare(child) for child in answer.children())
     else:
-        yield from _of_sizes(answer.modules(), {_vocabulary(getattr(model, "config", None))})
+        yield from _of_sizes(answer.modules(), _vocabularies(getattr(model, "config", None)))
 
 
 def _heads(model: nn.Module) -> Iterator[nn.Module]:
@@ -78,7 +79,7 @@ def _heads(model: nn.Module) -> Iterator[nn.Module]:
     inside = {module for body in bodies for module in body.modules()}
     outer = {model, *filter(_is_sequential, model.children())} if base is None else set()
     labels = _label_counts(config)
-    sizes, taken = {_vocabulary(config), *labels}, _input_sizes(model)
+    sizes, taken = {*_vocabularies(config), *labels}, _input_sizes(model)
     found: list[nn.Module] = []
     for parent in model.modules():
         if parent not in inside:
@@ -102,8 +103,9 @@ def _last_of_squares(layers: list[nn.Module]) -> Iterator[nn.Module]:
 
 
 def _has_head(model: nn.Module) -> bool:
-    """Whether a class of transformers carries a task's head: those are named `<Model>For<Task>`."""
-    return _is_pretrained(model) and any("For" in cls.__name__ for cls in type(model).__mro__)
+    """Whether a class of transformers carries a task's head: those are named `<Model>For<Task>`, or they generate."""
+    names = [cls.__name__ for cls in type(model).__mro__]
+    return "PreTrainedModel" in names and any("For" in name or name == "GenerationMixin" for name in names)
 
 
 def _is_pretrained(module: nn.Module) -> bool:
@@ -141,14 +143,18 @@ def _of_sizes(modules: Iterable[nn.Module], sizes: Container[int | None]) -> Ite
 
 
 def _neurons(module: nn.Module) -> int | None:
-    """How many neurons a layer has: a dense map, a convolution, or the one matrix of a loss (AMSoftmaxLoss)."""
+    """How many neurons a layer has, or each matrix of a stack that it holds itself (as AMSoftmaxLoss does)."""
     if isinstance(module, nn.Linear):
         return module.out_features
     if isinstance(module, (nn.Conv1d, nn.Conv2d)):
         return module.out_channels
     own = [piece for piece in pieces(module) if piece.kind == "linear" and isinstance(piece.layout, ByAxes)]
-    shape = full_shape(getattr(module, own[0].weight)) if len(own) == 1 else ()
-    return int(own[0].layout(torch.empty(shape, device="meta")).shape[0]) if shape else None
+    if len({piece.weight for piece in own}) != 1:
+        return None
+    weight = getattr(module, own[0].weight, None)
+    if not isinstance(weight, Tensor):  # an entry of a list
+        return None
+    return int(own[0].layout(torch.empty(full_shape(weight), device="meta")).shape[0])
 
 
 def _shape(layer: nn.Module) -> tuple[int, ...]:
@@ -169,11 +175,11 @@ def _label_counts(config: Any) -> set[int]:
     return counts | {count + 1 for count in counts}
 
 
-def _vocabulary(config: Any) -> int | None:
-    """The number of entries that a model of text chooses from: in one with several texts, those that it writes."""
+def _vocabularies(config: Any) -> set[int]:
+    """The numbers of entries that a model chooses what it writes from: text, or codes of sound."""
     try:
         text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
     except ValueError:  # how transformers says that several parts of the model write text
-        return None
-    size = getattr(text, "vocab_size", None)
-    return size if isinstance(size, int) else None
+        text = config
+    sizes = {getattr(text, name, None) for name in ("vocab_size", "output_vocab_size")}
+    return {size for size in sizes if isinstance(size, int)}

@@ -55,7 +55,7 @@ def row_of(model_type: str, most_classes: int | None = None) -> Row:
             continue
         found = coverage(model)
         said = [*faults(model, found)]
-        if is_published(cls):
+        if is_published(cls, config_class):
             said += checkpoint_faults(model, found)
         if has_labels(task):
             said += head_faults(cls, config_class)

@@ -12,9 +12,13 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from hf_mhe.neurons import Coverage, NeuronGroup, checkpoint_groups
 
 
-def is_published(cls: type) -> bool:
-    """Whether transformers finds a class by its name, as a checkpoint's config tells it."""
-    return getattr(transformers, cls.__name__, None) is cls
+def is_published(cls: Any, config_class: type) -> bool:
+    """Whether transformers finds a class by its name, as a checkpoint's config tells it, and its config is its own.
+
+    What a class saves with the config of another (Gemma3ForConditionalGeneration with ShieldGemma2Config) transformers
+    itself does not load.
+    """
+    return getattr(transformers, cls.__name__, None) is cls and cls.config_class is config_class
 
 
 def checkpoint_faults(model: Any, found: Coverage) -> Iterator[str]:

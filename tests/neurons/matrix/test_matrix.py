@@ -42,6 +42,19 @@ def test_heads_in_unusual_places(name: str) -> None:
     assert any(group.role == "output" for group in neuron_groups(build(cls, cls.config_class, num_labels=7)))
 
 
+@pytest.mark.parametrize(("name", "head"), [
+    ("BarkSemanticModel", "lm_head"),
+    ("CsmDepthDecoderForCausalLM", "codebooks_head.weight.0"),
+    ("PPOCRV5MobileRecForTextRecognition", "head.head"),
+    ("UniSpeechForPreTraining", "ctc_proj"),
+])  # fmt: skip
+def test_heads_of_other_vocabularies(name: str, head: str) -> None:
+    """If this failed, the class vectors of codes of sound, of characters and of phonemes would be mirrored."""
+    cls = getattr(transformers, name)
+    outputs = [group.name for group in neuron_groups(build(cls, cls.config_class)) if group.role == "output"]
+    assert outputs[0] == head
+
+
 @pytest.mark.matrix
 @pytest.mark.parametrize("model_type", model_types())
 def test_every_type(model_type: str, record_property: Record) -> None:
