@@ -80,7 +80,8 @@ OTHER: dict[str, Family] = {
         "BarkSemanticConfig",
         {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "input_vocab_size": 60, "output_vocab_size": 60},
         attention=fused("att_proj"),
-        # Asked for its output embeddings, Bark answers that it has none: `output="lm_head"` names them.
+        # Asked for its output embeddings, Bark answers that it has none; its config tells how many codes it writes.
+        outputs=frozenset({"lm_head"}),
     ),
     "vit": Family(
         "ViTForImageClassification", "ViTConfig", {**VISION, "num_labels": 5}, PIXELS, QKV, outputs=_CLASSIFIER
