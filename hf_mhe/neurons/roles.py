@@ -3,12 +3,12 @@
 Note [Output layers]. In order:
 1. what `get_output_embeddings()` returns, for the model and every model nested in it (language-model heads);
 2. the layers outside a transformers model's base model that have one neuron per label or vocabulary entry of its
-   config (`num_labels`, `num_qa_labels` and the like, one more for the "no object" class of detectors, `vocab_size`,
-   `output_vocab_size`): heads of classification, token classification, question answering, segmentation and CTC. A
-   square layer that another such layer of the same head follows is the head's hidden layer (RobertaClassificationHead,
-   where num_labels happens to equal the hidden size). Where the class has no base model under its prefix
-   (CLIPForImageClassification), that is outside the models nested in it; below its own direct layers, only those whose
-   outputs no layer takes.
+   config (`num_labels`, `num_qa_labels` and the like, `vocab_size`, `output_vocab_size`), or where there is no such
+   layer, one more, for the "no object" class of detectors: heads of classification, token classification, question
+   answering, segmentation and CTC. A square layer that another such layer of the same head follows is the head's
+   hidden layer (RobertaClassificationHead, where num_labels happens to equal the hidden size). Where the class has no
+   base model under its prefix (CLIPForImageClassification), that is outside the models nested in it; below its own
+   direct layers, only those whose outputs no layer takes.
    Inside the base model, where it holds the head (Perceiver, RTDetr) or another one like that outside of it (D-FINE):
    those whose outputs no layer takes, if they are more than the coordinates of a box, which detectors compute so too;
 3. what timm's `get_classifier()` returns;
@@ -75,15 +75,25 @@ def _heads(model: nn.Module) -> Iterator[nn.Module]:
     base = base if isinstance(base, nn.Module) else None
     if base is None and not _has_head(model):
         return
+    labels = _label_counts(config)
+    for more in (0, 1):  # with a label for nothing, where there is no head without one
+        found = list(_choosing(model, base, {count + more for count in labels}, _vocabularies(config)))
+        if found:
+            yield from found
+            return
+
+
+def _choosing(model: nn.Module, base: nn.Module | None, labels: set[int], entries: set[int]) -> Iterator[nn.Module]:
+    """The layers of a model that have so many neurons and lie where heads do."""
     bodies = [base] if base is not None else [m for m in model.modules() if m is not model and _is_pretrained(m)]
     inside = {module for body in bodies for module in body.modules()}
     outer = {model, *filter(_is_sequential, model.children())} if base is None else set()
-    labels = _label_counts(config)
-    sizes, taken = {*_vocabularies(config), *labels}, _input_sizes(model)
+    taken = _input_sizes(model)
     found: list[nn.Module] = []
     for parent in model.modules():
         if parent not in inside:
-            layers = list(_of_sizes((child for child in map(bare, parent.children()) if child not in inside), sizes))
+            children = (child for child in map(bare, parent.children()) if child not in inside)
+            layers = list(_of_sizes(children, labels | entries))
             if base is None and parent not in outer:
                 layers = [layer for layer in layers if _neurons(layer) not in taken]
             found += _last_of_squares(layers)
@@ -169,10 +179,9 @@ def _input_sizes(model: nn.Module) -> set[int]:
 
 
 def _label_counts(config: Any) -> set[int]:
-    """The numbers of labels that a config tells, and of them with a label for none."""
+    """The numbers of labels that a config tells."""
     told = {"num_labels": getattr(config, "num_labels", None), **vars(config)}  # num_labels is a property
-    counts = {value for name, value in told.items() if _LABELS.match(name) and type(value) is int}
-    return counts | {count + 1 for count in counts}
+    return {value for name, value in told.items() if _LABELS.match(name) and type(value) is int}
 
 
 def _vocabularies(config: Any) -> set[int]:

@@ -23,7 +23,7 @@ _OPEN: dict[str, Any] = {
     "head_dim": lambda config: config.hidden_size // config.num_attention_heads,
     "indexer_budget": 64,
     "indexer_compress_ratio": 4,
-    "indexer_head_dim": 32,
+    "indexer_head_dim": 256,
     "indexer_kv_heads": 1,
     "indexer_n_heads": 4,
     "layer_types": lambda config: ["full_attention"] * config.num_hidden_layers,
