@@ -103,9 +103,10 @@ def whole(shape: Sequence[int], ranks: int) -> Holding:
     return Holding(tuple(shape), (everything,) * ranks, tuple(range(ranks)))
 
 
-def members(mesh: DeviceMesh) -> list[int]:
+@functools.lru_cache(maxsize=256)  # a mesh computes its ranks at each look, once for every parameter of it
+def members(mesh: DeviceMesh) -> tuple[int, ...]:
     """The global ranks of a mesh, ascending."""
-    return sorted(mesh.mesh.flatten().tolist())
+    return tuple(sorted(mesh.mesh.flatten().tolist()))
 
 
 def _place(mesh: DeviceMesh) -> int:
