@@ -15,7 +15,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons.adapters.layers import AGAIN, check_copies
 from hf_mhe.neurons.binding import Binding
-from hf_mhe.neurons.layout import ROWS, Layout
+from hf_mhe.neurons.layout import ROWS, Layout, Slab, Then
 from hf_mhe.neurons.reasons import LAZY
 from hf_mhe.neurons.weight import attribute_at
 
@@ -216,7 +216,7 @@ class NeuronGroup:
         key = (source.owner, source.parts)
         if key not in weights:
             weights[key] = source.combine(dict(zip(source.parts, tensors, strict=True)))
-        rows = self.layout(weights[key])
+        rows = _from_entry(self.layout, key, weights) if shared is not None else self.layout(weights[key])
         if tuple(rows.shape) != (self.n, self.d):
             raise MHEError(
                 f"neuron group {self.name!r}: its tensors make {tuple(rows.shape)}, expected {(self.n, self.d)}; "
@@ -239,6 +239,22 @@ class NeuronGroup:
                 f"{where} is partitioned by DeepSpeed ZeRO-3 (local shape {tuple(tensor.shape)}, full shape {shape}); "
                 "read it inside deepspeed.zero.GatheredParameters"
             )
+
+
+def _from_entry(layout: Layout, key: tuple[str, tuple[str, ...]], shared: Shared) -> Tensor:
+    """The layout of a shared weight; of a stack that trains, from its entries, which are taken apart all at once.
+
+    One entry alone has a gradient of the whole stack's size, and a stack of a hundred experts a hundred of them.
+    """
+    weight = shared[key]
+    slab, rest = (layout.first, layout.second) if isinstance(layout, Then) else (layout, None)
+    if not isinstance(slab, Slab) or not (weight.requires_grad and torch.is_grad_enabled()):
+        return layout(weight)
+    owner, parts = key
+    if (owner, (*parts, str(slab.index))) not in shared:
+        shared.update({(owner, (*parts, str(index))): entry for index, entry in enumerate(weight.unbind())})
+    rows = slab.within(shared[(owner, (*parts, str(slab.index)))])
+    return rows if rest is None else rest(rows)
 
 
 def is_dtensor(tensor: Tensor) -> bool:

@@ -38,7 +38,11 @@ class Slab:
     neuron_axis: int = 0
 
     def __call__(self, weight: Tensor) -> Tensor:
-        return weight.select(0, self.index).movedim(self.neuron_axis, 0)
+        return self.within(weight.select(0, self.index))
+
+    def within(self, matrix: Tensor) -> Tensor:
+        """The neurons of the entry, of which the matrix was taken out before."""
+        return matrix.movedim(self.neuron_axis, 0)
 
 
 @dataclass(frozen=True)

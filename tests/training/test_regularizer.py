@@ -14,6 +14,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoModelForCausalLM, MixtralConfig
 
 from hf_mhe import MHEConfig, MHEError, MHERegularizer
 from hf_mhe.training import mean_energy
@@ -77,6 +79,29 @@ def test_small_layers_of_one_shape_are_one_call(monkeypatch: pytest.MonkeyPatch)
     for layer, gradient in zip(model, gradients, strict=True):
         (wanted,) = torch.autograd.grad((2.0 if layer is model[4] else 0.5) * own(layer), layer.weight)
         torch.testing.assert_close(gradient, wanted, rtol=1e-8, atol=1e-12)
+
+
+def test_a_stack_of_experts_has_one_gradient() -> None:
+    """Each expert's would be of the whole stack's size: a hundred experts, a hundred stacks of zeros added up."""
+    config = MixtralConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=32, num_local_experts=8,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).double()
+    regularizer = MHERegularizer(model, MHEConfig(include="*.experts.*"))
+    assert len(regularizer.groups) == 24
+    penalty = regularizer.penalty()
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        penalty.backward()
+    stacks = {name: parameter for name, parameter in model.named_parameters() if ".experts." in name}
+    names = [event.key for event in profiler.key_averages()]
+    assert "aten::select_backward" not in names
+    exact, weight = mean_energy.hyperspherical_energy, MHEConfig().hidden_weight
+    own = [weight * exact(group.matrix(), space="half", walk="dense") for group in regularizer.groups]
+    expected = torch.autograd.grad(sum(own), list(stacks.values()))
+    for parameter, wanted in zip(stacks.values(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, wanted, rtol=1e-8, atol=1e-12)
 
 
 def test_energies_are_each_groups_own() -> None:
