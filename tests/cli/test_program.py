@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -81,8 +82,10 @@ def test_a_closed_pipe_ends_quietly(two_layers: Path) -> None:
 def test_ctrl_c_ends_with_130_and_writes_nothing(tmp_path: Path) -> None:
     """Else an interrupted quickstart would leave half a folder that looks like a result."""
     command = [sys.executable, "-m", "hf_mhe.cli", "quickstart", "--output-dir", "out"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    # Not at the first line of progress: where DeepSpeed is installed, its import follows, and swallows interrupts.
+    # A shell's background job, which this test may be run in, has its children ignore interrupts.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, cwd=tmp_path, text=True, preexec_fn=heed, **pipes)
     while not ((line := process.stderr.readline()).startswith("[") and line.endswith(" Trainer\n")):
         assert line
     process.send_signal(signal.SIGINT)

@@ -10,6 +10,8 @@ from hf_mhe.neurons import neuron_groups
 
 timm = pytest.importorskip("timm")
 
+pytestmark = pytest.mark.integrations
+
 # name -> where one attention is, and arguments that make the model small
 MODELS = {
     "vit_tiny_patch16_224": ("blocks.0.attn", {"img_size": 32, "embed_dim": 12, "num_heads": 3, "depth": 1}),
