@@ -9,6 +9,8 @@ from hf_mhe.neurons import neuron_groups
 
 attention_processor = pytest.importorskip("diffusers.models.attention_processor")
 
+pytestmark = pytest.mark.integrations
+
 
 def test_heads_of_diffusers() -> None:
     """If this failed, `by_head` would leave the attention of every UNet whole."""
