@@ -12,7 +12,8 @@ from transformers import PreTrainedConfig
 _COUNT = re.compile(r"(^|_)(layers?|blocks|depth)$")
 _PER_STAGE = re.compile(r"(^|_)(depths|num_blocks|num_layers|layers)$")
 _EXPERTS = re.compile(r"(^|_)(experts)$")
-LAYERS, EXPERTS = 2, 4
+_CHOSEN = re.compile(r"experts_per_tok(en)?$")
+LAYERS, EXPERTS, CHOSEN = 2, 4, 2
 
 # What a config may leave open although its model needs it; a call is given the config.
 _OPEN: dict[str, Any] = {
@@ -57,6 +58,8 @@ def _fewer(config: PreTrainedConfig) -> PreTrainedConfig:
             changes[name] = min(value, layers)
         elif _is_count(value) and _EXPERTS.search(name):
             changes[name] = min(value, EXPERTS)
+        elif _is_count(value) and _CHOSEN.search(name):
+            changes[name] = min(value, CHOSEN)
         elif isinstance(value, (list, tuple)) and all(map(_is_count, value)) and _PER_STAGE.search(name):
             changes[name] = type(value)(min(count, LAYERS) for count in value)
         elif isinstance(value, list) and len(value) > layers and len(value) in _counts(values):
