@@ -208,6 +208,8 @@ def divided(options: argparse.Namespace) -> list[Row]:
             ratios.append(float(slowest / whole))
             for name, seconds in taken.items():
                 times[name].append(seconds)
+    # First the model: DDP, if the last to hold the group, ends gloo's threads while they wait for Python's lock.
+    del bench
     torch.distributed.destroy_process_group()
     added = [100 * (a / b - 1) for a, b in zip(times["exact"], times["plain"], strict=True)]
     threads = f"{options.processes} x {torch.get_num_threads()}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from typing import Any
@@ -15,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_mhe import MHEConfig, MHERegularizer
+from tests.engines.launch import leave_processes
 from tests.training.cases import gpt2_data, make_gpt2
 
 CELLS = [f"{engine}-{method}" for engine in ("ddp", "fsdp2") for method in ("lora", "dora")]
@@ -55,6 +55,4 @@ if __name__ == "__main__":
     results = {cell: train(*cell.split("-")) for cell in CELLS}
     if int(os.environ["RANK"]) == 0:
         torch.save(results, sys.argv[1])
-    gc.collect()  # sharded modules are in cycles, and gloo's threads must not outlive the process group
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    leave_processes()

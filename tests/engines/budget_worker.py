@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_mhe import MHEConfig, MHERegularizer
+from tests.engines.launch import leave_processes
 
 SHAPES = [(24, 6), (24, 6), (40, 6), (24, 40), (64, 24)]
 CONFIG = MHEConfig(hidden_weight=0.7, budget=0.04)
@@ -62,5 +63,4 @@ if __name__ == "__main__":
     results = {engine: run(engine) for engine in ("ddp", "fsdp2")}
     if int(os.environ["RANK"]) == 0:
         torch.save(results, sys.argv[1])
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    leave_processes()

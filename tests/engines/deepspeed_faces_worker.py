@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tests.engines.launch import leave_processes
 from tests.training import worker
 
 KINDS = [
@@ -86,5 +87,4 @@ if __name__ == "__main__":
     }
     if int(os.environ["RANK"]) == 0:
         torch.save(results, sys.argv[1])
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    leave_processes()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_mhe import MHEConfig, MHEError, MHERegularizer
+from tests.engines.launch import leave_processes
 
 CONFIG = MHEConfig()
 
@@ -180,5 +181,4 @@ if __name__ == "__main__":
     found = {name: said(CASES[name][0]) for name in sys.argv[2:] or CASES}
     if int(os.environ["RANK"]) == 0:
         torch.save(found, sys.argv[1])
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    leave_processes()

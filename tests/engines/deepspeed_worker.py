@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hf_mhe import MHEConfig, MHERegularizer
 from tests.engines import zoo
+from tests.engines.launch import leave_processes
 
 GLOBAL_BATCH, STEPS, CLIP = 16, 3, 0.3
 CONFIG = {"hidden_weight": 0.7, "output_weight": 0.3, "embedding_weight": 0.5, "output": ["back"]}
@@ -214,5 +215,4 @@ if __name__ == "__main__":
     results = {name: run(Cell.of(name)) for name in sys.argv[2:]}
     if int(os.environ["RANK"]) == 0:
         torch.save(results, sys.argv[1])
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    leave_processes()

@@ -5,7 +5,6 @@ torchrun --standalone --nproc_per_node 2 -m tests.engines.failure_worker OUTPUT.
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import nn
 
 from hf_mhe import MHEConfig, MHEError, MHERegularizer
 from tests.engines import deepspeed_worker, zoo
+from tests.engines.launch import leave_processes
 from tests.engines.wrapping import part_of_batch, wrap
 
 CONFIG = MHEConfig(hidden_weight=0.7, output_weight=0.3, output=["back"])
@@ -81,6 +81,4 @@ if __name__ == "__main__":
         results[name] = said
     if int(os.environ["RANK"]) == 0:
         torch.save(results, sys.argv[1])
-    gc.collect()  # sharded modules are in cycles, and gloo's threads must not outlive the process group
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    leave_processes()

@@ -8,7 +8,6 @@ decides for itself on a GPU, once it is there; everything that it does with the 
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer
 
+from tests.engines.launch import leave_processes
 from tests.training import worker
 
 
@@ -66,6 +66,4 @@ if __name__ == "__main__":
     results = {f"{kind} {penalty}": run(kind, penalty) for kind in KINDS for penalty in (False, True)}
     if int(os.environ["RANK"]) == 0:
         torch.save(results, sys.argv[1])
-    gc.collect()  # sharded modules are in cycles, and gloo's threads must not outlive the process group
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    leave_processes()

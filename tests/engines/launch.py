@@ -1,8 +1,9 @@
-"""Starts the worker under torchrun and brings back what its cells did."""
+"""Starts a worker under torchrun, brings back what its cells did, and ends its processes."""
 
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import subprocess
 import sys
@@ -59,3 +60,14 @@ def _launched(cells: tuple[str, ...], processes: int, worker: str, timeout: floa
             return f"{worker}: {status}\n{errors.read_text()[-4000:]}"
         results: Results = torch.load(output)
         return results
+
+
+def leave_processes() -> None:
+    """Wait for the other ranks and end the process group: the last thing that a worker does.
+
+    Models first, and sharded ones are in cycles: one that held the group last would end gloo's threads while they
+    wait for Python's lock, which is a deadlock now and then.
+    """
+    gc.collect()
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()

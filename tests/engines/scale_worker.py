@@ -5,7 +5,6 @@ torchrun --standalone --nproc_per_node 2 -m tests.engines.scale_worker OUTPUT.js
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import os
@@ -21,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hf_mhe import MHERegularizer
 from hf_mhe.training.engines import plan
+from tests.engines.launch import leave_processes
 
 MODELS = {
     "whole": [(1024, 48), (1024, 48), (2048, 16), (1031, 32)],
@@ -80,6 +80,4 @@ if __name__ == "__main__":
     if int(os.environ["RANK"]) == 0:
         with open(sys.argv[1], "w") as file:
             json.dump(everyone, file)
-    gc.collect()
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    leave_processes()

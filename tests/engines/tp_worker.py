@@ -5,7 +5,6 @@ torchrun --standalone --nproc_per_node 2 -m tests.engines.tp_worker OUTPUT.pt FO
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, PreTr
 
 from hf_mhe import MHEConfig, MHERegularizer
 from hf_mhe.training.engines import plan
+from tests.engines.launch import leave_processes
 from tests.training.worker import whole
 
 STEPS, VOCABULARY = 3, 40
@@ -74,6 +74,4 @@ if __name__ == "__main__":
     found = results(Path(sys.argv[2]), tp_plan="auto")
     if int(os.environ["RANK"]) == 0:
         torch.save(found, sys.argv[1])
-    gc.collect()
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    leave_processes()

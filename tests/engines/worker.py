@@ -6,7 +6,6 @@ torchrun --standalone --nproc_per_node 2 -m tests.engines.worker OUTPUT.pt CELL.
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import sys
 from dataclasses import dataclass, fields
@@ -21,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from hf_mhe import MHEConfig, MHERegularizer
 from hf_mhe.training.engines import plan
 from tests.engines import zoo
+from tests.engines.launch import leave_processes
 from tests.engines.wrapping import part_of_batch, wrap
 
 GLOBAL_BATCH, STEPS = 16, 3
@@ -133,6 +133,4 @@ if __name__ == "__main__":
     results = {name: run(Cell.of(name)) for name in sys.argv[2:]}
     if int(os.environ["RANK"]) == 0:
         torch.save(results, sys.argv[1])
-    gc.collect()  # sharded modules are in cycles, and gloo's threads must not outlive the process group
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    leave_processes()
