@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import NeuronGroup
 from hf_mhe.neurons.wrappers import unwrap
 from hf_mhe.training.binding import bind_groups
-from hf_mhe.training.budget import Budget, Candidate
+from hf_mhe.training.budget import Budget, Drawn, candidates, dividing_ranks
 from hf_mhe.training.config import MHEConfig
 from hf_mhe.training.diagnosis import GradientRatio, UnsaidAccumulation, is_due
 from hf_mhe.training.engines import (
@@ -28,12 +27,10 @@ from hf_mhe.training.engines import (
     divided_once,
     find_engine,
     is_distributed,
-    owners,
     prepare,
     refuse_model,
     refuse_parameter,
     refuse_unfound,
-    sharded_rows,
 )
 from hf_mhe.training.evaluation import Evaluation, Term
 from hf_mhe.training.logs import PenaltyLog, PenaltyTerms
@@ -182,7 +179,7 @@ class MHERegularizer:
             return None
         terms, places = self._exact(groups), None
         if self.budget is not None:
-            drawn = self.budget.draw(self._candidates(groups), step, self._dividing_ranks(groups))
+            drawn = self._draw(self.budget, groups, step)
             terms = [Term(groups[each.place], each.factor * terms[each.place].factor, each.sample) for each in drawn]
             places = [each.place for each in drawn]
             if not drawn:
@@ -334,26 +331,10 @@ class MHERegularizer:
         part = self._forward.take_part() if self._forward is not None and self.divide_work else Part()
         return self._evaluation.part(terms, part)
 
-    def _candidates(self, groups: list[NeuronGroup]) -> list[Candidate]:
-        # DeepSpeed's ranks walk the neurons of every weight together, all of them.
-        whole = find_engine(self.model) is not None or owners(groups) is not None
-        managed = Managed(self.model)
-        where = [sharded_rows(group, [managed.parameter(tensor) for tensor in group.tensors()]) for group in groups]
-        return [
-            Candidate(group.n, group.d, self.weight(group.role), whole, *place)
-            for group, place in zip(groups, where, strict=True)
-        ]
-
-    def _dividing_ranks(self, groups: list[NeuronGroup]) -> int:
-        """By how many ranks the work on each of the groups is divided, at least."""
-        engine = find_engine(self.model)
-        ranks = owners(groups) or (averaging_ranks(engine) if engine is not None and self.divide_work else None)
-        if ranks is not None:
-            return int(torch.distributed.get_world_size(ranks))
+    def _draw(self, budget: Budget, groups: list[NeuronGroup], step: int) -> list[Drawn]:
         part = self._forward.part if self._forward is not None and self.divide_work else Part()
-        managed = Managed(self.model)
-        meshes = [managed.parameter(tensor) for group in groups for tensor in group.tensors()]
-        return min(tensor.device_mesh.size() if isinstance(tensor, DTensor) else part.ranks for tensor in meshes)
+        ranks = dividing_ranks(self.model, groups, part, divide_work=self.divide_work)
+        return budget.draw(candidates(self.model, groups, self.weight), step, ranks)
 
     def _inflation(self, groups: list[NeuronGroup], terms: list[Term]) -> float:
         """How much longer the gradient of a drawn penalty is than the exact one's, if all groups' are alike."""

@@ -3,8 +3,8 @@
     python recipes/benchmarks/scale.py > recipes/benchmarks/SCALE.md
 
 Nothing is measured here. Who walks what is asked of the library's own plan (`hf_mhe.training.engines.plan`), and what
-a budget draws of its own allotment (`hf_mhe.training.budget`). tests/engines/test_scale.py counts the operations and
-the bytes of two real processes and holds `cost` to them.
+a budget draws of its own allotment (`hf_mhe.training.budget.allotment`). tests/engines/test_scale.py counts the
+operations and the bytes of two real processes and holds `cost` to them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hf_mhe.training.budget import Allotment, Candidate, allot
+from hf_mhe.training.budget.allotment import Allotment, Candidate, allot
 from hf_mhe.training.engines.plan import OPERATIONS_PER_BYTE, make_plan, operations
 
 

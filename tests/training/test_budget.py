@@ -19,7 +19,8 @@ from hf_mhe import MHEConfig, MHERegularizer, MHETrainer
 from hf_mhe.energy import sampled_energy
 from hf_mhe.energy.estimators.sampled import sampled_operations
 from hf_mhe.errors import MHEError
-from hf_mhe.training.budget import Candidate, ForwardOperations, allot
+from hf_mhe.training.budget.allotment import Candidate, allot
+from hf_mhe.training.budget.operations import ForwardOperations
 from hf_mhe.training.engines.plan import operations, operations_by_rows
 from hf_mhe.training.mean_energy import mean_energy
 from tests.engines import budget_worker
