@@ -123,6 +123,8 @@ def _compute(
 
 
 def _energy(value: float | list[float], weight: Tensor) -> Tensor:
+    if isinstance(value, float):  # in a third of the time
+        return torch.scalar_tensor(value, dtype=_energy_dtype(weight), device=weight.device)
     return torch.tensor(value, dtype=_energy_dtype(weight), device=weight.device)
 
 

@@ -101,7 +101,7 @@ def pull_back_(grad: Tensor, rows: UnitRows, scale: float, *, out: Tensor | None
 
 def _pull_back_(grad: Tensor, unit: Tensor, norm: Tensor, scale: float, out: Tensor) -> Tensor:
     grad.addcmul_(unit, torch.linalg.vecdot(grad, unit).unsqueeze(-1), value=-1)
-    return torch.mul(grad, scale / norm, out=out)
+    return torch.mul(grad, norm.reciprocal().mul_(scale), out=out)
 
 
 def _one_chunk(rows: Tensor) -> bool:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from hf_mhe.energy.potential import Potential
-from hf_mhe.energy.walks.close_pairs import ClosePairs, coincident_below, sum_close_pairs
+from hf_mhe.energy.walks.close_pairs import ClosePairs, coincident_below, has_close_pairs, sum_close_pairs
 from hf_mhe.energy.walks.closed_forms import Block, evaluate_
-from hf_mhe.energy.walks.panels import Panel, Stack, cover
+from hf_mhe.energy.walks.panels import Panel, Stack, cover, one_square
 from hf_mhe.energy.walks.workspace import scratch
 
 
@@ -57,13 +57,14 @@ def walk(
 
     Costs `3 n^2 d` operations and `O(n d)` memory.
     """
-    stacks = cover(len(unit), unit.device)
-    if len(stacks) == 1:
+    small = one_square(len(unit), unit.device)
+    if small:
         cos = torch.mm(unit, unit.t()).fill_diagonal_(0)
-        if observer is None and ClosePairs.find(cos, stacks[0], potential) is None:
+        if observer is None and not has_close_pairs(cos, potential):
             return _whole(cos, unit, potential, gradient)
+    stacks = cover(len(unit), unit.device)
     sums = PanelSums(weight, unit, potential, gradient, leave_out_coincident)
-    if len(stacks) == 1:
+    if small:
         sums.visit(stacks[0], cos, torch.empty_like(cos) if gradient else None, observer)
         return sums.result()
     size = max(stack.elements for stack in stacks)
@@ -78,7 +79,7 @@ def walk(
 def _whole(cos: Tensor, unit: Tensor, potential: Potential, gradient: bool) -> PairSum:
     # One square without close pairs, which most layers of most small models are: what PanelSums does, in fewer calls.
     block = evaluate_(potential, cos, torch.empty_like(cos) if gradient else None)
-    block.take_out_(_clear_diagonal)
+    _clear_diagonal(block.value)  # what is left in the slope's is along each row, and goes where the rest of that goes
     value = block.total()
     if block.slope is None:
         return PairSum(value, None, 0)

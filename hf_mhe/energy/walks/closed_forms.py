@@ -82,7 +82,7 @@ def evaluate_(potential: Potential, cos: Tensor, spare: Tensor | None) -> Block:
 
 def _scalar(value: float, like: Tensor) -> Tensor:
     # A CPU scalar of no dimensions takes part in an elementwise operation on any device, as a constant.
-    return torch.tensor(value, dtype=like.dtype)
+    return torch.scalar_tensor(value, dtype=like.dtype)
 
 
 def _euclidean_full(potential: Potential, cos: Tensor, spare: Tensor | None) -> Block:

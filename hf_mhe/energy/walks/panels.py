@@ -19,7 +19,7 @@ from torch import Tensor
 # from the diagonal on, which are either thin, and then slow in the product, or have large squares at their head.
 _SQUARE = 256
 _SIDE = 1536
-_BATCHED_SIDE = 384  # from this size down the blocks of a level are one batch
+_BATCHED_SIDE = 512  # from this size down the blocks of a level are one batch
 _PIECE_ELEMENTS = 1 << 19  # 2 MiB of float32
 _SIDE_CUDA = 4096
 _WHOLE = 512  # up to here one square does it: more calls would cost more than the waste
