@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 
 from hf_mhe.energy.potential import Potential
+from hf_mhe.energy.walks.workspace import scratch
 
 
 class Block(NamedTuple):
     """`F(c) = value_factor * value` and `dF/dc = slope_factor * slope`, elementwise on one block.
 
     The slope lies in the block that was handed over as `spare`, or with `slope_in_cos` in that of the cosines; the
-    value in the other one, or in memory of its own; or both are one tensor. With `squared` the slope lacks a factor,
-    the square of the value (all of it, where both are one tensor), which `total` gives it. The factors stay apart
-    because multiplying a block by a constant is one more pass over it.
+    value in the other one, or in memory that lasts until the next block; or both are one tensor. With `squared` the
+    slope lacks a factor, the square of the value (all of it, where both are one tensor), which `total` gives it. The
+    factors stay apart because multiplying a block by a constant is one more pass over it.
     """
 
     value: Tensor
@@ -85,6 +86,11 @@ def _scalar(value: float, like: Tensor) -> Tensor:
     return torch.scalar_tensor(value, dtype=like.dtype)
 
 
+def _third(cos: Tensor) -> Tensor:
+    # Memory for a block beside the cosines' and the spare one: fresh memory would double the time of its pass.
+    return scratch("third block", cos.numel(), cos.dtype, cos.device).view(cos.shape)
+
+
 def _euclidean_full(potential: Potential, cos: Tensor, spare: Tensor | None) -> Block:
     half = 1 + 0.5 * potential.softening**2
     if potential.s == 2:  # u = 1 / (c - a/2) = -2 / x ; F = -u/2 ; F' = u^2 / 2
@@ -116,14 +122,14 @@ def _euclidean_half(potential: Potential, cos: Tensor, spare: Tensor | None) -> 
 def _euclidean_half_s1(half: float, cos: Tensor, spare: Tensor | None) -> Block:
     # p = sqrt(2/x), m = sqrt(2/y), v = p + m: F = v / sqrt 2 ; F' = (p^3 - m^3)/(2 sqrt 2) and
     # p^3 - m^3 = (p - m)(v^2 - pm), with p - m = v - 2m.
-    plus = torch.sub(_scalar(half, cos), cos, out=torch.empty_like(cos) if spare is None else spare).rsqrt_()
+    plus = torch.sub(_scalar(half, cos), cos, out=_third(cos) if spare is None else spare).rsqrt_()
     minus = cos.add_(half).rsqrt_()
     if spare is None:
         return Block(minus.add_(plus), math.sqrt(0.5), None, 1.0)
-    value = plus + minus
-    plus.mul_(minus).neg_().addcmul_(value, value)
+    value = torch.add(plus, minus, out=_third(cos))
+    plus.mul_(minus).addcmul_(value, value, value=-1)
     slope = torch.sub(value, minus, alpha=2, out=minus).mul_(plus)
-    return Block(value, math.sqrt(0.5), slope, math.sqrt(0.125), slope_in_cos=True)
+    return Block(value, math.sqrt(0.5), slope, -math.sqrt(0.125), slope_in_cos=True)
 
 
 def _angular_full(potential: Potential, cos: Tensor, spare: Tensor | None) -> Block:
@@ -152,7 +158,7 @@ def _angular_half(potential: Potential, cos: Tensor, spare: Tensor | None) -> Bl
     # s=2: F = (pi^2 - 2w) / w^2 ; F' = 4 z (pi^2 - w) / (w^3 sin t).
     slope = None if spare is None else _cosecant(cos, spare)
     arcsin = cos.arcsin_()
-    product = arcsin.square() if slope is not None else arcsin.square_()
+    product = arcsin.square_() if slope is None else torch.mul(arcsin, arcsin, out=_third(cos))
     torch.sub(_scalar(math.pi**2 / 4, cos), product, out=product)
     if slope is not None:
         slope.mul_(arcsin)
@@ -170,7 +176,7 @@ def _angular_half(potential: Potential, cos: Tensor, spare: Tensor | None) -> Bl
         slope.mul_(arcsin)
         value = torch.mul(inverse, math.pi**2, out=arcsin)
     else:
-        value = inverse * math.pi**2
+        value = torch.mul(inverse, math.pi**2, out=_third(cos))
     return Block(value.sub_(2).mul_(inverse), 1.0, slope, 4.0)
 
 
