@@ -1,6 +1,6 @@
 """Three penalties under a budget in this world of processes: the gradient that each parameter ends up with.
 
-torchrun --standalone --nproc_per_node 2 -m tests.engines.budget_worker OUTPUT.pt
+torchrun --standalone --nproc_per_node 2 -m tests.engines.budget_worker OUTPUT.pt ENGINE...
 """
 
 from __future__ import annotations
@@ -18,8 +18,13 @@ from hf_mhe import MHEConfig, MHERegularizer
 from tests.engines.launch import leave_processes
 
 SHAPES = [(24, 6), (24, 6), (40, 6), (24, 40), (64, 24)]
-CONFIG = MHEConfig(hidden_weight=0.7, budget=0.04)
+SHARES = {"ddp": 0.04, "fsdp2": 0.04, "deepspeed": 0.5}  # the last computes no samples
 STEPS = 3
+RATE = 0.1
+
+
+def config(engine: str) -> MHEConfig:
+    return MHEConfig(hidden_weight=0.7, budget=SHARES[engine])
 
 
 class Chain(nn.Module):
@@ -47,7 +52,7 @@ def run(engine: str) -> list[list[Tensor]]:
         model = DistributedDataParallel(model)
     else:
         fully_shard(model, mesh=torch.distributed.init_device_mesh("cpu", (torch.distributed.get_world_size(),)))
-    regularizer = MHERegularizer(model, CONFIG, seed=7)
+    regularizer = MHERegularizer(model, config(engine), seed=7)
     gradients = []
     for step in range(STEPS):
         regularizer(0 * model(batch(torch.distributed.get_rank(), step))).backward()
@@ -58,9 +63,35 @@ def run(engine: str) -> list[list[Tensor]]:
     return [*gradients, [torch.tensor(regularizer.budget.step_operations, dtype=torch.float64)]]
 
 
+def run_deepspeed() -> list[list[Tensor]]:
+    """The same under DeepSpeed's ZeRO 2, in float32, and from where the steps of SGD before have led."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiled on first use, a minute, for inference
+    model = make().float()
+    settings = {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": {"stage": 2},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    engine = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
+    regularizer = MHERegularizer(engine, config("deepspeed"), seed=7)
+    gradients = []
+    for step in range(STEPS):
+        before = [p.detach().clone() for p in model.parameters()]
+        engine.backward(regularizer(0 * engine(batch(torch.distributed.get_rank(), step).float())))
+        engine.step()
+        gradients.append([(a - p.detach()) / RATE for a, p in zip(before, model.parameters(), strict=True)])
+    assert regularizer.budget is not None
+    engine.destroy()
+    return [*gradients, [torch.tensor(regularizer.budget.step_operations, dtype=torch.float64)]]
+
+
 if __name__ == "__main__":
     torch.distributed.init_process_group("gloo")
-    results = {engine: run(engine) for engine in ("ddp", "fsdp2")}
+    results = {engine: run_deepspeed() if engine == "deepspeed" else run(engine) for engine in sys.argv[2:]}
     if int(os.environ["RANK"]) == 0:
         torch.save(results, sys.argv[1])
     leave_processes()
