@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.walks.close_pairs import ClosePairs, coincident_below, has_close_pairs, sum_close_pairs
-from hf_mhe.energy.walks.closed_forms import Block, evaluate_
+from hf_mhe.energy.walks.closed_forms import Block, evaluate_, fill_diagonal_
 from hf_mhe.energy.walks.panels import Panel, Stack, cover, one_square
 from hf_mhe.energy.walks.workspace import scratch
 
@@ -62,7 +62,7 @@ def walk(
         cos = torch.mm(unit, unit.t()).fill_diagonal_(0)
         if observer is None and not has_close_pairs(cos, potential):
             return _whole(cos, unit, potential, gradient)
-    stacks = cover(len(unit), unit.device)
+    stacks = cover(len(unit), unit.device, gradient=gradient)
     sums = PanelSums(weight, unit, potential, gradient, leave_out_coincident)
     if small:
         sums.visit(stacks[0], cos, torch.empty_like(cos) if gradient else None, observer)
@@ -79,7 +79,8 @@ def walk(
 def _whole(cos: Tensor, unit: Tensor, potential: Potential, gradient: bool) -> PairSum:
     # One square without close pairs, which most layers of most small models are: what PanelSums does, in fewer calls.
     block = evaluate_(potential, cos, torch.empty_like(cos) if gradient else None)
-    _clear_diagonal(block.value)  # what is left in the slope's is along each row, and goes where the rest of that goes
+    # What is left on the diagonal of the slopes is along each row, and goes where the rest of that goes.
+    fill_diagonal_(block.value, block.nothing)
     value = block.total()
     if block.slope is None:
         return PairSum(value, None, 0)
@@ -109,7 +110,7 @@ class PanelSums:
     def visit(self, stack: Stack, cos: Tensor, spare: Tensor | None, observer: Observer | None) -> None:
         """Add one stack of panels of cosines; overwrites `cos` and `spare` (None where no gradient is wanted)."""
         if stack.first.diagonal:
-            _clear_diagonal(cos)
+            fill_diagonal_(cos)
         if observer is not None:
             for panel, block in zip(stack.items(), cos.view(-1, *cos.shape[-2:]), strict=True):
                 observer.observe(block, panel)
@@ -149,7 +150,7 @@ class PanelSums:
         if close is not None:
             block.take_out_(close.take_out_)
         if piece.first.diagonal:
-            block.take_out_(_clear_diagonal)
+            block.take_out_(fill_diagonal_)
         # A square on the diagonal holds both orders of each of its pairs, a rectangle one.
         self._value += block.total() * (1 if piece.first.diagonal else 2)
         return block, close
@@ -175,10 +176,6 @@ class PanelSums:
                 _add_tangent_products_(self._grad, block.slope, unit, panel, 2 * block.slope_factor)
             if isinstance(close, ClosePairs):
                 self._add_close_pairs(close)
-
-
-def _clear_diagonal(blocks: Tensor) -> None:
-    blocks.diagonal(dim1=-2, dim2=-1).zero_()
 
 
 def _add_products_(grad: Tensor, slope: Tensor, unit: Tensor, stack: Stack, factor: float) -> None:

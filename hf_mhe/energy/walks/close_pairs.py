@@ -93,9 +93,9 @@ class ClosePairs(NamedTuple):
         """Whether matrix products in float64 would be cheaper than one pair after the other."""
         return len(self.first) > max(256, _SHARE_THAT_IS_TOO_MANY * pairs)
 
-    def take_out_(self, block: Tensor) -> None:
-        """Set the places of these pairs in a contiguous block to zero."""
-        block.view(-1).index_fill_(0, self.where, 0.0)
+    def take_out_(self, block: Tensor, value: float = 0.0) -> None:
+        """Set the places of these pairs in a contiguous block to `value`."""
+        block.view(-1).index_fill_(0, self.where, value)
 
 
 class ClosePairSum(NamedTuple):

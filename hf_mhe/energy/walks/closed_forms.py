@@ -18,8 +18,9 @@ class Block(NamedTuple):
 
     The slope lies in the block that was handed over as `spare`, or with `slope_in_cos` in that of the cosines; the
     value in the other one, or in memory that lasts until the next block; or both are one tensor. With `squared` the
-    slope lacks a factor, the square of the value (all of it, where both are one tensor), which `total` gives it. The
-    factors stay apart because multiplying a block by a constant is one more pass over it.
+    slope lacks a factor, the square of the value (all of it, where both are one tensor), which `total` gives it. With
+    `log_of`, a power of two, `F(c) = value_factor * log(log_of * value)`. The factors stay apart because multiplying
+    a block by a constant is one more pass over it.
     """
 
     value: Tensor
@@ -28,22 +29,32 @@ class Block(NamedTuple):
     slope_factor: float
     slope_in_cos: bool = False
     squared: bool = False
+    log_of: float | None = None
 
-    def take_out_(self, places: Callable[[Tensor], object]) -> None:
-        """Have `places` set some places of value and slope to zero."""
-        places(self.value)
+    @property
+    def nothing(self) -> float:
+        """What adds nothing where it stands in the value."""
+        return 0.0 if self.log_of is None else 1 / self.log_of
+
+    def take_out_(self, places: Callable[[Tensor, float], object]) -> None:
+        """Have `places` set some places of value and slope to what adds nothing."""
+        places(self.value, self.nothing)
         if self.slope is not None and self.slope is not self.value:
-            places(self.slope)
+            places(self.slope, 0.0)
 
     def total(self) -> float:
         """The sum of `F` over the block, asked once; from then on the slope is ready."""
-        total = self.value_factor * float(self.value.sum())
+        if self.log_of is None:
+            total = self.value_factor * float(self.value.sum())
+        else:
+            total = self.value_factor * float(_sum_of_logs(self.value.view(1, -1), self.log_of))
         self._complete()
         return total
 
     def totals(self) -> list[float]:
         """The same for each matrix of a block `(B, n, m)`."""
-        totals: list[float] = self.value.sum(dim=(-2, -1)).tolist()
+        flat = self.value.flatten(1)
+        totals: list[float] = (flat.sum(1) if self.log_of is None else _sum_of_logs(flat, self.log_of)).tolist()
         self._complete()
         return [self.value_factor * total for total in totals]
 
@@ -60,6 +71,32 @@ class Block(NamedTuple):
 # pass) stands for `a - 2c` (two), and a sum of mirrored terms is rewritten on their product wherever that is one
 # function call in place of two. With a = 2 + eps^2, x = a - 2c and y = a + 2c one has x + y = 2a and xy = a^2 - 4c^2.
 # Rejected: torch.compile for the block, which fuses the passes but needs a C++ compiler on the user's machine.
+#
+# A logarithm takes as long as eight passes. The sum of sixteen of them is the logarithm of a product: one pass, and a
+# sixteenth of the logarithms. What is multiplied lies between 1e-2 (5e-7 in float64: nearer pairs are taken out) and
+# 10, so that no product of sixteen leaves the range of its dtype. Rejected: thirty-two, whose products could vanish.
+_MULTIPLIED = 16
+_MULTIPLY_ABOVE = 1 << 13  # elements; below, the calls cost more than the logarithms
+_WIDEST_MULTIPLIED = 2.0  # softening; what is multiplied grows with it
+
+
+def _sum_of_logs(values: Tensor, factor: float) -> Tensor:
+    """`sum_j log(factor * values[b, j])`, `(B, m)` to `(B,)`."""
+    count, m = values.shape
+    products = m // _MULTIPLIED
+    if values.numel() < _MULTIPLY_ABOVE:
+        return torch.log(values * factor).sum(1)
+    grouped = values[:, : products * _MULTIPLIED].view(count, _MULTIPLIED, products)
+    product = scratch("products", count * products, values.dtype, values.device).view(count, products)
+    torch.prod(grouped, dim=1, out=product)
+    total = product.mul_(factor**_MULTIPLIED).log_().sum(1)
+    rest = values[:, products * _MULTIPLIED :]
+    return total if not rest.numel() else total.add_(torch.log(rest * factor).sum(1))
+
+
+def fill_diagonal_(blocks: Tensor, value: float = 0.0) -> None:
+    """Set the diagonal of a square, or of each of a stack of them."""
+    blocks.diagonal(dim1=-2, dim2=-1).fill_(value)
 
 
 def evaluate_(potential: Potential, cos: Tensor, spare: Tensor | None) -> Block:
@@ -71,7 +108,7 @@ def evaluate_(potential: Potential, cos: Tensor, spare: Tensor | None) -> Block:
         spare: same shape and dtype, overwritten; None where no slope is wanted.
     """
     exact = potential.softening == 0
-    if potential.s in (0, 1, 2):
+    if potential.s in (1, 2) or (potential.s == 0 and potential.softening <= _WIDEST_MULTIPLIED):
         if potential.distance == "euclidean":
             form = _euclidean_full if potential.space == "full" else _euclidean_half
             return form(potential, cos, spare)
@@ -99,10 +136,10 @@ def _euclidean_full(potential: Potential, cos: Tensor, spare: Tensor | None) -> 
     torch.sub(_scalar(half, cos), cos, out=cos)  # x / 2
     if potential.s == 1:  # r = sqrt(2 / x) ; F = r / sqrt 2 ; F' = r^3 / (2 sqrt 2)
         cos.rsqrt_()
-        slope = None if spare is None else torch.mul(cos, cos, out=spare).mul_(cos)
+        slope = None if spare is None else torch.pow(cos, 3, out=spare)  # a kernel of its own, one pass
         return Block(cos, math.sqrt(0.5), slope, math.sqrt(0.125))
     slope = None if spare is None else torch.reciprocal(cos, out=spare)
-    return Block(cos.mul_(2).log_(), -0.5, slope, 0.5)
+    return Block(cos, -0.5, slope, 0.5, log_of=2.0)
 
 
 def _euclidean_half(potential: Potential, cos: Tensor, spare: Tensor | None) -> Block:
@@ -110,13 +147,12 @@ def _euclidean_half(potential: Potential, cos: Tensor, spare: Tensor | None) -> 
     if potential.s == 1:
         return _euclidean_half_s1(half, cos, spare)
     if potential.s == 2:  # u = 1 / (c^2 - a^2/4) = -4 / (xy) ; F = 2a/(xy) = -a u / 2 ; F' = 16 a c/(xy)^2 = a c u^2
-        product = torch.addcmul(cos.new_full((), -half * half), cos, cos, out=cos if spare is None else spare)
+        product = torch.addcmul(_scalar(-half * half, cos), cos, cos, out=cos if spare is None else spare)
         product.reciprocal_()
         return Block(product, -half, None if spare is None else cos, 2 * half, slope_in_cos=True, squared=True)
-    product = cos.square_() if spare is None else torch.mul(cos, cos, out=spare)
-    torch.sub(_scalar(half * half, cos), product, out=product)  # xy / 4
+    product = _minus_square(half * half, cos, cos if spare is None else spare)  # xy / 4
     slope = None if spare is None else cos.div_(product)  # F' = 4c / (xy)
-    return Block(product.mul_(4).log_(), -0.5, slope, 1.0, slope_in_cos=True)
+    return Block(product, -0.5, slope, 1.0, slope_in_cos=True, log_of=4.0)
 
 
 def _euclidean_half_s1(half: float, cos: Tensor, spare: Tensor | None) -> Block:
@@ -138,15 +174,15 @@ def _angular_full(potential: Potential, cos: Tensor, spare: Tensor | None) -> Bl
     if potential.s == 0:  # F = -log t ; F' = 1 / (t sin t)
         if slope is not None:
             slope.div_(angle)
-        return Block(angle.log_(), -1.0, slope, 1.0)
-    inverse = angle.reciprocal_()
+        return Block(angle, -1.0, slope, 1.0, log_of=1.0)
     if potential.s == 1:  # F = 1/t ; F' = 1 / (t^2 sin t)
+        inverse = angle.reciprocal_()
         if slope is not None:
             slope.mul_(inverse).mul_(inverse)
         return Block(inverse, 1.0, slope, 1.0)
     if slope is not None:  # F = 1/t^2 ; F' = 2 / (t^3 sin t)
-        slope.mul_(inverse)
-    inverse.square_()
+        slope.div_(angle)
+    inverse = angle.pow_(-2)  # a kernel of its own, one pass
     if slope is not None:
         slope.mul_(inverse)
     return Block(inverse, 1.0, slope, 2.0)
@@ -158,31 +194,31 @@ def _angular_half(potential: Potential, cos: Tensor, spare: Tensor | None) -> Bl
     # s=2: F = (pi^2 - 2w) / w^2 ; F' = 4 z (pi^2 - w) / (w^3 sin t).
     slope = None if spare is None else _cosecant(cos, spare)
     arcsin = cos.arcsin_()
-    product = arcsin.square_() if slope is None else torch.mul(arcsin, arcsin, out=_third(cos))
-    torch.sub(_scalar(math.pi**2 / 4, cos), product, out=product)
+    product = _minus_square(math.pi**2 / 4, arcsin, arcsin if slope is None else _third(cos))
     if slope is not None:
         slope.mul_(arcsin)
     if potential.s == 0:
         if slope is not None:
             slope.div_(product)
-        return Block(product.log_(), -1.0, slope, 2.0)
+        return Block(product, -1.0, slope, 2.0, log_of=1.0)
     inverse = product.reciprocal_()
     if potential.s == 1:
         if slope is not None:
             slope.mul_(inverse).mul_(inverse)
         return Block(inverse, math.pi, slope, 2 * math.pi)
-    if slope is not None:  # (pi^2 - w) / w^3 = u^2 (pi^2 u - 1), u = 1/w
-        torch.mul(inverse, math.pi**2, out=arcsin).sub_(1).mul_(inverse).mul_(inverse)
-        slope.mul_(arcsin)
-        value = torch.mul(inverse, math.pi**2, out=arcsin)
-    else:
-        value = torch.mul(inverse, math.pi**2, out=_third(cos))
-    return Block(value.sub_(2).mul_(inverse), 1.0, slope, 4.0)
+    # With u = 1/w: F = -2 (u - pi^2/2 u^2), and (pi^2 - w) / w^3 = -u (u - pi^2 u^2).
+    if slope is not None:
+        slope.mul_(inverse).mul_(torch.addcmul(inverse, inverse, inverse, value=-(math.pi**2), out=arcsin))
+    value = inverse.addcmul_(inverse, inverse, value=-(math.pi**2) / 2)
+    return Block(value, -2.0, slope, -4.0)
 
 
 def _cosecant(cos: Tensor, out: Tensor) -> Tensor:
-    torch.mul(cos, cos, out=out)
-    return torch.sub(_scalar(1.0, cos), out, out=out).rsqrt_()
+    return _minus_square(1.0, cos, out).rsqrt_()
+
+
+def _minus_square(constant: float, values: Tensor, out: Tensor) -> Tensor:
+    return torch.addcmul(_scalar(constant, values), values, values, value=-1, out=out)
 
 
 def _any(potential: Potential, cos: Tensor, spare: Tensor | None) -> Block:

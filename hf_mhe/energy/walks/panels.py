@@ -17,8 +17,15 @@ from torch import Tensor
 # batched product, where a matrix library reaches its rate with blocks of 200 rows that one by one get three quarters
 # of it; the few neurons that do not divide evenly are compared with all others at the end. Rejected: strips of rows
 # from the diagonal on, which are either thin, and then slow in the product, or have large squares at their head.
+#
+# Where a value alone is wanted, the products are a third and the waste of the squares counts three times. So they are
+# half as long, too short to be as good for the products of a gradient, and the rectangles, nothing of which is
+# needed once they are summed, are what the second-level cache holds. More rows than columns: a matrix library gives
+# each thread its share of the longer side, and then the passes find in a core's cache what that core has computed.
 _SQUARE = 256
 _SIDE = 1536
+_SQUARE_OF_VALUES = 128
+_ROWS_OF_VALUES, _COLUMNS_OF_VALUES = 1024, 512
 _BATCHED_SIDE = 512  # from this size down the blocks of a level are one batch
 _PIECE_ELEMENTS = 1 << 19  # 2 MiB of float32
 _SIDE_CUDA = 4096
@@ -105,9 +112,13 @@ class Stack:
                 yield slice(start - row, stop - row), Stack(Panel(start, stop, column, column_end))
 
 
-def cover(n: int, device: torch.device) -> list[Stack]:
+def cover(n: int, device: torch.device, *, gradient: bool = True) -> list[Stack]:
     """Cover the pairs `i < j` of n rows: squares on the diagonal, which hold their pairs twice, and rectangles."""
-    square, side, batched = (_SQUARE, _SIDE, _BATCHED_SIDE) if device.type == "cpu" else (_SIDE_CUDA, _SIDE_CUDA, 0)
+    square, rows, columns, batched = _SIDE_CUDA, _SIDE_CUDA, _SIDE_CUDA, 0
+    if device.type == "cpu":
+        square, rows, columns, batched = _SQUARE, _SIDE, _SIDE, _BATCHED_SIDE
+        if not gradient:
+            square, rows, columns = _SQUARE_OF_VALUES, _ROWS_OF_VALUES, _COLUMNS_OF_VALUES
     if one_square(n, device):
         return [Stack(Panel(0, n, 0, n), opens_rows=True, opens_columns=True)]
     blocks = 2
@@ -115,7 +126,7 @@ def cover(n: int, device: torch.device) -> list[Stack]:
         blocks *= 2
     size = n // blocks
     even = size * blocks
-    return [*_rectangles(size, blocks, side, batched), _squares(size, blocks), *_rest(even, n, side)]
+    return [*_rectangles(size, blocks, rows, columns, batched), _squares(size, blocks), *_rest(even, n, columns)]
 
 
 def one_square(n: int, device: torch.device) -> bool:
@@ -140,7 +151,7 @@ def strips(n: int, rows: int) -> Iterator[Panel]:
         yield Panel(row, min(row + rows, n), row, n)
 
 
-def _rectangles(size: int, blocks: int, side: int, batched: int) -> Iterator[Stack]:
+def _rectangles(size: int, blocks: int, rows: int, columns: int, batched: int) -> Iterator[Stack]:
     """Between the halves of all rows, of each half, and so on down to single blocks."""
     halves = blocks // 2
     while halves:
@@ -151,8 +162,8 @@ def _rectangles(size: int, blocks: int, side: int, batched: int) -> Iterator[Sta
             yield Stack(Panel(0, half, half, 2 * half), count, 2 * half)
         else:
             for base in range(0, blocks * size, 2 * half):
-                for row, row_end in _pieces(base, base + half, side):
-                    for column, column_end in _pieces(base + half, base + 2 * half, side):
+                for row, row_end in _pieces(base, base + half, rows):
+                    for column, column_end in _pieces(base + half, base + 2 * half, columns):
                         panel = Panel(row, row_end, column, column_end)
                         opens_rows, opens_columns = first and column == base + half, first and row == base
                         yield Stack(panel, opens_rows=opens_rows, opens_columns=opens_columns)
@@ -163,10 +174,10 @@ def _squares(size: int, blocks: int) -> Stack:
     return Stack(Panel(0, size, 0, size), blocks, size)
 
 
-def _rest(start: int, stop: int, side: int) -> Iterator[Stack]:
+def _rest(start: int, stop: int, columns: int) -> Iterator[Stack]:
     if start == stop:
         return
-    for column, column_end in _pieces(0, start, side):
+    for column, column_end in _pieces(0, start, columns):
         yield Stack(Panel(start, stop, column, column_end), opens_rows=column == 0)
     yield Stack(Panel(start, stop, start, stop))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.walks.close_pairs import has_close_pairs
-from hf_mhe.energy.walks.closed_forms import evaluate_
+from hf_mhe.energy.walks.closed_forms import evaluate_, fill_diagonal_
 from hf_mhe.energy.walks.panels import one_square
 from hf_mhe.energy.walks.workspace import scratch
 
@@ -56,13 +56,13 @@ def walk_squares(
     inverse = norm.reciprocal()
     lengths = inverse * inverse.mT
     torch.bmm(weight, weight.mT, out=cos).mul_(lengths)
-    _clear_diagonals(cos)
+    fill_diagonal_(cos)
     if has_close_pairs(cos, potential):
         return None
     if out is not None:
         kept.copy_(cos)
     block = evaluate_(potential, cos, None if out is None else spare)
-    block.take_out_(_clear_diagonals)
+    block.take_out_(fill_diagonal_)
     values = block.totals()
     if block.slope is None or out is None:
         return values
@@ -71,7 +71,3 @@ def walk_squares(
     block.slope.diagonal(dim1=-2, dim2=-1).copy_(tangent.mul_(inverse.squeeze(-1).square()).neg_())
     torch.baddbmm(weight, block.slope, weight, beta=0, alpha=2 * scale * block.slope_factor, out=out)
     return values
-
-
-def _clear_diagonals(squares: Tensor) -> None:
-    squares.diagonal(dim1=-2, dim2=-1).zero_()
