@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_mhe.energy.potential import Potential
-from hf_mhe.energy.rows import are_ordinary, pull_back_, unit_rows
+from hf_mhe.energy.rows import are_ordinary, pull_back_, row_norms, unit_rows
 from hf_mhe.energy.walks import blocked, triton_walk
 from hf_mhe.energy.walks.panels import one_square
 from hf_mhe.energy.walks.squares import together, walk_squares
@@ -68,7 +68,7 @@ def _some(weights: Tensor, potential: Potential, reduction: str, out: Tensor | N
     """
     n = weights.shape[1]
     rows = weights.to(product_dtype(weights)).contiguous()
-    norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    norm = row_norms(rows, scratch("unit rows", rows.numel(), rows.dtype, rows.device).view(rows.shape))
     if not are_ordinary(norm):
         return None
     into = out if out is None or out.dtype == rows.dtype else torch.empty_like(rows)

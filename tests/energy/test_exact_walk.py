@@ -136,6 +136,28 @@ def test_many_panels_agree_with_one_matrix(s: float, distance: str, space: str, 
     energy.backward()
     assert energy.item() == pytest.approx(expected.item(), rel=1e-6)
     assert torch.allclose(weight.grad.double(), reference.grad, rtol=0, atol=1e-5 * float(reference.grad.abs().max()))
+    # A value alone has panels of its own.
+    alone = hyperspherical_energy(weight.detach(), s, distance=distance, space=space)
+    assert alone.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("softening", [0.0, 0.5, 2.0, 2.1, 30.0, 1e4])
+@pytest.mark.parametrize("space", ["full", "half"])
+@pytest.mark.parametrize(("n", "dtype"), [(200, torch.float32), (700, torch.float32), (700, torch.float64)], ids=str)
+def test_logarithms_of_products_stay_in_range(n: int, dtype: torch.dtype, space: str, softening: float) -> None:
+    """The logarithms of a block are those of its products: if this failed, one would overflow, or vanish.
+
+    The rows lie in a cone of 9 degrees, just outside of what is recomputed pair by pair, so that all factors of a
+    product are as small as they get.
+    """
+    weight = torch.zeros(n, n + 1, dtype=torch.float64)
+    weight[:, 0] = 1.0
+    weight[:, 1:] = 0.11 * torch.eye(n, dtype=torch.float64)  # every pair at a squared chord of 0.0239
+    weight = (weight + 1e-4 * random_rows(n, n + 1)).to(dtype)
+    expected = dense_energy(weight.double(), Potential(0, "euclidean", space, softening))
+    for rows in (weight, weight.clone().requires_grad_()):  # a value alone, and one with its gradient
+        energy = hyperspherical_energy(rows, 0, space=space, softening=softening)
+        assert energy.item() == pytest.approx(expected.item(), rel=1e-5 if dtype == torch.float32 else 1e-12)
 
 
 @pytest.mark.parametrize(("s", "distance", "space"), VARIANTS)
@@ -187,6 +209,22 @@ def test_near_duplicates_keep_their_digits(distance: str, space: str, gap: float
     # The pair's own pull is the largest gradient by far; the error is held against each row's.
     error = (weight.grad.double() - reference.grad).norm(dim=1)
     assert float((error[:2] / reference.grad[:2].norm(dim=1)).max()) < 1e-4
+
+
+@pytest.mark.parametrize("s", [0, 1, 2])
+@pytest.mark.parametrize("shape", [(130, 4096), (600, 4096), (700, 1024), (600, 64)], ids=str)
+@pytest.mark.parametrize("noise", [0.11, 0.12, 0.2])
+@pytest.mark.parametrize("common", ["one coordinate", "all coordinates"])
+def test_a_narrow_cone_keeps_its_digits(common: str, noise: float, shape: tuple[int, int], s: float) -> None:
+    """All pairs are just too far apart to be recomputed one by one: if this failed, the error of a row's length, which
+    is that of all its cosines, would be an error of the layer's energy. An outlying dimension makes it large."""
+    n, d = shape
+    weight = noise * random_rows(n, d) * (d**-0.5 if common == "one coordinate" else 1)
+    weight[:, : 1 if common == "one coordinate" else d] += 1
+    weight = weight.float()
+    expected = coordinate_energy(weight, s, "euclidean", "full")
+    for rows in (weight, weight.clone().requires_grad_()):
+        assert hyperspherical_energy(rows, s).item() == pytest.approx(expected.item(), rel=5e-6)
 
 
 @pytest.mark.parametrize(("s", "distance", "space"), VARIANTS)
@@ -395,12 +433,13 @@ def test_the_dense_walk_has_a_value_for_opposite_and_equal_rows(distance: str) -
     assert hyperspherical_energy(weight, 1, distance=distance, walk="dense").item() > 1e5
 
 
-@pytest.mark.parametrize("n", [2, 512, 513, 514, 640, 1000, 1023, 1025, 1537, 3072, 3083])
-def test_each_pair_is_in_one_panel(n: int) -> None:
+@pytest.mark.parametrize("gradient", [True, False])
+@pytest.mark.parametrize("n", [2, 512, 513, 514, 640, 700, 1000, 1023, 1025, 1537, 3072, 3083, 5000])
+def test_each_pair_is_in_one_panel(n: int, gradient: bool) -> None:
     """If this failed, pairs of neurons would be lost or counted twice for some numbers of neurons."""
     seen = torch.zeros(n, n, dtype=torch.int8)
     begun = torch.zeros(n, dtype=torch.bool)
-    for stack in cover(n, torch.device("cpu")):
+    for stack in cover(n, torch.device("cpu"), gradient=gradient):
         items = list(stack.items())
         if not stack.opens_rows:
             assert all(begun[panel.row : panel.row_end].all() for panel in items)
@@ -443,3 +482,7 @@ def test_close_neurons_anywhere_in_the_matrix(n: int, copies: str) -> None:
     error = (weight.grad.double() - reference.grad).norm(dim=1) / reference.grad.norm(dim=1)
     assert float(error.median()) < 1e-4
     assert float(error.max()) < 1e-2
+    for s, distance, space in VARIANTS:  # a value alone, which has panels of its own
+        alone = hyperspherical_energy(weight.detach(), s, distance=distance, space=space)
+        expected = coordinate_energy(weight.detach(), s, distance, space)
+        assert alone.item() == pytest.approx(expected.item(), rel=1e-5)
