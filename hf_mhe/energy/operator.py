@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hf_mhe.energy.potential import Potential
+from hf_mhe.energy.precision import energy_dtype, product_dtype, under_autocast, without_autocast
 from hf_mhe.energy.rows import are_ordinary, pull_back_, row_norms, unit_rows
 from hf_mhe.energy.walks import blocked, triton_walk
 from hf_mhe.energy.walks.panels import one_square
@@ -16,25 +16,7 @@ from hf_mhe.energy.walks.squares import together, walk_squares
 from hf_mhe.energy.walks.workspace import scratch
 from hf_mhe.errors import MHEError
 
-# Note [Small problems in float64]
-# A handful of neurons is call overhead, and float64 costs nothing there; from 64 neurons on the errors of float32
-# average out over two thousand pairs and more. So two neurons get float64's digits and three thousand get float32's
-# speed.
-_FLOAT64_BELOW_NEURONS = 64
-_FLOAT64_BELOW = 1 << 16  # multiplications
-
 _KEEP_ABOVE = 1 << 17  # elements of unit rows from which on the memory is kept between calls
-
-
-def product_dtype(weight: Tensor) -> torch.dtype:
-    """The precision in which the products of this weight run."""
-    n, d = weight.shape[-2:]
-    small = (n < _FLOAT64_BELOW_NEURONS or n * n * d <= _FLOAT64_BELOW) and weight.device.type != "mps"
-    return torch.float64 if weight.dtype == torch.float64 or small else torch.float32
-
-
-def _energy_dtype(weight: Tensor) -> torch.dtype:
-    return torch.float64 if weight.dtype == torch.float64 else torch.float32
 
 
 def _one(
@@ -98,9 +80,12 @@ def _by_triton(weight: Tensor) -> bool:
     return product_dtype(weight) == torch.float32 and triton_walk.available(weight.device)
 
 
-def _compute(
+def compute(
     weight: Tensor, potential: Potential, reduction: str, skip_dead: bool, gradient: bool
 ) -> tuple[Tensor, Tensor]:
+    """Energy of `(n, d)` or `(B, n, d)` rows, and its gradient in the weight's dtype (empty unless `gradient`)."""
+    if under_autocast(weight):
+        return without_autocast(compute)(weight, potential, reduction, skip_dead, gradient)
     if weight.dim() == 2:
         if _is_one_wide_square(weight):
             out = weight.new_empty(weight.shape) if gradient else weight.new_empty(0)
@@ -124,8 +109,8 @@ def _compute(
 
 def _energy(value: float | list[float], weight: Tensor) -> Tensor:
     if isinstance(value, float):  # in a third of the time
-        return torch.scalar_tensor(value, dtype=_energy_dtype(weight), device=weight.device)
-    return torch.tensor(value, dtype=_energy_dtype(weight), device=weight.device)
+        return torch.scalar_tensor(value, dtype=energy_dtype(weight), device=weight.device)
+    return torch.tensor(value, dtype=energy_dtype(weight), device=weight.device)
 
 
 @torch.library.custom_op("hf_mhe::exact_energy", mutates_args=())
@@ -141,7 +126,7 @@ def operator(
 ) -> tuple[Tensor, Tensor]:
     """Energy of `(n, d)` or `(B, n, d)` rows, and its gradient in the weight's dtype (empty unless `gradient`)."""
     potential = Potential(s, distance, space, softening)  # type: ignore[arg-type]
-    energy, found = _compute(weight, potential, reduction, skip_dead, gradient)
+    energy, found = compute(weight, potential, reduction, skip_dead, gradient)
     return energy, found.contiguous()  # however the weight lies and whichever walk it was: the fake kernel has to know
 
 
@@ -156,19 +141,20 @@ def _(
     skip_dead: bool,
     gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    energy = weight.new_empty(weight.shape[:-2], dtype=_energy_dtype(weight))
+    energy = weight.new_empty(weight.shape[:-2], dtype=energy_dtype(weight))
     empty = (0,) if weight.dim() == 2 else (weight.shape[0], 0)
     return energy, weight.new_empty(weight.shape if gradient else empty)
 
 
-def _over_rows(upstream: Tensor, gradient: Tensor) -> Tensor:
-    return upstream if upstream.dim() == 0 else upstream.to(gradient.dtype)[:, None, None]
+def over_rows(upstream: Tensor, gradient: Tensor) -> Tensor:
+    """What came for each energy, `(...)`, in a shape that multiplies gradients `(..., n, d)`."""
+    return upstream if upstream.dim() == 0 else upstream.to(gradient.dtype)[..., None, None]
 
 
 # The weight is an argument so that a second derivative meets it, and is refused, in place of coming out as zero.
 @torch.library.custom_op("hf_mhe::scale_gradient", mutates_args=())
 def _scale_gradient(upstream: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
-    return gradient * _over_rows(upstream, gradient)
+    return gradient * over_rows(upstream, gradient)
 
 
 @_scale_gradient.register_fake
@@ -176,14 +162,15 @@ def _(upstream: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
     return torch.empty_like(gradient)
 
 
-def _refuse_second_derivative(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+def refuse_second_derivative(*_: object) -> Any:
+    """Say that there is none, and what has one."""
     raise MHEError(
         "the exact walk has no second derivative (its gradient is computed in the forward pass): "
         "use hyperspherical_energy(..., walk='dense') where one is needed"
     )
 
 
-_scale_gradient.register_autograd(_refuse_second_derivative)
+_scale_gradient.register_autograd(refuse_second_derivative)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -198,37 +185,3 @@ def _backward(ctx: Any, upstream: Tensor | None, _upstream_of_gradient: Tensor |
 
 
 operator.register_autograd(_backward, setup_context=_setup_context)
-
-
-class _Eager(torch.autograd.Function):
-    """The operator without the dispatcher: the call overhead of a custom operator outweighs a small layer's work."""
-
-    # Not the newer split into forward and setup_context: binding its arguments costs as much as a small layer too.
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, potential: Potential, reduction: str, skip_dead: bool) -> Tensor:
-        energy, ctx.gradient = _compute(weight, potential, reduction, skip_dead, gradient=True)
-        ctx.again = functools.partial(_compute, potential=potential, reduction=reduction, skip_dead=skip_dead)
-        ctx.save_for_backward(weight)
-        return energy
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        (weight,) = ctx.saved_tensors
-        # The gradient is scaled in place and handed over: a copy would cost a pass over the layer, in every step. A
-        # second backward pass through a retained graph, which is rare, walks again.
-        gradient, ctx.gradient = ctx.gradient, None
-        if gradient is None:
-            gradient = ctx.again(weight, gradient=True)[1]
-        if torch.is_grad_enabled():
-            return _scale_gradient(upstream, gradient, weight), None, None, None
-        return gradient.mul_(_over_rows(upstream, gradient)), None, None, None
-
-
-def exact_energy(weight: Tensor, potential: Potential, *, reduction: str, skip_dead: bool, gradient: bool) -> Tensor:
-    """The energy of the rows of `weight`, `(n, d)` or `(B, n, d)`, with autograd's leave if `gradient`."""
-    if torch.compiler.is_compiling():
-        s, softening = float(potential.s), float(potential.softening)
-        return operator(weight, s, potential.distance, potential.space, softening, reduction, skip_dead, gradient)[0]
-    if gradient:
-        return _Eager.apply(weight, potential, reduction, skip_dead)
-    return _compute(weight, potential, reduction, skip_dead, gradient=False)[0]

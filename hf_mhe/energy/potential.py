@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, TypeVar, get_args
 
 import torch
@@ -25,8 +26,9 @@ def check_option(name: str, value: object, allowed: tuple[str, ...]) -> None:
 
 def check_number(name: str, value: object) -> None:
     """Refuse what is not a finite number >= 0."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or value < 0:  # type: ignore[operator, arg-type]
+    # SymFloat and SymInt are what torch.compile hands over where it does not want to compile for each number anew.
+    is_number = isinstance(value, (Real, torch.SymFloat, torch.SymInt)) and not isinstance(value, bool)
+    if not is_number or not 0 <= value < math.inf:  # type: ignore[operator]
         raise MHEError(f"{name} must be a finite number >= 0; got {value!r}")
 
 

@@ -33,8 +33,8 @@ def check_weight(weight: Tensor, *, ranks: tuple[int, ...] = (2, 3)) -> None:
     """Refuse what has no energy, by shape and dtype alone.
 
     Raises:
-        MHEError: not a tensor, of the wrong rank, of a dtype that is not real floating point, on the meta device, or
-            with n < 2 or d < 1.
+        MHEError: not a tensor, of the wrong rank, of a dtype that is not real floating point, sparse, on the meta
+            device, or with n < 2 or d < 1.
     """
     if not isinstance(weight, Tensor):
         raise MHEError(f"weight must be a torch.Tensor of shape (n, d); got {type(weight).__name__}")
@@ -43,6 +43,8 @@ def check_weight(weight: Tensor, *, ranks: tuple[int, ...] = (2, 3)) -> None:
         raise MHEError(f"weight must have shape (n, d), one neuron a row{_batch_hint(ranks)}; got shape {shape}")
     if not weight.dtype.is_floating_point or weight.dtype.itemsize < 2:
         raise MHEError(f"weight must be float16, bfloat16, float32 or float64; got {weight.dtype}")
+    if weight.layout != torch.strided:
+        raise MHEError(f"weight must be dense; got layout {weight.layout}: pass weight.to_dense()")
     if weight.device.type == "meta":
         raise MHEError(f"weight of shape {shape} is on the meta device and has no values: load the weights first")
     if weight.shape[-2] < 2 or weight.shape[-1] < 1 or 0 in shape:
@@ -117,7 +119,7 @@ def pull_back_(grad: Tensor, rows: UnitRows, scale: float, *, out: Tensor | None
 
 def _pull_back_(grad: Tensor, unit: Tensor, norm: Tensor, scale: float, out: Tensor) -> Tensor:
     grad.addcmul_(unit, torch.linalg.vecdot(grad, unit).unsqueeze(-1), value=-1)
-    return torch.mul(grad, norm.reciprocal().mul_(scale), out=out)
+    return torch.div(grad, norm / scale, out=out)
 
 
 def _one_chunk(rows: Tensor) -> bool:

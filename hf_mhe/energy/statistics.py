@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_mhe.energy.operator import product_dtype
 from hf_mhe.energy.potential import Potential
+from hf_mhe.energy.precision import product_dtype, without_autocast
 from hf_mhe.energy.rows import check_weight, unit_rows
 from hf_mhe.energy.walks.blocked import walk
 from hf_mhe.energy.walks.panels import Panel
@@ -47,6 +47,7 @@ class PairStatistics:
 
 
 @torch.no_grad()
+@without_autocast
 def pair_statistics(
     weight: Tensor, potential: Potential, *, duplicate_cosine: float = 0.95, bins: int = 64
 ) -> PairStatistics:

@@ -9,14 +9,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hf_mhe.energy.operator import product_dtype
 from hf_mhe.energy.potential import Distance, Potential, Space, check_option
+from hf_mhe.energy.precision import energy_dtype, product_dtype, without_autocast
 from hf_mhe.energy.rows import DeadRows, check_weight, unit_rows
 from hf_mhe.energy.walks.blocked import PairSum, PanelSums, walk
 from hf_mhe.energy.walks.panels import Panel, Stack, block_shape
 from hf_mhe.errors import MHEError
 
 
+@without_autocast
 def sampled_energy(
     weight: Tensor,
     s: float = 2.0,
@@ -133,8 +134,7 @@ class _SampledEnergy(torch.autograd.Function):
             gradient.addcmul_(unit, (gradient * unit).sum(1, keepdim=True), value=-1).div_(norm[order])
             gradient = torch.empty_like(weight).index_copy_(0, order, gradient.to(weight.dtype))
             ctx.save_for_backward(gradient, weight)
-        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        return torch.tensor(energy, dtype=dtype, device=weight.device)
+        return torch.tensor(energy, dtype=energy_dtype(weight), device=weight.device)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:

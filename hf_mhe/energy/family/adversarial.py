@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from hf_mhe.energy.family.inputs import check_count, compute_dtype, directions
+from hf_mhe.energy.family.inputs import check_count, directions
 from hf_mhe.energy.family.projections import ascend, given_or_drawn
 from hf_mhe.energy.functional import hyperspherical_energy
 from hf_mhe.energy.potential import Distance, Potential, Space, check_number
+from hf_mhe.energy.precision import energy_dtype, without_autocast
 from hf_mhe.energy.rows import DeadRows
 
 # Note [One step, not a maximum]
@@ -23,6 +24,7 @@ _SQUARED_CHORD_LIMIT = 1e-6
 _SAME = 1e-30
 
 
+@without_autocast
 def adversarial_projection_energy(
     weight: Tensor,
     s: float = 2.0,
@@ -77,11 +79,12 @@ def adversarial_projection_energy(
     start = given_or_drawn(projection, dim, unit, generator, seed)
     keep_graph = unroll and unit.requires_grad
     best = _raise_energy(unit, start, potential, steps=steps, step_size=step_size, keep_graph=keep_graph)
-    projected = (unit @ best.t()).to(compute_dtype(weight))
+    projected = (unit @ best.t()).to(energy_dtype(weight))
     return hyperspherical_energy(projected, s, distance=distance, space=space, softening=softening)
 
 
 @torch.no_grad()
+@without_autocast
 def adversarial_projection(
     weight: Tensor,
     projection: Tensor | None = None,

@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from hf_mhe.energy.family.inputs import check_count, compute_dtype, directions
+from hf_mhe.energy.family.inputs import check_count, directions
 from hf_mhe.energy.family.projections import ascend, given_or_drawn
 from hf_mhe.energy.functional import hyperspherical_energy
 from hf_mhe.energy.potential import Distance, Space, check_number
+from hf_mhe.energy.precision import energy_dtype, without_autocast
 from hf_mhe.energy.rows import DeadRows
 
 
+@without_autocast
 def angle_preserving_projection_energy(
     weight: Tensor,
     s: float = 2.0,
@@ -65,11 +67,12 @@ def angle_preserving_projection_energy(
     start = given_or_drawn(projection, dim, unit, generator, seed)
     keep_graph = unroll and unit.requires_grad
     best = ascend(start, lambda p: -_distortion(unit, p), steps=steps, step_size=step_size, keep_graph=keep_graph)
-    projected = (unit @ best.t()).to(compute_dtype(weight))
+    projected = (unit @ best.t()).to(energy_dtype(weight))
     return hyperspherical_energy(projected, s, distance=distance, space=space, softening=softening)
 
 
 @torch.no_grad()
+@without_autocast
 def angle_preserving_projection(
     weight: Tensor,
     projection: Tensor | None = None,

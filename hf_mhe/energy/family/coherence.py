@@ -6,8 +6,10 @@ from torch import Tensor
 
 from hf_mhe.energy.family.inputs import finite_rows
 from hf_mhe.energy.family.nearest import largest_deviation
+from hf_mhe.energy.precision import without_autocast
 
 
+@without_autocast
 def coherence_penalty(weight: Tensor) -> Tensor:
     """Largest `|<w_i, w_j> - [i = j]|` over all entries: 0 where the rows are orthonormal (mutual coherence, MC).
 

@@ -7,12 +7,14 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from hf_mhe.energy.family.inputs import compute_dtype, directions
+from hf_mhe.energy.family.inputs import directions
 from hf_mhe.energy.potential import Space, check_number, check_option
+from hf_mhe.energy.precision import energy_dtype, without_autocast
 from hf_mhe.energy.rows import DeadRows
 from hf_mhe.errors import MHEError
 
 
+@without_autocast
 def gram_determinant_penalty(
     weight: Tensor,
     *,
@@ -55,11 +57,11 @@ def gram_determinant_penalty(
     cos = unit @ unit.t()
     kernel = torch.exp(-2 * epsilon**2 * (1 - cos))
     if space == "full":
-        return -_log_determinant(kernel, jitter).to(compute_dtype(weight))
+        return -_log_determinant(kernel, jitter).to(energy_dtype(weight))
     # [[A, B], [B, A]] has the eigenvalues of A + B and of A - B.
     mirrored = torch.exp(-2 * epsilon**2 * (1 + cos))
     total = _log_determinant(kernel + mirrored, jitter) + _log_determinant(kernel - mirrored, jitter)
-    return -total.to(compute_dtype(weight))
+    return -total.to(energy_dtype(weight))
 
 
 def _log_determinant(kernel: Tensor, jitter: float) -> Tensor:

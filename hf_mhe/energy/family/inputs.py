@@ -6,17 +6,13 @@ import torch
 from torch import Tensor
 
 from hf_mhe.energy.potential import check_option
+from hf_mhe.energy.precision import energy_dtype
 from hf_mhe.energy.rows import DeadRows, check_weight, unit_rows
 from hf_mhe.errors import MHEError
 
 
-def compute_dtype(weight: Tensor) -> torch.dtype:
-    """float64 for a float64 weight, float32 for every other."""
-    return torch.float64 if weight.dtype == torch.float64 else torch.float32
-
-
 def finite_rows(weight: Tensor) -> Tensor:
-    """The `(n, d)` weight as it is, lengths included, in its compute dtype; differentiable.
+    """The `(n, d)` weight as it is, lengths included, in the dtype of its energy; differentiable.
 
     Raises:
         MHEError: wrong rank, dtype or size, or a value that is not finite.
@@ -26,11 +22,11 @@ def finite_rows(weight: Tensor) -> Tensor:
     if not bool(finite.all()):
         row, column = (int(x) for x in (~finite).nonzero()[0])
         raise MHEError(f"weight has a value that is not finite ({float(weight.detach()[row, column])} in row {row})")
-    return weight.to(compute_dtype(weight))
+    return weight.to(energy_dtype(weight))
 
 
 def directions(weight: Tensor, *, dead: DeadRows = "error", exact: bool = False) -> Tensor:
-    """The live rows of a `(n, d)` weight, scaled to length one in its compute dtype; differentiable.
+    """The live rows of a `(n, d)` weight, scaled to length one in the dtype of its energy; differentiable.
 
     With `exact` in the widest type of the device: float64, but float32 on MPS, which has no other.
 
@@ -40,7 +36,7 @@ def directions(weight: Tensor, *, dead: DeadRows = "error", exact: bool = False)
     """
     check_weight(weight, ranks=(2,))
     check_option("dead", dead, ("error", "skip"))
-    dtype = torch.float64 if exact and weight.device.type != "mps" else compute_dtype(weight)
+    dtype = torch.float64 if exact and weight.device.type != "mps" else energy_dtype(weight)
     live = unit_rows(weight.detach(), dtype, dead=dead).live
     rows = (weight if live is None else weight[live]).to(dtype)
     # The largest element is a constant here: a length that is divided out again has no derivative.

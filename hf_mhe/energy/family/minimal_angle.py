@@ -6,12 +6,14 @@ from typing import get_args
 
 from torch import Tensor
 
-from hf_mhe.energy.family.inputs import compute_dtype, directions
+from hf_mhe.energy.family.inputs import directions
 from hf_mhe.energy.family.nearest import nearest_neighbours, pair_distance
 from hf_mhe.energy.potential import Space, check_option
+from hf_mhe.energy.precision import energy_dtype, without_autocast
 from hf_mhe.energy.rows import DeadRows
 
 
+@without_autocast
 def minimal_angle_penalty(weight: Tensor, *, space: Space = "full", dead: DeadRows = "error") -> Tensor:
     """Minus the mean over neurons of the angle, in radians, to the nearest other neuron (MMA regularization).
 
@@ -37,7 +39,7 @@ def minimal_angle_penalty(weight: Tensor, *, space: Space = "full", dead: DeadRo
     """
     check_option("space", space, get_args(Space))
     unit = directions(weight, dead=dead, exact=True)
-    fast = unit.detach().to(compute_dtype(weight))
+    fast = unit.detach().to(energy_dtype(weight))
     neighbours = nearest_neighbours(fast, unit.detach(), mirrored=space == "half")
     angles = pair_distance(unit, unit[neighbours], "angular", mirrored=space == "half")
-    return -angles.mean().to(compute_dtype(weight))
+    return -angles.mean().to(energy_dtype(weight))

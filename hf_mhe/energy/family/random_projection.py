@@ -9,9 +9,11 @@ from hf_mhe.energy.family.inputs import check_count, directions
 from hf_mhe.energy.family.projections import draw_projections
 from hf_mhe.energy.functional import hyperspherical_energy
 from hf_mhe.energy.potential import Distance, Space
+from hf_mhe.energy.precision import without_autocast
 from hf_mhe.energy.rows import DeadRows
 
 
+@without_autocast
 def random_projection_energy(
     weight: Tensor,
     s: float = 2.0,

@@ -6,12 +6,14 @@ from typing import get_args
 
 from torch import Tensor
 
-from hf_mhe.energy.family.inputs import compute_dtype, directions
+from hf_mhe.energy.family.inputs import directions
 from hf_mhe.energy.family.nearest import nearest_neighbours, pair_distance
 from hf_mhe.energy.potential import Distance, Space, check_option
+from hf_mhe.energy.precision import energy_dtype, without_autocast
 from hf_mhe.energy.rows import DeadRows
 
 
+@without_autocast
 def separation_penalty(
     weight: Tensor, *, distance: Distance = "euclidean", space: Space = "full", dead: DeadRows = "error"
 ) -> Tensor:
@@ -41,7 +43,7 @@ def separation_penalty(
     check_option("space", space, get_args(Space))
     unit = directions(weight, dead=dead, exact=True)
     fixed, mirrored = unit.detach(), space == "half"
-    neighbours = nearest_neighbours(fixed.to(compute_dtype(weight)), fixed, mirrored=mirrored)
+    neighbours = nearest_neighbours(fixed.to(energy_dtype(weight)), fixed, mirrored=mirrored)
     first = int(pair_distance(fixed, fixed[neighbours], distance, mirrored=mirrored).argmin())
     smallest = pair_distance(unit[first], unit[neighbours[first]], distance, mirrored=mirrored)
-    return -smallest.to(compute_dtype(weight))
+    return -smallest.to(energy_dtype(weight))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hf_mhe.energy.family.inputs import finite_rows
+from hf_mhe.energy.precision import without_autocast
 
 # Note [The smaller Gram matrix]
 # W W^T (n x n) and W^T W (d x d) have the same eigenvalues but for |n - d| zeros, and each zero adds 1 to the squared
@@ -13,6 +14,7 @@ from hf_mhe.energy.family.inputs import finite_rows
 # identity, |W^T W|^2 - 2 |W|^2 + n, is the same number, but as a difference of large ones.
 
 
+@without_autocast
 def soft_orthogonality_penalty(weight: Tensor) -> Tensor:
     """Squared Frobenius distance of `W W^T` from the identity: 0 where the rows are orthonormal (soft orthogonality).
 
@@ -35,6 +37,7 @@ def soft_orthogonality_penalty(weight: Tensor) -> Tensor:
     return _smaller_gram_distance(rows) + max(n - d, 0)
 
 
+@without_autocast
 def double_soft_orthogonality_penalty(weight: Tensor) -> Tensor:
     """Soft orthogonality of the rows plus that of the columns: `|W W^T - I|^2 + |W^T W - I|^2`.
 

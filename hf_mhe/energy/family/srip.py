@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from hf_mhe.energy.family.inputs import check_count, finite_rows, normal
+from hf_mhe.energy.precision import without_autocast
 
 
+@without_autocast
 def srip_penalty(
     weight: Tensor,
     *,

@@ -44,19 +44,23 @@ class Block(NamedTuple):
 
     def total(self) -> float:
         """The sum of `F` over the block, asked once; from then on the slope is ready."""
+        value = self.value
         if self.log_of is None:
-            total = self.value_factor * float(self.value.sum())
+            total = float(value.sum())
         else:
-            total = self.value_factor * float(_sum_of_logs(self.value.view(1, -1), self.log_of))
+            small = value.numel() < _MULTIPLY_ABOVE
+            logs = value.log().sum() if small else _sums_of_logs(value.view(1, -1))
+            total = float(logs) + value.numel() * math.log(self.log_of)
         self._complete()
-        return total
+        return self.value_factor * total
 
     def totals(self) -> list[float]:
         """The same for each matrix of a block `(B, n, m)`."""
         flat = self.value.flatten(1)
-        totals: list[float] = (flat.sum(1) if self.log_of is None else _sum_of_logs(flat, self.log_of)).tolist()
+        totals: list[float] = (flat.sum(1) if self.log_of is None else _sums_of_logs(flat)).tolist()
+        constant = 0.0 if self.log_of is None else flat.shape[1] * math.log(self.log_of)
         self._complete()
-        return [self.value_factor * total for total in totals]
+        return [self.value_factor * (total + constant) for total in totals]
 
     def _complete(self) -> None:
         if self.squared and self.slope is not None:
@@ -80,18 +84,16 @@ _MULTIPLY_ABOVE = 1 << 13  # elements; below, the calls cost more than the logar
 _WIDEST_MULTIPLIED = 2.0  # softening; what is multiplied grows with it
 
 
-def _sum_of_logs(values: Tensor, factor: float) -> Tensor:
-    """`sum_j log(factor * values[b, j])`, `(B, m)` to `(B,)`."""
+def _sums_of_logs(values: Tensor) -> Tensor:
+    """`sum_j log(values[b, j])`, `(B, m)` to `(B,)`."""
     count, m = values.shape
     products = m // _MULTIPLIED
-    if values.numel() < _MULTIPLY_ABOVE:
-        return torch.log(values * factor).sum(1)
     grouped = values[:, : products * _MULTIPLIED].view(count, _MULTIPLIED, products)
     product = scratch("products", count * products, values.dtype, values.device).view(count, products)
     torch.prod(grouped, dim=1, out=product)
-    total = product.mul_(factor**_MULTIPLIED).log_().sum(1)
+    total = product.log_().sum(1)
     rest = values[:, products * _MULTIPLIED :]
-    return total if not rest.numel() else total.add_(torch.log(rest * factor).sum(1))
+    return total if not rest.numel() else total.add_(rest.log().sum(1))
 
 
 def fill_diagonal_(blocks: Tensor, value: float = 0.0) -> None:
@@ -120,7 +122,7 @@ def evaluate_(potential: Potential, cos: Tensor, spare: Tensor | None) -> Block:
 
 def _scalar(value: float, like: Tensor) -> Tensor:
     # A CPU scalar of no dimensions takes part in an elementwise operation on any device, as a constant.
-    return torch.scalar_tensor(value, dtype=like.dtype)
+    return torch.scalar_tensor(value, dtype=like.dtype, device="cpu")
 
 
 def _third(cos: Tensor) -> Tensor:

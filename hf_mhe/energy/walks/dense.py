@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from hf_mhe.energy.potential import Potential
+from hf_mhe.energy.precision import without_autocast
 
 
+@without_autocast
 def dense_energy(weight: Tensor, potential: Potential, *, reduction: str = "mean") -> Tensor:
     """The energy of the rows of `weight` from the full matrix of cosines, differentiable any number of times.
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hf_mhe.energy.operator import product_dtype
 from hf_mhe.energy.potential import Potential
+from hf_mhe.energy.precision import energy_dtype, product_dtype, without_autocast
 from hf_mhe.energy.rows import check_weight, unit_rows
 from hf_mhe.energy.walks.blocked import PairSum, walk
 from hf_mhe.energy.walks.close_pairs import ClosePairs, sum_close_pairs
@@ -22,6 +22,7 @@ from hf_mhe.energy.walks.panels import Panel, Stack, block_shape
 from hf_mhe.errors import MHEError
 
 
+@without_autocast
 def energy_share(own: Tensor, everyone: Tensor, start: int, potential: Potential) -> Tensor:
     """The share of the mean energy of `everyone`'s rows that the rows `own` account for: `i` own, `j` any other row.
 
@@ -59,7 +60,7 @@ class _Share(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, own: Tensor, everyone: Tensor, start: int, potential: Potential) -> Tensor:
         wanted = ctx.needs_input_grad[0]
-        dtype = torch.float64 if own.dtype == torch.float64 else torch.float32
+        dtype = energy_dtype(own)
         gradient = torch.zeros_like(own) if wanted else own.new_empty(0)
         ctx.save_for_backward(gradient)
         try:

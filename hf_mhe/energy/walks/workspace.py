@@ -26,6 +26,6 @@ def scratch(name: str, elements: int, dtype: torch.dtype, device: torch.device) 
     if kept is None or kept.numel() < elements:
         # An inference tensor could not be written to outside of inference mode.
         with torch.inference_mode(False):
-            kept = torch.empty(elements, dtype=dtype)
+            kept = torch.empty(elements, dtype=dtype, device=device)
         setattr(_kept, key, kept)
     return kept[:elements]

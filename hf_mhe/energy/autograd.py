@@ -1,0 +1,136 @@
+"""How the exact walk is differentiated: by autograd, by a compiler, by the transforms of `torch.func`."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from hf_mhe.energy.operator import compute, operator, over_rows, refuse_second_derivative
+from hf_mhe.energy.potential import Potential
+
+
+def exact_energy(weight: Tensor, potential: Potential, *, reduction: str, skip_dead: bool, gradient: bool) -> Tensor:
+    """The energy of the rows of `weight`, `(n, d)` or `(B, n, d)`, with autograd's leave if `gradient`."""
+    if torch.compiler.is_compiling():
+        return operator(weight, *_options(potential), reduction, skip_dead, gradient)[0]
+    if torch._C._are_functorch_transforms_active() or forward_ad.unpack_dual(weight).tangent is not None:
+        return _Transformed.apply(weight, *_options(potential), reduction, skip_dead)[0]
+    if gradient:
+        return _Eager.apply(weight, potential, reduction, skip_dead)
+    return compute(weight, potential, reduction, skip_dead, gradient=False)[0]
+
+
+def _options(potential: Potential) -> tuple[float, str, str, float]:
+    return float(potential.s), potential.distance, potential.space, float(potential.softening)
+
+
+class _Eager(torch.autograd.Function):
+    """The operator without the dispatcher: the call overhead of a custom operator outweighs a small layer's work."""
+
+    # Not the newer split into forward and setup_context: binding its arguments costs as much as a small layer too.
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, potential: Potential, reduction: str, skip_dead: bool) -> Tensor:
+        energy, ctx.gradient = compute(weight, potential, reduction, skip_dead, gradient=True)
+        ctx.again = functools.partial(compute, potential=potential, reduction=reduction, skip_dead=skip_dead)
+        ctx.save_for_backward(weight)
+        return energy
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        # The gradient is scaled in place and handed over: a copy would cost a pass over the layer, in every step. A
+        # second backward pass through a retained graph, which is rare, walks again.
+        gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None:
+            gradient = ctx.again(weight, gradient=True)[1]
+        if torch.is_grad_enabled() or _is_batched(upstream):
+            return _Scale.apply(upstream, gradient, weight), None, None, None
+        return gradient.mul_(over_rows(upstream, gradient)), None, None, None
+
+
+def _is_batched(tensor: Tensor) -> bool:
+    """Whether it stands for a batch: under `torch.func.vmap`, or the older one of `grad(is_grads_batched=True)`."""
+    functorch = torch._C._functorch
+    return functorch.is_functorch_wrapped_tensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
+
+
+class _Transformed(torch.autograd.Function):
+    """The operator for `torch.func`, whose transforms a custom operator does not take part in, and for forward mode.
+
+    Always with the gradient: what is outside of the innermost transform is not known here.
+    """
+
+    @staticmethod
+    def forward(weight: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+        energy, gradient = operator(weight.detach(), *options, True)
+        return energy, gradient
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output[1], inputs[0])
+        ctx.save_for_forward(output[1], inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None, _upstream_of_gradient: Tensor | None) -> tuple[Tensor | None, ...]:
+        gradient, weight = ctx.saved_tensors
+        return None if upstream is None else _Scale.apply(upstream, gradient, weight), *((None,) * 6)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor, None]:
+        gradient, weight = ctx.saved_tensors
+        return _Along.apply(tangent, gradient, weight), None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], weight: Tensor, *options: Any) -> tuple[Any, tuple[int, int]]:
+        weights = weight.movedim(in_dims[0] or 0, 0)
+        if weights.dim() == 3:
+            return _Transformed.apply(weights, *options), (0, 0)
+        energies, gradients = _Transformed.apply(weights.flatten(0, 1), *options)
+        shape = weights.shape[:2]
+        return (energies.unflatten(0, shape), gradients.unflatten(0, shape)), (0, 0)
+
+
+class _OnceDifferentiable(torch.autograd.Function):
+    """The weight is an argument so that a second derivative meets it, and is refused, in place of being zero."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        return None
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        return refuse_second_derivative()
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return refuse_second_derivative()
+
+    @classmethod
+    def vmap(cls, info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Tensor, int]:
+        batched = (
+            tensor.expand(info.batch_size, *tensor.shape) if at is None else tensor.movedim(at, 0)
+            for tensor, at in zip(tensors, in_dims, strict=True)
+        )
+        return cls.apply(*batched), 0
+
+
+class _Scale(_OnceDifferentiable):
+    """The gradient times what came for the energy: how a backward pass ends."""
+
+    @staticmethod
+    def forward(upstream: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
+        return gradient * over_rows(upstream, gradient)
+
+
+class _Along(_OnceDifferentiable):
+    """The gradient along a direction: how a forward-mode pass ends."""
+
+    @staticmethod
+    def forward(tangent: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
+        return (gradient * tangent).sum(dim=(-2, -1)).to(torch.promote_types(weight.dtype, torch.float32))
