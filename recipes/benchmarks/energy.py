@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import statistics
 import subprocess
 import sys
@@ -115,6 +116,17 @@ def measure(
     }
 
 
+def processor(device: str) -> str:
+    """What the figures were measured on, as it calls itself."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    if sys.platform == "linux":
+        with open("/proc/cpuinfo") as info:
+            names = [line.split(":", 1)[1].strip() for line in info if line.startswith("model name")]
+        return names[0] if names else platform.machine()
+    return platform.processor() or platform.machine()
+
+
 def _resident(field: str) -> int:
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
@@ -158,7 +170,8 @@ def main() -> None:
         print(peak_memory(n, d, options.variants[0]))
         return
 
-    print(f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads, {options.dtype}")
+    chip, threads = processor(options.device), torch.get_num_threads()
+    print(f"torch {torch.__version__}, {options.device} ({chip}), {threads} threads, {options.dtype}")
     heads = "shape", "variant", "exact, ms", "floor, ms", "exact / floor", "forward / its floor", "dense / exact"
     print("| " + " | ".join((*heads, "extra memory, MB")) + " |")
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -11,6 +12,7 @@ from hf_mhe.energy import dense_energy, hyperspherical_energy
 from hf_mhe.energy.operator import matrices_at_a_time
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.walks.panels import cover
+from hf_mhe.energy.walks.small_cosines import power_series
 
 VARIANTS = [
     (s, distance, space) for s in (0, 1, 2) for distance in ("euclidean", "angular") for space in ("full", "half")
@@ -139,6 +141,38 @@ def test_many_panels_agree_with_one_matrix(s: float, distance: str, space: str, 
     # A value alone has panels of its own.
     alone = hyperspherical_energy(weight.detach(), s, distance=distance, space=space)
     assert alone.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "angular"])
+@pytest.mark.parametrize("space", ["full", "half"])
+@pytest.mark.parametrize("s", [0, 0.5, 1, 2, 3.7, 12, 60])
+@pytest.mark.parametrize("softening", [0.0, 0.7])
+@pytest.mark.parametrize("common", [0.0, 0.18, 0.3])
+def test_a_value_alone_of_nearly_orthogonal_neurons(
+    s: float, distance: str, space: str, softening: float, common: float
+) -> None:
+    """Small cosines are summed by their powers: if this failed, the value alone would not be that of training.
+
+    Apart from noise all cosines are `common`, which lies within the series' reach, or beyond it.
+    """
+    weight, cosines = nearly_orthogonal(common)
+    potential = Potential(s, distance, space, softening)
+    if (distance == "angular" or s == 0.5) and s <= 2:
+        assert power_series(potential) is not None
+    expected = potential.mean_of(2 * potential.value(cosines).sum(), len(weight)).item()
+    energy = hyperspherical_energy(weight, s, distance=distance, space=space, softening=softening)
+    assert energy.item() == pytest.approx(expected, rel=1e-6 * max(1, s))
+
+
+@functools.cache
+def nearly_orthogonal(common: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows in float32, and the cosines of their pairs in float64."""
+    n, d = 520, 5000
+    weight = random_rows(n, d) / d**0.5
+    weight[:, 0] = (common / (1 - common)) ** 0.5
+    unit = torch.nn.functional.normalize(weight.float().double(), dim=1)
+    first, second = torch.triu_indices(n, n, offset=1)
+    return weight.float(), (unit @ unit.T)[first, second]
 
 
 @pytest.mark.parametrize("softening", [0.0, 0.5, 2.0, 2.1, 30.0, 1e4])

@@ -157,6 +157,15 @@ def test_a_default_device_is_not_the_weights(shape: tuple[int, int]) -> None:
         assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize(("n", "d"), [(5, 3), (7, 3), (6, 3), (5, 2), (4, 8)])
+def test_a_default_device_is_not_the_solvers(n: int, d: int) -> None:
+    """If this failed, prototypes could not be made in a program whose tensors are born on a GPU."""
+    expected = energies.minimize_energy(n, d)
+    with torch.device("meta"):
+        assert torch.equal(energies.minimize_energy(n, d), expected)
+        assert energies.sampled_energy(expected, rows=n, s=1).item() < 1
+
+
 def test_dynamic_shapes_compile_without_a_break() -> None:
     """If this failed, a compiler that does not specialise on numbers could not trace the call."""
     compiled = torch.compile(

@@ -225,7 +225,7 @@ def _add_what_need_not_be_sampled(pairs: PairSum, unit: Tensor, rows: int, poten
 def _taylor(potential: Potential) -> tuple[float, float]:
     # F'(0) and F''(0) / 2.
     with torch.enable_grad():
-        cos = torch.zeros((), dtype=torch.float64, requires_grad=True)
+        cos = torch.zeros((), dtype=torch.float64, device="cpu", requires_grad=True)
         (slope,) = torch.autograd.grad(potential.value(cos), cos, create_graph=True)
         (bend,) = torch.autograd.grad(slope, cos)
     return float(slope), 0.5 * float(bend)

@@ -119,7 +119,7 @@ def minimize_energy(
     if known or d == 1:
         for points in _known_optima(n, d, potential):
             if objective(points)[0] <= goal:
-                frame = torch.linalg.qr(torch.randn(d, points.shape[1], generator=generator, dtype=torch.float64)).Q
+                frame = torch.linalg.qr(_normal(d, points.shape[1], generator)).Q
                 return torch.nn.functional.normalize(points @ frame.T, dim=1)
 
     budget = _Budget(max_iterations, _HISTORY_SMALL if small else _HISTORY_LARGE)
@@ -127,7 +127,7 @@ def minimize_energy(
     compare = tolerance if restarts == 1 else max(tolerance, _TOLERANCE_LARGE)
     best: Minimum | None = None
     for _ in range(restarts):
-        start = torch.randn(n, d, generator=generator, dtype=torch.float64)
+        start = _normal(n, d, generator)
         start /= torch.linalg.vector_norm(start, dim=1, keepdim=True)
         found = _descend(objective, _gentle_start(potential, start, budget), compare, budget)
         if best is None or found.value < best.value:
@@ -157,20 +157,30 @@ def _out_of_range(potential: Potential, n: int) -> MHEError:
     return MHEError(f"s={potential.s:g} is too large for n={n}: the energy leaves the range of float64")
 
 
+# On the CPU, whatever the program's default device is.
+def _normal(n: int, d: int, generator: torch.Generator) -> Tensor:
+    return torch.randn(n, d, generator=generator, dtype=torch.float64, device="cpu")
+
+
+def _identity(n: int) -> Tensor:
+    return torch.eye(n, dtype=torch.float64, device="cpu")
+
+
 def _known_optima(n: int, d: int, potential: Potential) -> Iterator[Tensor]:
     # Candidates, `(n, k)` with k <= d; each is held against the bound before it is believed.
     if d == 2:
         turn = math.pi if potential.space == "half" else 2 * math.pi
-        angle = torch.arange(n, dtype=torch.float64) * (turn / n)
+        angle = torch.arange(n, dtype=torch.float64, device="cpu") * (turn / n)
         yield torch.stack([angle.cos(), angle.sin()], dim=1)
     if n <= d:
-        yield torch.eye(n, dtype=torch.float64)
+        yield _identity(n)
     if n <= d + 1:
         # Corners of the simplex in the hyperplane orthogonal to (1, ..., 1), in a basis of it.
-        columns = torch.cat([torch.ones(n, 1, dtype=torch.float64), torch.eye(n, dtype=torch.float64)[:, 1:]], dim=1)
+        columns = _identity(n)
+        columns[:, 0] = 1
         yield torch.nn.functional.normalize(torch.linalg.qr(columns).Q[:, 1:], dim=1)
     if n == 2 * d:
-        axes = torch.eye(d, dtype=torch.float64)
+        axes = _identity(d)
         yield torch.cat([axes, -axes])
 
 
@@ -281,7 +291,7 @@ def _slope_at_pi(s: float) -> float:
 def _opposite_first(point: Tensor) -> tuple[Tensor, int]:
     # Rows to keep, those with a partner first: nearly opposite points that are each other's most opposite one.
     partner = torch.cat([(part @ point.T).argmin(dim=1) for part in point.split(1024)])
-    rows = torch.arange(len(point))
+    rows = torch.arange(len(point), device=point.device)
     chord = torch.linalg.vector_norm(point + point[partner], dim=1)
     paired = (partner[partner] == rows) & (chord < _TIE_CHORD)
     first = rows[paired & (rows < partner)]

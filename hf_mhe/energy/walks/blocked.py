@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from hf_mhe.energy.potential import Potential
-from hf_mhe.energy.walks.close_pairs import ClosePairs, coincident_below, has_close_pairs, sum_close_pairs
+from hf_mhe.energy.walks.close_pairs import ClosePairs, coincident_below, extremes, has_close_pairs, sum_close_pairs
 from hf_mhe.energy.walks.closed_forms import Block, evaluate_, fill_diagonal_
 from hf_mhe.energy.walks.panels import Panel, Stack, cover, one_square
+from hf_mhe.energy.walks.small_cosines import power_series, sum_by_powers_
 from hf_mhe.energy.walks.workspace import scratch
 
 
@@ -138,7 +139,13 @@ class PanelSums:
 
         That is its close pairs, or the whole piece, which is then all zeros.
         """
-        close = ClosePairs.find(cos, piece, self._potential)
+        times = 1 if piece.first.diagonal else 2  # a square on the diagonal holds both orders of each of its pairs
+        series = power_series(self._potential) if spare is None and cos.dtype == torch.float32 else None
+        known = None if series is None else extremes(cos, two_sided=True)
+        if series is not None and known is not None and series.holds(known):
+            self._value += times * sum_by_powers_(series, cos, piece.pairs)
+            return None, None
+        close = ClosePairs.find(cos, piece, self._potential, known)
         if close is not None and close.too_many(cos.numel()) and cos.dtype != torch.float64:
             cos.zero_()
             if spare is not None:
@@ -151,8 +158,7 @@ class PanelSums:
             block.take_out_(close.take_out_)
         if piece.first.diagonal:
             block.take_out_(fill_diagonal_)
-        # A square on the diagonal holds both orders of each of its pairs, a rectangle one.
-        self._value += block.total() * (1 if piece.first.diagonal else 2)
+        self._value += times * block.total()
         return block, close
 
     def _add_close_pairs(self, close: ClosePairs) -> None:

@@ -50,11 +50,20 @@ def _bound(dtype: torch.dtype) -> float:
     return 1 - 0.5 * _SQUARED_CHORD_LIMIT[dtype]
 
 
+def extremes(cos: Tensor, *, two_sided: bool) -> tuple[float, float]:
+    """The smallest, if `two_sided`, and the largest cosine of a block; two passes, which are faster than aminmax."""
+    return float(cos.amin()) if two_sided else 0.0, float(cos.amax())
+
+
 def has_close_pairs(cos: Tensor, potential: Potential) -> bool:
     """Whether a block has pairs that are too close for its dtype, or too nearly opposite if the potential cares."""
-    bound = _bound(cos.dtype)
-    # Written so that a NaN is not taken for a number that is small enough; two passes, which are faster than aminmax.
-    return not (float(cos.amax()) < bound and (not potential.two_sided or float(cos.amin()) > -bound))
+    return _beyond(extremes(cos, two_sided=potential.two_sided), cos.dtype)
+
+
+def _beyond(smallest_and_largest: tuple[float, float], dtype: torch.dtype) -> bool:
+    # Written so that a NaN is not taken for a number that is small enough.
+    bound, (low, high) = _bound(dtype), smallest_and_largest
+    return not (-bound < low and high < bound)
 
 
 class ClosePairs(NamedTuple):
@@ -70,12 +79,15 @@ class ClosePairs(NamedTuple):
     second: Tensor
 
     @staticmethod
-    def find(cos: Tensor, stack: Stack, potential: Potential) -> ClosePairs | None:
+    def find(
+        cos: Tensor, stack: Stack, potential: Potential, known: tuple[float, float] | None = None
+    ) -> ClosePairs | None:
         """The pairs of a block that are too close for its dtype, or too nearly opposite if the potential cares.
 
-        Returns None where there are none.
+        `known` are the block's extremes, where they are. Returns None where there are none.
         """
-        if not has_close_pairs(cos, potential):
+        known = extremes(cos, two_sided=potential.two_sided) if known is None else known
+        if not _beyond(known if potential.two_sided else (0.0, known[1]), cos.dtype):
             return None
         bound = _bound(cos.dtype)
         mask = cos.abs() >= bound if potential.two_sided else cos >= bound

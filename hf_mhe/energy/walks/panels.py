@@ -77,6 +77,11 @@ class Stack:
     def elements(self) -> int:
         return self.count * self.first.rows * self.first.columns
 
+    @property
+    def pairs(self) -> int:
+        """Ordered pairs of different neurons; of a rectangle, in one order."""
+        return self.elements - (self.count * self.first.rows if self.first.diagonal else 0)
+
     def items(self) -> Iterator[Panel]:
         row, row_end, column, column_end = self.first
         for shift in range(0, self.count * self.stride, self.stride) if self.count > 1 else (0,):
