@@ -65,8 +65,10 @@ class _Transformed(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(weight: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
-        energy, gradient = operator(weight.detach(), *options, True)
+    def forward(
+        weight: Tensor, s: float, distance: str, space: str, softening: float, reduction: str, skip_dead: bool
+    ) -> tuple[Tensor, Tensor]:
+        energy, gradient = operator(weight, s, distance, space, softening, reduction, skip_dead, True)
         return energy, gradient
 
     @staticmethod

@@ -13,7 +13,7 @@ from hf_mhe.energy.potential import Distance, Potential, Space, check_option
 from hf_mhe.energy.precision import energy_dtype, product_dtype, without_autocast
 from hf_mhe.energy.rows import DeadRows, check_weight, unit_rows
 from hf_mhe.energy.walks.blocked import PairSum, PanelSums, walk
-from hf_mhe.energy.walks.panels import Panel, Stack, block_shape
+from hf_mhe.energy.walks.panels import Panel, Stack, block_shape, cuts
 from hf_mhe.errors import MHEError
 
 
@@ -181,9 +181,9 @@ def _rows_against_all(unit: Tensor, weight: Tensor, rows: int, potential: Potent
 def _rectangle(rows: int, n: int, device: torch.device) -> Iterator[Stack]:
     # The first panel is the largest.
     height, width = block_shape(n, device)
-    for row in range(0, rows, height):
-        for column in range(rows, n, width):
-            panel = Panel(row, min(row + height, rows), column, min(column + width, n))
+    for row, row_end in cuts(0, rows, height):
+        for column, column_end in cuts(rows, n, width):
+            panel = Panel(row, row_end, column, column_end)
             yield Stack(panel, opens_rows=column == rows, opens_columns=row == 0)
 
 

@@ -114,7 +114,7 @@ class Stack:
         elif self.first.diagonal:
             yield slice(0, self.first.rows), self
         else:
-            for start, stop in _pieces(row, row_end, max(1, _PIECE_ELEMENTS // self.first.columns)):
+            for start, stop in cuts(row, row_end, max(1, _PIECE_ELEMENTS // self.first.columns)):
                 yield slice(start - row, stop - row), Stack(Panel(start, stop, column, column_end))
 
 
@@ -168,8 +168,8 @@ def _rectangles(size: int, blocks: int, rows: int, columns: int, batched: int) -
             yield Stack(Panel(0, half, half, 2 * half), count, 2 * half)
         else:
             for base in range(0, blocks * size, 2 * half):
-                for row, row_end in _pieces(base, base + half, rows):
-                    for column, column_end in _pieces(base + half, base + 2 * half, columns):
+                for row, row_end in cuts(base, base + half, rows):
+                    for column, column_end in cuts(base + half, base + 2 * half, columns):
                         panel = Panel(row, row_end, column, column_end)
                         opens_rows, opens_columns = first and column == base + half, first and row == base
                         yield Stack(panel, opens_rows=opens_rows, opens_columns=opens_columns)
@@ -183,13 +183,15 @@ def _squares(size: int, blocks: int) -> Stack:
 def _rest(start: int, stop: int, columns: int) -> Iterator[Stack]:
     if start == stop:
         return
-    for column, column_end in _pieces(0, start, columns):
+    for column, column_end in cuts(0, start, columns):
         yield Stack(Panel(start, stop, column, column_end), opens_rows=column == 0)
     yield Stack(Panel(start, stop, start, stop))
 
 
-def _pieces(start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
-    """At most `most` each, nearly equal, and all but the last aligned where that leaves no more of them."""
+def cuts(start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
+    """Cut `[start, stop)` into parts of at most `most`: nearly equal, and of aligned lengths but for the last."""
+    if start == stop:
+        return
     count = -(-(stop - start) // most)
     step = -(-(stop - start) // count)
     step = min(-(-step // _ALIGNED) * _ALIGNED, most)

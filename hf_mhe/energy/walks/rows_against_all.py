@@ -18,7 +18,7 @@ from hf_mhe.energy.rows import check_weight, unit_rows
 from hf_mhe.energy.walks.blocked import PairSum, walk
 from hf_mhe.energy.walks.close_pairs import ClosePairs, sum_close_pairs
 from hf_mhe.energy.walks.closed_forms import evaluate_
-from hf_mhe.energy.walks.panels import Panel, Stack, block_shape
+from hf_mhe.energy.walks.panels import Panel, Stack, block_shape, cuts
 from hf_mhe.errors import MHEError
 
 
@@ -130,10 +130,10 @@ def _panels(start: int, stop: int, n: int, device: torch.device) -> list[Panel]:
     """The own rows against the rest; no panel is diagonal, for the rest has none of the own rows."""
     height, width = block_shape(n, device)
     return [
-        Panel(row, min(row + height, stop), column, min(column + width, end))
-        for row in range(start, stop, height)
+        Panel(row, row_end, column, column_end)
+        for row, row_end in cuts(start, stop, height)
         for begin, end in ((0, start), (stop, n))
-        for column in range(begin, end, width)
+        for column, column_end in cuts(begin, end, width)
     ]
 
 
