@@ -256,7 +256,7 @@ def test_a_narrow_cone_keeps_its_digits(common: str, noise: float, shape: tuple[
     weight = noise * random_rows(n, d) * (d**-0.5 if common == "one coordinate" else 1)
     weight[:, : 1 if common == "one coordinate" else d] += 1
     weight = weight.float()
-    expected = coordinate_energy(weight, s, "euclidean", "full")
+    expected = dense_energy(weight.double(), Potential(s))
     for rows in (weight, weight.clone().requires_grad_()):
         assert hyperspherical_energy(rows, s).item() == pytest.approx(expected.item(), rel=5e-6)
 
