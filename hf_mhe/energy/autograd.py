@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from hf_mhe.energy.operator import compute, operator, over_rows, refuse_second_derivative
+from hf_mhe.energy.operator import OnceDifferentiable, Scale, compute, operator, over_rows
 from hf_mhe.energy.potential import Potential
 
 
@@ -48,7 +48,7 @@ class _Eager(torch.autograd.Function):
         if gradient is None:
             gradient = ctx.again(weight, gradient=True)[1]
         if torch.is_grad_enabled() or _is_batched(upstream):
-            return _Scale.apply(upstream, gradient, weight), None, None, None
+            return Scale.apply(upstream, gradient, weight), None, None, None
         return gradient.mul_(over_rows(upstream, gradient)), None, None, None
 
 
@@ -81,7 +81,7 @@ class _Transformed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, _upstream_of_gradient: Tensor | None) -> tuple[Tensor | None, ...]:
         gradient, weight = ctx.saved_tensors
-        return None if upstream is None else _Scale.apply(upstream, gradient, weight), *((None,) * 6)
+        return None if upstream is None else Scale.apply(upstream, gradient, weight), *((None,) * 6)
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor, None]:
@@ -98,39 +98,7 @@ class _Transformed(torch.autograd.Function):
         return (energies.unflatten(0, shape), gradients.unflatten(0, shape)), (0, 0)
 
 
-class _OnceDifferentiable(torch.autograd.Function):
-    """The weight is an argument so that a second derivative meets it, and is refused, in place of being zero."""
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        return None
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Any) -> Any:
-        return refuse_second_derivative()
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        return refuse_second_derivative()
-
-    @classmethod
-    def vmap(cls, info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Tensor, int]:
-        batched = (
-            tensor.expand(info.batch_size, *tensor.shape) if at is None else tensor.movedim(at, 0)
-            for tensor, at in zip(tensors, in_dims, strict=True)
-        )
-        return cls.apply(*batched), 0
-
-
-class _Scale(_OnceDifferentiable):
-    """The gradient times what came for the energy: how a backward pass ends."""
-
-    @staticmethod
-    def forward(upstream: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
-        return gradient * over_rows(upstream, gradient)
-
-
-class _Along(_OnceDifferentiable):
+class _Along(OnceDifferentiable):
     """The gradient along a direction: how a forward-mode pass ends."""
 
     @staticmethod

@@ -151,26 +151,43 @@ def over_rows(upstream: Tensor, gradient: Tensor) -> Tensor:
     return upstream if upstream.dim() == 0 else upstream.to(gradient.dtype)[..., None, None]
 
 
-# The weight is an argument so that a second derivative meets it, and is refused, in place of coming out as zero.
-@torch.library.custom_op("hf_mhe::scale_gradient", mutates_args=())
-def _scale_gradient(upstream: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
-    return gradient * over_rows(upstream, gradient)
-
-
-@_scale_gradient.register_fake
-def _(upstream: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
-    return torch.empty_like(gradient)
-
-
-def refuse_second_derivative(*_: object) -> Any:
-    """Say that there is none, and what has one."""
+def _refuse_second_derivative() -> None:
     raise MHEError(
         "the exact walk has no second derivative (its gradient is computed in the forward pass): "
         "use hyperspherical_energy(..., walk='dense') where one is needed"
     )
 
 
-_scale_gradient.register_autograd(refuse_second_derivative)
+class OnceDifferentiable(torch.autograd.Function):
+    """The weight is an argument so that a second derivative meets it, and is refused, in place of being zero."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        return None
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        return _refuse_second_derivative()
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return _refuse_second_derivative()
+
+    @classmethod
+    def vmap(cls, info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Tensor, int]:
+        batched = (
+            tensor.expand(info.batch_size, *tensor.shape) if at is None else tensor.movedim(at, 0)
+            for tensor, at in zip(tensors, in_dims, strict=True)
+        )
+        return cls.apply(*batched), 0
+
+
+class Scale(OnceDifferentiable):
+    """The gradient times what came for the energy: how a backward pass ends."""
+
+    @staticmethod
+    def forward(upstream: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
+        return gradient * over_rows(upstream, gradient)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -181,7 +198,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, upstream: Tensor | None, _upstream_of_gradient: Tensor | None) -> tuple[Tensor | None, ...]:
     gradient, weight = ctx.saved_tensors
-    return None if upstream is None else _scale_gradient(upstream, gradient, weight), *((None,) * 7)
+    return None if upstream is None else Scale.apply(upstream, gradient, weight), *((None,) * 7)
 
 
 operator.register_autograd(_backward, setup_context=_setup_context)
