@@ -37,12 +37,12 @@ def energy_dtype(weight: Tensor) -> torch.dtype:
 # of a walk's products would, and others would not. A weight in float32 has an energy in float32, so autocast is off
 # inside; who wants half precision hands over a weight in half precision.
 def without_autocast(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Run a function, whose first argument is a tensor, as if there were no `torch.autocast` around it."""
+    """Run a function as if there were no `torch.autocast` around it, on the device of its first tensor."""
 
     @functools.wraps(function)
     def plain(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-        weight = args[0] if args else next(iter(kwargs.values()), None)
-        if not isinstance(weight, Tensor) or not under_autocast(weight):
+        weight = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+        if weight is None or not under_autocast(weight):
             return function(*args, **kwargs)
         with torch.autocast(weight.device.type, enabled=False):
             return function(*args, **kwargs)

@@ -348,6 +348,15 @@ def test_matrices_walked_together_are_those_walked_apart(case: str, dtype: torch
             ).norm()
 
 
+@pytest.mark.parametrize("space", ["full", "half"])
+@pytest.mark.parametrize(("n", "count"), [(2, 3000), (3, 3000), (5, 700)])
+def test_many_tiny_matrices(n: int, count: int, space: str) -> None:
+    """Fewer cosines than logarithms are taken at once, in each of many: if this failed, the rest would be lost."""
+    batch = random_rows(count, n * 4).view(count, n, 4)
+    expected = dense_energy(batch, Potential(0, "euclidean", space))
+    torch.testing.assert_close(hyperspherical_energy(batch, 0, space=space), expected, rtol=1e-10, atol=1e-10)
+
+
 def test_more_matrices_than_are_walked_at_a_time() -> None:
     """The last, smaller call is one more call, not left out."""
     batch = torch.stack([random_rows(384, 8, seed=k) for k in range(5)]).float()

@@ -21,7 +21,10 @@ FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "exact": hyperspherical_energy,
     "dense": lambda weight: hyperspherical_energy(weight, walk="dense"),
     "dense_energy": lambda weight: energies.dense_energy(weight, Potential()),
-    "by name": lambda weight: hyperspherical_energy(weight=weight, s=1),
+    "by name": lambda weight: hyperspherical_energy(s=1, weight=weight),
+    "sampled, by name": lambda weight: energies.sampled_energy(
+        generator=torch.Generator().manual_seed(0), rows=20, weight=weight
+    ),
     "sampled": lambda weight: energies.sampled_energy(weight, rows=20, generator=torch.Generator().manual_seed(0)),
     "share": lambda weight: energy_share(weight, weight.detach(), 0, Potential()),
     "random projection": lambda weight: energies.random_projection_energy(weight, dim=8, projections=3, seed=0),

@@ -140,11 +140,12 @@ class PanelSums:
         That is its close pairs, or the whole piece, which is then all zeros.
         """
         times = 1 if piece.first.diagonal else 2  # a square on the diagonal holds both orders of each of its pairs
-        series = power_series(self._potential) if spare is None and cos.dtype == torch.float32 else None
-        known = None if series is None else extremes(cos, two_sided=True)
-        if series is not None and known is not None and series.holds(known):
-            self._value += times * sum_by_powers_(series, cos, piece.pairs)
-            return None, None
+        known = None
+        if spare is None and cos.dtype == torch.float32 and (series := power_series(self._potential)) is not None:
+            known = extremes(cos, two_sided=True)
+            if series.holds(known):
+                self._value += times * sum_by_powers_(series, cos, piece.pairs)
+                return None, None
         close = ClosePairs.find(cos, piece, self._potential, known)
         if close is not None and close.too_many(cos.numel()) and cos.dtype != torch.float64:
             cos.zero_()
