@@ -7,8 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hf_mhe.checks import check_option
 from hf_mhe.energy.autograd import exact_energy
-from hf_mhe.energy.potential import Distance, Potential, Space, check_option
+from hf_mhe.energy.potential import Distance, Potential, Space
 from hf_mhe.energy.rows import DeadRows, check_weight, unit_rows
 from hf_mhe.energy.walks.dense import dense_energy
 

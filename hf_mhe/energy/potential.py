@@ -4,32 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Real
 from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
-from hf_mhe.errors import MHEError
+from hf_mhe.checks import check_number, check_option
 
 Distance = Literal["euclidean", "angular"]
 Space = Literal["full", "half"]
 _Number = TypeVar("_Number", float, Tensor)
-
-
-def check_option(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    """Refuse a value that is not one of `allowed`, naming them all."""
-    if value not in allowed:
-        choices = ", ".join(repr(choice) for choice in allowed)
-        raise MHEError(f"{name} must be one of {choices}; got {value!r}")
-
-
-def check_number(name: str, value: object) -> None:
-    """Refuse what is not a finite number >= 0."""
-    # SymFloat and SymInt are what torch.compile hands over where it does not want to compile for each number anew.
-    is_number = isinstance(value, (Real, torch.SymFloat, torch.SymInt)) and not isinstance(value, bool)
-    if not is_number or not 0 <= value < math.inf:  # type: ignore[operator]
-        raise MHEError(f"{name} must be a finite number >= 0; got {value!r}")
 
 
 @dataclass(frozen=True)

@@ -186,9 +186,9 @@ def test_the_line_search_leaves_a_maximum_and_stops_on_a_minimum() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n": 1}, "n must be an integer >= 2, got 1"),
-        ({"n": 3.5}, "n must be an integer >= 2, got 3.5"),
-        ({"d": 0}, "d must be an integer >= 1, got 0"),
+        ({"n": 1}, "n must be an integer >= 2; got 1"),
+        ({"n": 3.5}, "n must be an integer >= 2; got 3.5"),
+        ({"d": 0}, "d must be an integer >= 1; got 0"),
         ({"d": 1}, r"4 distinct directions do not exist in d = 1 \(full space\)"),
         ({"n": 2, "d": 1, "space": "half"}, "2 distinct directions do not exist"),
         ({"s": -1}, "s must be a finite number >= 0; got -1"),

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 
+from hf_mhe.checks import check_integer, check_number
 from hf_mhe.errors import MHEError
 
 _WORD = 1 << 64
@@ -59,9 +60,7 @@ def rotating_share(
     Source: Madow, "On the theory of systematic sampling, II", Ann. Math. Stat. 20 (1949); Horvitz and Thompson, J. Am.
     Stat. Assoc. 47 (1952).
     """
-    for name, value in (("step", step), ("seed", seed)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise MHEError(f"{name} must be an integer >= 0; got {value!r}")
+    step, seed = check_integer("step", step, at_least=0), check_integer("seed", seed, at_least=0)
     # Integers modulo 2^64: no digit of the offset is lost, however large the step.
     offset = (random.Random(seed).getrandbits(64) + step * _GOLDEN) % _WORD / _WORD
     chosen = {}
@@ -99,8 +98,7 @@ def inclusion_probabilities(
         raise MHEError(f"costs and benefits need one number per group; got {len(costs)} and {len(benefits)}")
     for name, numbers in (("costs", costs), ("benefits", benefits), ("budget", [budget])):
         for value in numbers:
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-                raise MHEError(f"{name} must be finite and > 0; got {value!r}")
+            check_number(name, value, above=0, right="finite and > 0")
     worth = [benefit / math.sqrt(cost) for benefit, cost in zip(benefits, costs, strict=True)]
     probabilities = [1.0] * len(costs)
     free = list(range(len(costs)))

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hf_mhe.energy.potential import Distance, Potential, Space, check_option
+from hf_mhe.checks import check_integer, check_option
+from hf_mhe.energy.potential import Distance, Potential, Space
 from hf_mhe.energy.precision import energy_dtype, product_dtype, without_autocast
 from hf_mhe.energy.rows import DeadRows, check_weight, unit_rows
 from hf_mhe.energy.walks.blocked import PairSum, PanelSums, walk
@@ -91,8 +92,8 @@ def sampled_energy(
     check_option("dead", dead, ("error", "skip"))
     check_weight(weight)
     n = weight.shape[-2]
-    if isinstance(rows, bool) or not isinstance(rows, int) or not 1 <= rows <= n:
-        raise MHEError(f"rows must be an integer from 1 to the number of neurons, {n}; got {rows!r}")
+    right = f"an integer from 1 to the number of neurons, {n}"
+    rows = check_integer("rows", rows, at_least=1, at_most=n, right=right)
     if weight.dim() == 3:
         return torch.stack([_sampled(matrix, potential, reduction, rows, dead, generator) for matrix in weight])
     return _sampled(weight, potential, reduction, rows, dead, generator)

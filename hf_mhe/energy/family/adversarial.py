@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from hf_mhe.checks import check_number
 from hf_mhe.energy.family.inputs import check_count, directions
 from hf_mhe.energy.family.projections import ascend, given_or_drawn
 from hf_mhe.energy.functional import hyperspherical_energy
-from hf_mhe.energy.potential import Distance, Potential, Space, check_number
+from hf_mhe.energy.potential import Distance, Potential, Space
 from hf_mhe.energy.precision import energy_dtype, without_autocast
 from hf_mhe.energy.rows import DeadRows
 
@@ -72,7 +73,7 @@ def adversarial_projection_energy(
     authors' code (rmlin/CoMHE). Deviation: there the ascent is in full space while the value is in half space; here
     both follow `space`.
     """
-    check_count("steps", steps, 0)
+    check_count("steps", steps, at_least=0)
     check_number("step_size", step_size)
     potential = Potential(s, distance, space, softening)
     unit = directions(weight, dead=dead, exact=True)
@@ -113,7 +114,7 @@ def adversarial_projection(
 
     Source: Lin et al., CVPR 2020 (arXiv:1906.04892), section 4: the inner problem of adversarial CoMHE.
     """
-    check_count("steps", steps, 0)
+    check_count("steps", steps, at_least=0)
     check_number("step_size", step_size)
     potential = Potential(s, distance, space, softening)
     unit = directions(weight, dead=dead, exact=True)

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from hf_mhe.checks import check_number
 from hf_mhe.energy.family.inputs import check_count, directions
 from hf_mhe.energy.family.projections import ascend, given_or_drawn
 from hf_mhe.energy.functional import hyperspherical_energy
-from hf_mhe.energy.potential import Distance, Space, check_number
+from hf_mhe.energy.potential import Distance, Space
 from hf_mhe.energy.precision import energy_dtype, without_autocast
 from hf_mhe.energy.rows import DeadRows
 
@@ -61,7 +62,7 @@ def angle_preserving_projection_energy(
     unsquared Frobenius norm; here squares of the paper and cosines of the code, because the derivative of arccos, and
     of the norm at zero, is not finite; divided by n^2, so that a step size means the same for every layer.
     """
-    check_count("steps", steps, 0)
+    check_count("steps", steps, at_least=0)
     check_number("step_size", step_size)
     unit = directions(weight, dead=dead, exact=True)
     start = given_or_drawn(projection, dim, unit, generator, seed)
@@ -97,7 +98,7 @@ def angle_preserving_projection(
 
     Source: Lin et al., CVPR 2020 (arXiv:1906.04892), section 4: the inner problem of angle-preserving CoMHE.
     """
-    check_count("steps", steps, 0)
+    check_count("steps", steps, at_least=0)
     check_number("step_size", step_size)
     unit = directions(weight, dead=dead, exact=True)
     start = given_or_drawn(projection, dim, unit, generator, seed)

@@ -52,7 +52,7 @@ def random_projection_energy(
     Source: Lin et al., "Regularizing Neural Networks via Minimizing Hyperspherical Energy", CVPR 2020
     (arXiv:1906.04892), section 4, random-projection CoMHE; constants from the authors' code (rmlin/CoMHE).
     """
-    check_count("projections", projections, 1)
+    check_count("projections", projections, at_least=1)
     unit = directions(weight, dead=dead)
     matrices = draw_projections(projections, dim, unit, generator, seed)
     projected = torch.einsum("nd,ckd->cnk", unit, matrices)

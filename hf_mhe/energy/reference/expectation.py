@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
+from hf_mhe.checks import check_integer
 from hf_mhe.energy.potential import Distance, Potential, Space
-from hf_mhe.errors import MHEError
 
 # Note [log-gamma differences]
 # The closed forms are ratios of gamma functions. At d = 1e6 each log-gamma is about 1e7, so subtracting two of them
@@ -53,16 +52,7 @@ def _log_gamma_bend(z: float, h: float) -> float:
 
 def check_shape(n: int, d: int) -> tuple[int, int]:
     """The number of neurons `n` and their dimension `d` as ints; raises MHEError unless n >= 2 and d >= 1."""
-    checked = []
-    for name, value, least in (("n", n, 2), ("d", d, 1)):
-        try:
-            number = operator.index(value)
-        except TypeError:
-            number = -1
-        if isinstance(value, bool) or number < least:
-            raise MHEError(f"{name} must be an integer >= {least}, got {value!r}")
-        checked.append(number)
-    return checked[0], checked[1]
+    return check_integer("n", n, at_least=2), check_integer("d", d, at_least=1)
 
 
 # --- euclidean: ρ² = 4 B with B ~ Beta(a, a), a = (d − 1)/2 -------------------------------------------------------

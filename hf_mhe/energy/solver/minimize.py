@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hf_mhe.checks import check_integer, check_number
 from hf_mhe.energy.potential import Distance, Potential, Space
 from hf_mhe.energy.reference.bounds import energy_lower_bound
 from hf_mhe.energy.reference.expectation import check_shape
@@ -95,18 +96,16 @@ def minimize_energy(
     """
     n, d = check_shape(n, d)
     potential = Potential(s, distance, space)
-    seed = _checked_integer("seed", seed, -(1 << 63))
-    restarts = (
-        max(1, min(_RESTARTS, _RESTARTS_WORK // (n * n * d)))
-        if restarts is None
-        else _checked_integer("restarts", restarts, 1)
-    )
-    max_iterations = _checked_integer("max_iterations", max_iterations, 1)
+    seed = check_integer("seed", seed, at_least=-(1 << 63), at_most=(1 << 63) - 1)
+    if restarts is None:
+        restarts = max(1, min(_RESTARTS, _RESTARTS_WORK // (n * n * d)))
+    restarts = check_integer("restarts", restarts, at_least=1)
+    max_iterations = check_integer("max_iterations", max_iterations, at_least=1)
     small = n * d <= _SMALL_COORDINATES
     if tolerance is None:
         tolerance = _TOLERANCE_SMALL if small else _TOLERANCE_LARGE
-    elif isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 < tolerance < math.inf:
-        raise MHEError(f"tolerance must be a finite number > 0; got {tolerance!r}")
+    else:
+        check_number("tolerance", tolerance, above=0)
     bound = energy_lower_bound(n, d, s, distance=distance, space=space)
     if bound == math.inf and d == 1:
         raise MHEError(f"{n} distinct directions do not exist in d = 1 ({space} space): d must be at least 2")
@@ -145,12 +144,6 @@ def minimize_energy(
             stacklevel=3,  # past the no_grad wrapper
         )
     return best.point
-
-
-def _checked_integer(name: str, value: object, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 1 << 63:
-        raise MHEError(f"{name} must be an integer >= {least}; got {value!r}")
-    return value
 
 
 def _out_of_range(potential: Potential, n: int) -> MHEError:
