@@ -9,9 +9,10 @@ from torch import Tensor
 
 from hf_mhe.checks import check_option
 from hf_mhe.energy.autograd import exact_energy
-from hf_mhe.energy.potential import Distance, Potential, Space
+from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.rows import DeadRows, check_weight, unit_rows
 from hf_mhe.energy.walks.dense import dense_energy
+from hf_mhe.names import Distance, Space
 
 
 def hyperspherical_energy(

@@ -8,12 +8,13 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from hf_mhe._version import __version__
 from hf_mhe.checks import check_number, check_option
 from hf_mhe.energy import Potential
 from hf_mhe.errors import MHEError
+from hf_mhe.names import Distance, Space
 from hf_mhe.neurons import Adapters
 from hf_mhe.training.schedule import Decay, Schedule
 
@@ -68,10 +69,8 @@ class MHEConfig:
     """
 
     s: float = field(default=2.0, metadata={"help": "Exponent of the energy, any finite number >= 0."})
-    distance: Literal["euclidean", "angular"] = field(
-        default="euclidean", metadata={"help": "Distance between two neurons on the sphere."}
-    )
-    space: Literal["full", "half"] = field(
+    distance: Distance = field(default="euclidean", metadata={"help": "Distance between two neurons on the sphere."})
+    space: Space = field(
         default="half", metadata={"help": "Whether a neuron also repels the mirror images of the others (half)."}
     )
     softening: float = field(default=0.0, metadata={"help": "Plummer softening >= 0; 0 is the exact energy."})

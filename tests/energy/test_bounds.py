@@ -7,8 +7,9 @@ import time
 import numpy as np
 import pytest
 
-from hf_mhe.energy.reference.bounds import design_bound, energy_lower_bound, largest_tau, levenshtein_quadrature
+from hf_mhe.energy.reference.bounds import energy_lower_bound
 from hf_mhe.energy.reference.expectation import expected_energy
+from hf_mhe.energy.reference.levenshtein import design_bound, largest_tau, levenshtein_quadrature
 from hf_mhe.errors import MHEError
 
 VARIANTS = list(itertools.product((0.0, 1.0, 2.0), ("euclidean", "angular"), ("full", "half")))

@@ -137,7 +137,15 @@ def _compile_all() -> dict[str, str]:
         return shape, {"num_warps": tiles.warps, "num_stages": tiles.stages}
 
     code = {}
-    form = {"S": 2, "ANGULAR": False, "HALF": False, "GRADIENT": True, "EVEN_K": True, "PRECISION": "ieee"}
+    form = {
+        "S": 2,
+        "DISTANCE": 0,
+        "HALF": False,
+        "TWO_SIDED": False,
+        "GRADIENT": True,
+        "EVEN_K": True,
+        "PRECISION": "ieee",
+    }
     pointers = {"rows": "*bf16", "scale": "*fp32", "slopes": "*bf16", "partial": "*fp32"}
     pointers |= {"counter": "*i32", "listed": "*i32"}
     floats = dict.fromkeys(("close_cosine", "s", "softening_squared"), "fp32")
@@ -158,10 +166,10 @@ def _compile_all() -> dict[str, str]:
             )
     small, options = tiling(Tiles(16, 16, 16, 8, 4, 1))
     # Full space is a part of half space, except where half space has a form of its own; the same for angles.
-    forms = [(s, False, True) for s in (0, 1, 2, 3)] + [(s, True, True) for s in (0, 1, 3)]
-    for s, angular, half in forms:
-        potential = {"S": s, "ANGULAR": angular, "HALF": half, "EVEN_K": False}
-        code[f"potential {s} {angular} {half}"] = _compile(
+    forms = [(s, 0, True) for s in (0, 1, 2, 3)] + [(s, 1, True) for s in (0, 1, 3)]
+    for s, distance, half in forms:
+        potential = {"S": s, "DISTANCE": distance, "HALF": half, "TWO_SIDED": True, "EVEN_K": False}
+        code[f"potential {s} {distance} {half}"] = _compile(
             kernels.slopes_kernel, 80, pointers | floats, form | small | potential, options
         )
     return code

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from hf_mhe.checks import check_integer, check_option
-from hf_mhe.energy.potential import Distance, Potential, Space
+from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.precision import energy_dtype, product_dtype, without_autocast
 from hf_mhe.energy.rows import DeadRows, check_weight, unit_rows
 from hf_mhe.energy.walks.blocked import PairSum, PanelSums, walk
 from hf_mhe.energy.walks.panels import Panel, Stack, block_shape, cuts
 from hf_mhe.errors import MHEError
+from hf_mhe.names import Distance, Space
 
 
 @without_autocast

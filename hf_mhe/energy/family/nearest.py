@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hf_mhe.energy.distances.spherical import SphericalDistance
 from hf_mhe.energy.walks.panels import block_shape, panels
 
 # Note [Neighbours that a float32 product cannot order]
@@ -76,12 +77,9 @@ def largest_deviation(rows: Tensor) -> tuple[int, int]:
     return where
 
 
-def pair_distance(first: Tensor, second: Tensor, distance: str, *, mirrored: bool) -> Tensor:
-    """Distance of paired unit rows, chord or arc, from their coordinates; differentiable, with gradient 0 at 0."""
-    near = torch.linalg.vector_norm(first - second, dim=-1)
-    if distance == "euclidean" and not mirrored:
-        return near
-    far = torch.linalg.vector_norm(first + second, dim=-1)
+def pair_distance(first: Tensor, second: Tensor, rho: SphericalDistance, *, mirrored: bool) -> Tensor:
+    """Distance of paired unit rows from their coordinates; differentiable, with gradient 0 at 0."""
+    near, far = (torch.linalg.vector_norm(first + sign * second, dim=-1) for sign in (-1, 1))
     if mirrored:
         near, far = torch.minimum(near, far), torch.maximum(near, far)
-    return near if distance == "euclidean" else 2 * torch.atan2(near, far)
+    return rho.from_chords(near, far)

@@ -8,9 +8,9 @@ from torch import Tensor
 from hf_mhe.energy.family.inputs import check_count, directions
 from hf_mhe.energy.family.projections import draw_projections
 from hf_mhe.energy.functional import hyperspherical_energy
-from hf_mhe.energy.potential import Distance, Space
 from hf_mhe.energy.precision import without_autocast
 from hf_mhe.energy.rows import DeadRows
+from hf_mhe.names import Distance, Space
 
 
 @without_autocast

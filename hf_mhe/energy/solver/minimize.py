@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Iterator
@@ -11,12 +12,13 @@ import torch
 from torch import Tensor
 
 from hf_mhe.checks import check_integer, check_number
-from hf_mhe.energy.potential import Distance, Potential, Space
-from hf_mhe.energy.reference.bounds import energy_lower_bound
+from hf_mhe.energy.potential import Potential
+from hf_mhe.energy.reference.bounds import lower_bound
 from hf_mhe.energy.reference.expectation import check_shape
 from hf_mhe.energy.solver.lbfgs import Minimum, minimize_on_spheres, project_
 from hf_mhe.energy.walks.blocked import walk
 from hf_mhe.errors import MHEError
+from hf_mhe.names import Distance, Space
 
 # Note [Small and large problems]
 # Up to a thousand coordinates a minimum is reached to all digits in a second, and since there are many local
@@ -106,7 +108,7 @@ def minimize_energy(
         tolerance = _TOLERANCE_SMALL if small else _TOLERANCE_LARGE
     else:
         check_number("tolerance", tolerance, above=0)
-    bound = energy_lower_bound(n, d, s, distance=distance, space=space)
+    bound = lower_bound(n, d, potential)
     if bound == math.inf and d == 1:
         raise MHEError(f"{n} distinct directions do not exist in d = 1 ({space} space): d must be at least 2")
     if bound == math.inf:
@@ -231,7 +233,7 @@ def _gentle_start(potential: Potential, start: Tensor, budget: _Budget) -> Tenso
         s = max(_GENTLE_EXPONENT, s / 2)
         exponents.insert(0, s)
     for exponent in exponents:
-        gentle = _MeanDistance(Potential(exponent, potential.distance, potential.space), len(start))
+        gentle = _MeanDistance(dataclasses.replace(potential, s=exponent), len(start))
         start = minimize_on_spheres(gentle, start, tolerance=1e-4, **budget._asdict()).point
     return start
 
@@ -241,7 +243,7 @@ def _descend(objective: _MeanDistance, start: Tensor, tolerance: float, budget: 
     if not math.isfinite(objective(start)[0]):
         raise _out_of_range(potential, objective.n)
     found = minimize_on_spheres(objective, start, tolerance=tolerance, **budget._asdict())
-    if potential.distance == "angular" and potential.space == "full":
+    if potential.rho.slope_at_antipodes and potential.space == "full":
         return _settle_opposite_pairs(objective, found, tolerance, budget)
     return found
 
@@ -268,7 +270,7 @@ def _settle_opposite_pairs(objective: _MeanDistance, found: Minimum, tolerance: 
         iterations = found.iterations + settled.iterations
         pulls = torch.linalg.vector_norm(force[n - ties :], dim=1)
         energy = math.exp(value * potential.s) if potential.s else 0.0
-        hold = 2 * potential.scale_of(n, "mean") * objective.slope(energy) * _slope_at_pi(potential.s)
+        hold = 2 * potential.scale_of(n, "mean") * objective.slope(energy) * _slope_at_antipodes(potential)
         found = Minimum(point, value, settled.decrement, iterations, settled.converged)
         if float(pulls.max()) <= hold:
             break
@@ -277,8 +279,10 @@ def _settle_opposite_pairs(objective: _MeanDistance, found: Minimum, tolerance: 
     return found
 
 
-def _slope_at_pi(s: float) -> float:
-    return 1 / math.pi if s == 0 else s * math.pi ** (-s - 1)
+def _slope_at_antipodes(potential: Potential) -> float:
+    # Of a pair's energy, by how far its angle is short of pi.
+    s, rho = potential.s, potential.rho
+    return (s or 1.0) * rho.at_antipodes ** (-s - 1) * rho.slope_at_antipodes
 
 
 def _opposite_first(point: Tensor) -> tuple[Tensor, int]:

@@ -89,6 +89,11 @@ _FLOAT32_TILES = Tiles(64, 64, 16, 8, 8, 2)
 _TF32_TILES = Tiles(128, 128, 32, 8, 8, 3)
 
 
+# Distances with a pair function in `pair_functions.py`, by the number that it is compiled for. Another one is walked
+# by torch's operations, on the GPU too.
+DISTANCES = {"euclidean": 0, "angular": 1}
+
+
 @functools.cache
 def available(device: torch.device) -> bool:
     """Whether `walk` runs on this device: an NVIDIA GPU of compute capability 8.0 or more, and Triton installed."""
@@ -119,6 +124,8 @@ def walk(
     """
     if unit.dtype != torch.float32:
         raise MHEError(f"the Triton walk takes unit rows in float32; got {unit.dtype}")
+    if potential.distance not in DISTANCES:
+        return blocked.walk(unit, weight, potential, gradient=gradient, leave_out_coincident=leave_out_coincident)
     on_device = torch.cuda.device(unit.device) if unit.is_cuda else contextlib.nullcontext()
     with on_device:
         result = _walk(operands(unit, weight), unit, weight, potential, gradient, leave_out_coincident)
@@ -218,8 +225,9 @@ def _sums_and_slopes(
         tiles_m,
         tiles_n,
         S=int(potential.s) if potential.s in (0, 1, 2) else 3,
-        ANGULAR=potential.distance == "angular",
+        DISTANCE=DISTANCES[potential.distance],
         HALF=potential.space == "half",
+        TWO_SIDED=potential.two_sided,
         GRADIENT=gradient,
         EVEN_K=d % tiles.k == 0,
         WIDEN=not slopes.is_cuda,
