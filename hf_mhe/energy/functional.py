@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from hf_mhe.checks import check_option
-from hf_mhe.energy.autograd import exact_energy
+from hf_mhe.energy.autograd.transforms import exact_energy
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.rows import DeadRows, check_weight, unit_rows
-from hf_mhe.energy.walks.dense import dense_energy
+from hf_mhe.energy.walks.definition import dense_energy
 from hf_mhe.names import Distance, Space
 
 
@@ -54,14 +54,20 @@ def hyperspherical_energy(
     Source: Liu et al., "Learning towards Minimum Hyperspherical Energy", NeurIPS 2018, eq. (1)-(3), section 3.3.
     """
     potential = Potential(s, distance, space, softening)
+    return energy_of(weight, potential, reduction=reduction, walk=walk, dead=dead)
+
+
+def energy_of(
+    weight: Tensor, potential: Potential, *, reduction: str = "mean", walk: str = "blocked", dead: DeadRows = "error"
+) -> Tensor:
+    """`hyperspherical_energy` of a potential."""
     check_option("reduction", reduction, ("mean", "sum"))
     check_option("walk", walk, ("blocked", "dense"))
     check_option("dead", dead, ("error", "skip"))
     check_weight(weight)
     if walk == "dense":
         return _dense(weight, potential, reduction, dead)
-    gradient = torch.is_grad_enabled() and weight.requires_grad
-    return exact_energy(weight, potential, reduction=reduction, skip_dead=dead == "skip", gradient=gradient)
+    return exact_energy(weight, potential, reduction=reduction, dead=dead)
 
 
 def _dense(weight: Tensor, potential: Potential, reduction: str, dead: DeadRows) -> Tensor:

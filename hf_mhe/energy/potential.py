@@ -49,6 +49,10 @@ class Potential:
         check_option("distance", self.distance, tuple(DISTANCES))
         check_option("space", self.space, _SPACES)
 
+    def plain(self) -> tuple[float, str, str, float]:
+        """The fields in the types that an operator's schema has: `Potential(*plain)` is the same potential."""
+        return float(self.s), self.distance, self.space, float(self.softening)
+
     def describe(self) -> str:
         """One phrase for tables and cards, such as `"s=2, euclidean, full space"`."""
         softened = f", softening {self.softening:g}" if self.softening else ""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from hf_mhe.energy import hyperspherical_energy
+from hf_mhe.energy.autograd.share import energy_share
 from hf_mhe.energy.potential import Potential
-from hf_mhe.energy.walks.rows_against_all import energy_share
 from hf_mhe.errors import MHEError
 
 VARIANTS = list(itertools.product((0.0, 1.0, 2.0, 2.5), ("euclidean", "angular"), ("full", "half")))

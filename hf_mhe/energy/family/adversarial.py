@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from hf_mhe.checks import check_number
+from hf_mhe.energy.family.comhe import ascend, given_or_drawn
 from hf_mhe.energy.family.inputs import check_count, directions
-from hf_mhe.energy.family.projections import ascend, given_or_drawn
-from hf_mhe.energy.functional import hyperspherical_energy
+from hf_mhe.energy.functional import energy_of
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.precision import energy_dtype, without_autocast
 from hf_mhe.energy.rows import DeadRows
@@ -82,7 +82,7 @@ def adversarial_projection_energy(
     keep_graph = unroll and unit.requires_grad
     best = _raise_energy(unit, start, potential, steps=steps, step_size=step_size, keep_graph=keep_graph)
     projected = (unit @ best.t()).to(energy_dtype(weight))
-    return hyperspherical_energy(projected, s, distance=distance, space=space, softening=softening)
+    return energy_of(projected, potential)
 
 
 @torch.no_grad()
@@ -130,13 +130,7 @@ def _raise_energy(
         projected = unit @ projection.t()
         if keep_graph:  # the exact walk has no second derivative, which the unrolled step needs
             return _twice_differentiable_energy(projected, potential)
-        return hyperspherical_energy(
-            projected,
-            potential.s,
-            distance=potential.distance,
-            space=potential.space,
-            softening=potential.softening,
-        )
+        return energy_of(projected, potential)
 
     return ascend(start, energy, steps=steps, step_size=step_size, keep_graph=keep_graph)
 

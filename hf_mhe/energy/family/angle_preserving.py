@@ -7,9 +7,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from hf_mhe.checks import check_number
+from hf_mhe.energy.family.comhe import ascend, given_or_drawn
 from hf_mhe.energy.family.inputs import check_count, directions
-from hf_mhe.energy.family.projections import ascend, given_or_drawn
-from hf_mhe.energy.functional import hyperspherical_energy
+from hf_mhe.energy.functional import energy_of
+from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.precision import energy_dtype, without_autocast
 from hf_mhe.energy.rows import DeadRows
 from hf_mhe.names import Distance, Space
@@ -64,12 +65,13 @@ def angle_preserving_projection_energy(
     """
     check_count("steps", steps, at_least=0)
     check_number("step_size", step_size)
+    potential = Potential(s, distance, space, softening)
     unit = directions(weight, dead=dead, exact=True)
     start = given_or_drawn(projection, dim, unit, generator, seed)
     keep_graph = unroll and unit.requires_grad
     best = ascend(start, lambda p: -_distortion(unit, p), steps=steps, step_size=step_size, keep_graph=keep_graph)
     projected = (unit @ best.t()).to(energy_dtype(weight))
-    return hyperspherical_energy(projected, s, distance=distance, space=space, softening=softening)
+    return energy_of(projected, potential)
 
 
 @torch.no_grad()

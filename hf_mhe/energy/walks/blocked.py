@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hf_mhe.energy.potential import Potential
+from hf_mhe.energy.rows import project_
 from hf_mhe.energy.walks.close_pairs import ClosePairs, coincident_below, extremes, has_close_pairs, sum_close_pairs
 from hf_mhe.energy.walks.closed_forms import Block, evaluate_, fill_diagonal_
 from hf_mhe.energy.walks.panels import Panel, Stack, cover, one_square
@@ -205,5 +206,4 @@ def _add_tangent_products_(grad: Tensor, slope: Tensor, unit: Tensor, panel: Pan
     part = torch.zeros_like(unit[first:last])
     local = Stack(Panel(panel.row - first, panel.row_end - first, panel.column - first, panel.column_end - first))
     _add_products_(part, slope, unit[first:last], local, factor)
-    part.addcmul_(unit[first:last], (part * unit[first:last]).sum(1, keepdim=True), value=-1)
-    grad[first:last] += part.to(grad.dtype)
+    grad[first:last] += project_(part, unit[first:last]).to(grad.dtype)
