@@ -47,7 +47,7 @@ _TOGETHER = 1 << 22
 
 
 def alike(places: Sequence[int], matrices: Sequence[Tensor], potentials: Sequence[Potential]) -> list[list[int]]:
-    """Of some places those whose matrices are walked faster in one call than one after the other, call by call."""
+    """Batches of indices, at least two in each, whose matrices take less time in one call than one by one."""
     calls: list[list[int]] = []
     latest: dict[tuple[object, ...], list[int]] = {}
     for place in places:

@@ -11,7 +11,7 @@ import torch
 from hf_mhe.energy import dense_energy, hyperspherical_energy
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.walks.exact import matrices_at_a_time
-from hf_mhe.energy.walks.panels import cover
+from hf_mhe.energy.walks.panels import panel_batches
 from hf_mhe.energy.walks.small_cosines import power_series
 
 VARIANTS = [
@@ -482,14 +482,14 @@ def test_each_pair_is_in_one_panel(n: int, gradient: bool) -> None:
     """If this failed, pairs of neurons would be lost or counted twice for some numbers of neurons."""
     seen = torch.zeros(n, n, dtype=torch.int8)
     begun = torch.zeros(n, dtype=torch.bool)
-    for stack in cover(n, torch.device("cpu"), gradient=gradient):
-        items = list(stack.items())
-        if not stack.opens_rows:
+    for batch in panel_batches(n, torch.device("cpu"), gradient=gradient):
+        items = list(batch.items())
+        if not batch.opens_rows:
             assert all(begun[panel.row : panel.row_end].all() for panel in items)
-        if not stack.opens_columns:
+        if not batch.opens_columns:
             assert all(begun[panel.column : panel.column_end].all() for panel in items)
         for panel in items:
-            assert not (stack.opens_rows and begun[panel.row : panel.row_end].any())
+            assert not (batch.opens_rows and begun[panel.row : panel.row_end].any())
             seen[panel.row : panel.row_end, panel.column : panel.column_end] += 1
             if not panel.diagonal:
                 seen[panel.column : panel.column_end, panel.row : panel.row_end] += 1

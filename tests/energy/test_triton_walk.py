@@ -132,7 +132,7 @@ def _compile_all() -> dict[str, str]:
     from hf_mhe.energy.walks.triton_walk import kernels
     from hf_mhe.energy.walks.triton_walk.launch import AMPERE, HOPPER, Tiles
 
-    def tiling(tiles: Tiles) -> tuple[dict[str, Any], dict[str, int]]:
+    def shapes(tiles: Tiles) -> tuple[dict[str, Any], dict[str, int]]:
         shape = {"BM": tiles.m, "BN": tiles.n, "BK": tiles.k, "GROUP": tiles.group, "WIDEN": False}
         return shape, {"num_warps": tiles.warps, "num_stages": tiles.stages}
 
@@ -149,14 +149,14 @@ def _compile_all() -> dict[str, str]:
     pointers = {"rows": "*bf16", "scale": "*fp32", "slopes": "*bf16", "partial": "*fp32"}
     pointers |= {"counter": "*i32", "listed": "*i32"}
     floats = dict.fromkeys(("close_cosine", "s", "softening_squared"), "fp32")
-    for capability, plan in ((90, HOPPER), (80, AMPERE)):
-        constants, options = tiling(plan.slopes)
+    for capability, tiling in ((90, HOPPER), (80, AMPERE)):
+        constants, options = shapes(tiling.slopes)
         code[f"slopes {capability}"] = _compile(
             kernels.slopes_kernel, capability, pointers | floats, form | constants, options
         )
         # Compiled once for a launch that reads the panel along its rows, and once along its columns.
         for contiguous in ("left_stride_k", "left_stride_m"):
-            constants, options = tiling(plan.product)
+            constants, options = shapes(tiling.product)
             code[f"product {capability} {contiguous}"] = _compile(
                 kernels.add_product_kernel,
                 capability,
@@ -164,7 +164,7 @@ def _compile_all() -> dict[str, str]:
                 constants | {contiguous: 1},
                 options,
             )
-    small, options = tiling(Tiles(16, 16, 16, 8, 4, 1))
+    small, options = shapes(Tiles(16, 16, 16, 8, 4, 1))
     # Full space is a part of half space, except where half space has a form of its own; the same for angles.
     forms = [(s, 0, True) for s in (0, 1, 2, 3)] + [(s, 1, True) for s in (0, 1, 3)]
     for s, distance, half in forms:

@@ -30,7 +30,7 @@ def energy_share(own: Tensor, everyone: Tensor, start: int, potential: Potential
     Args:
         own: `(m, d)`, m >= 0, the rows `[start, start + m)` of `everyone`; the gradient goes here.
         everyone: `(n, d)`, same dtype and device; no gradient goes here.
-        start: the place of the first own row.
+        start: the index of the first own row.
         potential: the pair function.
 
     Returns:

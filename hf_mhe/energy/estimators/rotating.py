@@ -80,8 +80,8 @@ def inclusion_probabilities(
 ) -> list[float]:
     """The probabilities `p_g` in (0, 1] of least variance among those whose expected cost is the budget.
 
-    `sum a_g^2 / p_g` is least under `sum p_g c_g = budget` where `p_g` is proportional to `a_g / sqrt(c_g)`, as long
-    as none exceeds 1; those that would are 1, and the rest share what is left.
+    `sum a_g^2 / p_g` is least under `sum p_g c_g = budget` where `p_g` is proportional to `a_g / sqrt(c_g)`. Those
+    that would exceed 1 are 1, and the others share what is left of the budget.
 
     Args:
         costs: of each group, > 0.

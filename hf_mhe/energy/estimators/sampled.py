@@ -113,7 +113,7 @@ def sampled_energy_of(
 
 
 def sampled_operations(rows: int, n: int, d: int) -> int:
-    """Floating-point operations of `sampled_energy` with its gradient, for a sample of so many rows of `(n, d)`."""
+    """Floating-point operations of `sampled_energy` with its gradient, for a sample of `rows` rows of `(n, d)`."""
     m = min(rows, n)
     second_moments = 4 * (n + m) * d * d if m < n and d <= _DIMENSIONS_PER_SAMPLED_ROW * m else 0
     return 3 * m * (2 * n - m) * d + second_moments

@@ -18,7 +18,7 @@ from hf_mhe.names import Distance, Space
 # Note [One step, not a maximum]
 # A projection to k < d dimensions can lay two neurons on top of each other, so the inner maximum over P is infinite
 # without softening, and a full ascent ends at one pair whose gradient says nothing of the others. The authors take
-# small steps from a projection that lives as long as the model; the default here is one small step from a random one.
+# small steps from a projection that lives with the model; the default here is one small step from a random one.
 
 # As in the exact walk: below the first squared chord `2 - 2c` has lost digits in float64, and the difference of the
 # two rows has not; below the second, two rows are the same but for rounding, and have no direction to part in.
@@ -54,8 +54,8 @@ def adversarial_projection_energy(
         s, distance, space, softening: the potential, as in `hyperspherical_energy`, of the ascent and of the value.
         dim: k, from 2 to d, for a projection that is drawn.
         projection: `(k, d)` to start from, taken as a constant; None draws one with entries `N(0, 1/(k d))`. The
-            authors keep one as long as the model and move it at every optimizer step: `adversarial_projection` does
-            that.
+            authors keep one for the life of the model and move it at every optimizer step: `adversarial_projection`
+            does that.
         steps: at least 0. step_size: for a projection of Frobenius norm about one.
         unroll: differentiate through the ascent, as the authors do: the gradient is that of the value returned; holds
             several n x n matrices a step, of float64. With False, `P*` counts as a constant in the gradient, which

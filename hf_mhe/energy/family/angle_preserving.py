@@ -44,7 +44,7 @@ def angle_preserving_projection_energy(
         s, distance, space, softening: the potential, as in `hyperspherical_energy`.
         dim: k, from 2 to d, for a projection that is drawn.
         projection: `(k, d)` to start from, taken as a constant; None draws one with entries `N(0, 1/(k d))`. The
-            authors keep one as long as the model and move it at every optimizer step:
+            authors keep one for the life of the model and move it at every optimizer step:
             `angle_preserving_projection` does that.
         steps: at least 0. step_size: for a projection of Frobenius norm about one.
         unroll: differentiate through the steps, as the authors do: the gradient is that of the value returned. With

@@ -27,7 +27,7 @@ def gram_determinant_penalty(
     """Minus the log-determinant of the neurons' Gaussian kernel matrix (maximum Gram determinant, MGD).
 
     `-log det(K + jitter I)` with `K_ij = exp(-epsilon^2 |u_i - u_j|^2)` on the directions u. It is 0 where all neurons
-    are infinitely far in units of the kernel's width, and grows without end (but for the jitter) as two coincide.
+    are infinitely far in units of the kernel's width, and grows without bound (up to the jitter) as two coincide.
 
     Args:
         weight: `(n, d)`, one neuron a row; float16, bfloat16, float32 or float64.

@@ -42,7 +42,7 @@ import numpy as np
 # spaced points are antipodal, which settles half space too.
 
 # Levenshtein's quadrature has k or k + 1 nodes; 64 of them resolve 8,000 points on the sphere in R^3, and more
-# cost time for ever less.
+# cost time for less and less.
 _MAX_NODES = 64
 
 

@@ -89,7 +89,7 @@ def angular_bound(n: int, d: int, s: float, *, degree: int, euclidean_bound: flo
     widest = largest_mean_angle(n)
     unit = scale = 1.0
     if s > 0:
-        if not 0.0 < euclidean_bound < math.inf:  # no float holds it, and none would hold the program
+        if not 0.0 < euclidean_bound < math.inf:  # too large for a float, as the numbers of the program would be
             return widest**-s
         # The angle of a typical pair's energy: where n is large for d, and s is large, only near pairs count.
         unit = 2 * math.asin(min(1.0, 0.5 * euclidean_bound ** (-1 / s)))

@@ -163,7 +163,7 @@ def _identity(n: int) -> Tensor:
 
 
 def _known_optima(n: int, d: int, potential: Potential) -> Iterator[Tensor]:
-    # Candidates, `(n, k)` with k <= d; each is held against the bound before it is believed.
+    # Candidates, `(n, k)` with k <= d; each is checked against the bound before it is returned.
     if d == 2:
         turn = math.pi if potential.space == "half" else 2 * math.pi
         angle = torch.arange(n, dtype=torch.float64, device="cpu") * (turn / n)

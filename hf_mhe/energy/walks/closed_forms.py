@@ -97,7 +97,7 @@ def _sums_of_logs(values: Tensor) -> Tensor:
 
 
 def fill_diagonal_(blocks: Tensor, value: float = 0.0) -> None:
-    """Set the diagonal of a square, or of each of a stack of them."""
+    """Set the diagonal of a square, or of each of a batch of them."""
     blocks.diagonal(dim1=-2, dim2=-1).fill_(value)
 
 

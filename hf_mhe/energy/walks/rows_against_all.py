@@ -16,7 +16,7 @@ from hf_mhe.energy.rows import project_
 from hf_mhe.energy.walks.blocked import PairSum, PanelSums, walk
 from hf_mhe.energy.walks.close_pairs import ClosePairs, sum_close_pairs
 from hf_mhe.energy.walks.closed_forms import evaluate_
-from hf_mhe.energy.walks.panels import Panel, Stack, block_shape, cuts
+from hf_mhe.energy.walks.panels import Panel, PanelBatch, block_shape, bounds
 
 
 def own_rows_against_all(
@@ -54,9 +54,9 @@ def _panels(start: int, stop: int, n: int, device: torch.device) -> list[Panel]:
     height, width = block_shape(n, device)
     return [
         Panel(row, row_end, column, column_end)
-        for row, row_end in cuts(start, stop, height)
+        for row, row_end in bounds(start, stop, height)
         for begin, end in ((0, start), (stop, n))
-        for column, column_end in cuts(begin, end, width)
+        for column, column_end in bounds(begin, end, width)
     ]
 
 
@@ -78,7 +78,7 @@ class _Beside:
             self._buffers = [self._unit.new_empty(size) for _ in range(1 if self._grad is None else 2)]
         cos, *spare = (buffer[:size].view(panel.rows, panel.columns) for buffer in self._buffers)
         torch.mm(self._unit[panel.row : panel.row_end], self._unit[panel.column : panel.column_end].t(), out=cos)
-        close = ClosePairs.find(cos, Stack(panel), self._potential)
+        close = ClosePairs.find(cos, PanelBatch(panel), self._potential)
         if close is not None and close.too_many(size) and cos.dtype != torch.float64:
             self._visit_in_float64(panel)
             return
@@ -96,7 +96,7 @@ class _Beside:
             for rows in (self._weight[panel.row : panel.row_end], self._weight[panel.column : panel.column_end])
         )
         cos = left @ right.t()
-        close = ClosePairs.find(cos, Stack(panel), self._potential)
+        close = ClosePairs.find(cos, PanelBatch(panel), self._potential)
         product = self._add(panel, cos, None if self._grad is None else torch.empty_like(cos), close)
         if product is not None and self._grad is not None:
             slope, factor = product
@@ -143,13 +143,13 @@ def first_rows_against_all(
     unit: Tensor, weight: Tensor, rows: int, potential: Potential, *, gradient: bool
 ) -> PairSum:
     """`sum F(c_ij)` over ordered pairs with i among the first `rows`, with its gradient on all the unit rows."""
-    sums = PanelSums(weight, unit, potential, gradient, False)
+    sums = PanelSums(weight, unit, potential, gradient=gradient)
     buffers: list[Tensor] = []
-    for stack in _rectangle(rows, len(unit), unit.device):
-        buffers = buffers or [unit.new_empty(stack.elements) for _ in range(2 if gradient else 1)]
-        cos, *spare = (buffer[: stack.elements].view(stack.shape) for buffer in buffers)
-        torch.mm(stack.left(unit), stack.right(unit).t(), out=cos)
-        sums.visit(stack, cos, spare[0] if spare else None, None)
+    for batch in _rectangle(rows, len(unit), unit.device):
+        buffers = buffers or [unit.new_empty(batch.elements) for _ in range(2 if gradient else 1)]
+        cos, *spare = (buffer[: batch.elements].view(batch.shape) for buffer in buffers)
+        torch.mm(batch.left(unit), batch.right(unit).t(), out=cos)
+        sums.visit(batch, cos, spare[0] if spare else None, None)
     beside = sums.result()
     square = walk(unit[:rows], weight[:rows], potential, gradient=gradient)
     if beside.gradient is not None and square.gradient is not None:
@@ -157,10 +157,10 @@ def first_rows_against_all(
     return PairSum(square.value + 0.5 * beside.value, beside.gradient, 0)
 
 
-def _rectangle(rows: int, n: int, device: torch.device) -> Iterator[Stack]:
+def _rectangle(rows: int, n: int, device: torch.device) -> Iterator[PanelBatch]:
     # The first panel is the largest.
     height, width = block_shape(n, device)
-    for row, row_end in cuts(0, rows, height):
-        for column, column_end in cuts(rows, n, width):
+    for row, row_end in bounds(0, rows, height):
+        for column, column_end in bounds(rows, n, width):
             panel = Panel(row, row_end, column, column_end)
-            yield Stack(panel, opens_rows=column == rows, opens_columns=row == 0)
+            yield PanelBatch(panel, opens_rows=column == rows, opens_columns=row == 0)
