@@ -29,7 +29,11 @@ def hyperspherical_energy(
     """Hyperspherical energy of the rows of a weight matrix: low where their directions spread evenly over the sphere.
 
     Example:
+        >>> import torch
+        >>> from hf_mhe import hyperspherical_energy
         >>> hyperspherical_energy(torch.eye(3))  # three orthogonal neurons: every squared distance is 2
+        tensor(0.5000)
+        >>> hyperspherical_energy(torch.tensor([[1.0, 0.0], [-2.0, 0.0]]), s=1)  # two opposite ones, at distance 2
         tensor(0.5000)
 
     Args:

@@ -37,8 +37,14 @@ def sampled_energy(
     exactly. The expectation of the value is the energy, and that of the gradient is the energy's gradient.
 
     Example:
-        >>> energy = sampled_energy(weight, rows=len(weight) // 8)  # under a quarter of the exact walk's operations
+        >>> import torch
+        >>> from hf_mhe.energy import hyperspherical_energy, sampled_energy
+        >>> weight = torch.randn(512, 64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        >>> draw = torch.Generator().manual_seed(0)
+        >>> energy = sampled_energy(weight, rows=64, generator=draw)  # under a quarter of the exact walk's operations
         >>> energy.backward()
+        >>> abs(energy.item() - hyperspherical_energy(weight).item()) < 1e-3
+        True
 
     Note:
         Work for rows = m: `3 m n d (2 - m/n)` operations where the exact walk takes `3 n^2 d`, and, where d <= 2 m,

@@ -43,6 +43,11 @@ def energy_lower_bound(
 ) -> float:
     """A number that the mean hyperspherical energy of no `n` neurons in dimension `d` lies below.
 
+    Example:
+        >>> from hf_mhe import energy_lower_bound
+        >>> round(energy_lower_bound(4, 3), 6)  # the regular tetrahedron: every squared distance is 8/3
+        0.375
+
     The universal lower bound of Boyvalenkov et al. (2016), by Levenshtein's quadrature; angular in full space by a
     linear program in the manner of Delsarte and Yudin; exact for d = 2. It is attained, and so the optimum: in full
     space, euclidean, by the regular simplex (n <= d + 1), the cross-polytope (n = 2 d) and every other sharp code,

@@ -56,7 +56,12 @@ def minimize_energy(
     """Directions that minimize the hyperspherical energy: Thomson's problem, or fixed prototypes for n classes.
 
     Example:
-        >>> prototypes = minimize_energy(100, 512)  # 100 classes as far apart as can be; (100, 512)
+        >>> from hf_mhe import minimize_energy
+        >>> prototypes = minimize_energy(100, 512)  # 100 classes as far apart as can be
+        >>> prototypes.shape
+        torch.Size([100, 512])
+        >>> round(float(prototypes[0] @ prototypes[1]), 6)  # -1/99, as of every pair
+        -0.010101
 
     Riemannian L-BFGS on the product of n unit spheres over the exact walk in float64, from several random starts; the
     lowest end wins. For more points than a few dozen it is a good local minimum, as every solver's answer is.

@@ -124,16 +124,16 @@ def walk(
     """
     if unit.dtype != torch.float32:
         raise MHEError(f"the Triton walk takes unit rows in float32; got {unit.dtype}")
-    options = {"leave_out_coincident": leave_out_coincident}
+    options: dict[str, Any] = {"gradient": gradient, "leave_out_coincident": leave_out_coincident}
     if potential.distance not in DISTANCES:
-        return blocked.walk(unit, weight, potential, gradient=gradient, **options)
+        return blocked.walk(unit, weight, potential, **options)
     on_device = torch.cuda.device(unit.device) if unit.is_cuda else contextlib.nullcontext()
     with on_device:
-        result = _walk(operands(unit, weight), unit, weight, potential, gradient=gradient, **options)
+        result = _walk(operands(unit, weight), unit, weight, potential, **options)
     if result is None:
         # More close pairs than slots: a layer that has collapsed to a few directions. The blocked walk does such
         # panels in float64.
-        return blocked.walk(unit, weight, potential, gradient=gradient, **options)
+        return blocked.walk(unit, weight, potential, **options)
     return result
 
 
