@@ -8,14 +8,14 @@ from typing import Annotated, Optional, get_args
 
 import typer
 
-from hf_mhe import names
+from hf_mhe import choices
 
 
 class Distance(str, Enum):
     """Distances between two neurons on the sphere."""
 
     _ignore_ = "name"
-    for name in get_args(names.Distance):
+    for name in get_args(choices.Distance):
         locals()[name] = name
 
 
@@ -23,7 +23,7 @@ class Space(str, Enum):
     """Whether a neuron also repels the mirror images of the others (half)."""
 
     _ignore_ = "name"
-    for name in get_args(names.Space):
+    for name in get_args(choices.Space):
         locals()[name] = name
 
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from hf_mhe.checks import check_option
+from hf_mhe.choices import Distance, Space
 from hf_mhe.energy.autograd.transforms import exact_energy
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.rows import DeadRows, check_weight, unit_rows
 from hf_mhe.energy.walks.definition import dense_energy
-from hf_mhe.names import Distance, Space
 
 
 def hyperspherical_energy(

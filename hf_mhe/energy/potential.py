@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from hf_mhe.checks import check_number, check_option
+from hf_mhe.choices import Distance, Space
 from hf_mhe.energy.distances.spherical import SphericalDistance
 from hf_mhe.energy.distances.table import DISTANCES
-from hf_mhe.names import Distance, Space
 
 _SPACES = get_args(Space)
 _Number = TypeVar("_Number", float, Tensor)

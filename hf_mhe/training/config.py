@@ -12,9 +12,9 @@ from typing import Any, get_args
 
 from hf_mhe._version import __version__
 from hf_mhe.checks import check_number, check_option
+from hf_mhe.choices import Distance, Space
 from hf_mhe.energy import Potential
 from hf_mhe.errors import MHEError
-from hf_mhe.names import Distance, Space
 from hf_mhe.neurons import Adapters
 from hf_mhe.training.schedule import Decay, Schedule
 

@@ -10,7 +10,7 @@ import torch
 
 from hf_mhe.energy.reference.bounds import energy_lower_bound
 from hf_mhe.energy.reference.expectation import expected_energy
-from hf_mhe.energy.reference.levenshtein import design_bound, largest_tau, levenshtein_quadrature
+from hf_mhe.energy.sphere.levenshtein import design_bound, largest_tau, levenshtein_quadrature
 from hf_mhe.errors import MHEError
 from tests.oracle import DISTANCES, SPACES, THOMSON, VARIANTS, directions, quick_energy
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_mhe import names
+from hf_mhe import choices
 from hf_mhe.cli import options
 from hf_mhe.energy import Potential, energy_lower_bound, expected_energy, hyperspherical_energy, separation_penalty
 from hf_mhe.energy.distances.chord import Chord
@@ -31,9 +31,9 @@ def chords(angles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_the_table_the_names_and_the_oracle_agree() -> None:
     """If this failed, a distance would be offered that nothing computes, or computed and tested by nobody."""
-    assert tuple(DISTANCES) == get_args(names.Distance) == tuple(RHO)
+    assert tuple(DISTANCES) == get_args(choices.Distance) == tuple(RHO)
     assert [choice.value for choice in options.Distance] == list(DISTANCES)
-    assert [choice.value for choice in options.Space] == list(get_args(names.Space))
+    assert [choice.value for choice in options.Space] == list(get_args(choices.Space))
 
 
 @pytest.mark.parametrize("name", DISTANCES)

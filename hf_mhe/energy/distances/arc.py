@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_mhe.energy.distances.chord import Chord
 from hf_mhe.energy.distances.spherical import SphericalDistance
-from hf_mhe.energy.reference import levenshtein
+from hf_mhe.energy.sphere import levenshtein
 
 
 class Arc(SphericalDistance):
@@ -45,7 +45,7 @@ class Arc(SphericalDistance):
         return super().std(d, s, mirrored=mirrored)
 
     def lower_bound(self, n: int, d: int, s: float) -> float:
-        from hf_mhe.energy.reference.linear_program import angular_bound
+        from hf_mhe.energy.sphere.linear_program import angular_bound
 
         degree = levenshtein.largest_tau(n, d, projective=False)
         return angular_bound(n, d, s, degree=degree, euclidean_bound=Chord().lower_bound(n, d, s))

@@ -8,8 +8,8 @@ import numpy as np
 from torch import Tensor
 
 from hf_mhe.energy.distances.spherical import SphericalDistance
-from hf_mhe.energy.reference import levenshtein
-from hf_mhe.energy.reference.log_gamma import log_gamma_bend, log_gamma_step
+from hf_mhe.energy.sphere import levenshtein
+from hf_mhe.energy.sphere.log_gamma import log_gamma_bend, log_gamma_step
 
 
 class Chord(SphericalDistance):

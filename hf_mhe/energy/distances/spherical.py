@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 from torch import Tensor
 
-from hf_mhe.energy.reference import angles
+from hf_mhe.energy.sphere import angles
 
 
 class SphericalDistance(ABC):

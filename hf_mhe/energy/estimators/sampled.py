@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from hf_mhe.checks import check_integer, check_option
+from hf_mhe.choices import Distance, Space
 from hf_mhe.energy.autograd.once import Scale
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.precision import energy_dtype, product_dtype, without_autocast
 from hf_mhe.energy.rows import DeadRows, UnitRows, check_weight, pull_back_, unit_rows
 from hf_mhe.energy.walks.blocked import PairSum
 from hf_mhe.energy.walks.rows_against_all import first_rows_against_all
-from hf_mhe.names import Distance, Space
 
 
 def sampled_energy(

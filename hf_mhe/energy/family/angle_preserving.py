@@ -7,13 +7,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from hf_mhe.checks import check_number
+from hf_mhe.choices import Distance, Space
 from hf_mhe.energy.family.comhe import ascend, given_or_drawn
 from hf_mhe.energy.family.inputs import check_count, directions
 from hf_mhe.energy.functional import energy_of
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.precision import energy_dtype, without_autocast
 from hf_mhe.energy.rows import DeadRows
-from hf_mhe.names import Distance, Space
 
 
 @without_autocast

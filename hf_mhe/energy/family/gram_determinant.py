@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from hf_mhe.checks import check_number, check_option
+from hf_mhe.choices import Space
 from hf_mhe.energy.family.inputs import directions
 from hf_mhe.energy.precision import energy_dtype, without_autocast
 from hf_mhe.energy.rows import DeadRows
 from hf_mhe.errors import MHEError
-from hf_mhe.names import Space
 
 
 @without_autocast

@@ -7,12 +7,12 @@ from typing import get_args
 from torch import Tensor
 
 from hf_mhe.checks import check_option
+from hf_mhe.choices import Space
 from hf_mhe.energy.distances.table import DISTANCES
 from hf_mhe.energy.family.inputs import directions
 from hf_mhe.energy.family.nearest import nearest_neighbours, pair_distance
 from hf_mhe.energy.precision import energy_dtype, without_autocast
 from hf_mhe.energy.rows import DeadRows
-from hf_mhe.names import Space
 
 
 @without_autocast

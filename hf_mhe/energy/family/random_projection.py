@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hf_mhe.choices import Distance, Space
 from hf_mhe.energy.family.comhe import draw_projections
 from hf_mhe.energy.family.inputs import check_count, directions
 from hf_mhe.energy.functional import energy_of
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.precision import without_autocast
 from hf_mhe.energy.rows import DeadRows
-from hf_mhe.names import Distance, Space
 
 
 @without_autocast

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from hf_mhe.choices import Distance, Space
 from hf_mhe.energy.family.inputs import directions
 from hf_mhe.energy.family.nearest import nearest_neighbours, pair_distance
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.precision import energy_dtype, without_autocast
 from hf_mhe.energy.rows import DeadRows
-from hf_mhe.names import Distance, Space
 
 
 @without_autocast

@@ -7,10 +7,10 @@ from functools import lru_cache
 
 import numpy as np
 
+from hf_mhe.choices import Distance, Space
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.reference.expectation import check_shape
-from hf_mhe.energy.reference.levenshtein import riesz
-from hf_mhe.names import Distance, Space
+from hf_mhe.energy.sphere.levenshtein import riesz
 
 
 @lru_cache(maxsize=4096)

@@ -6,9 +6,9 @@ import math
 from functools import lru_cache
 
 from hf_mhe.checks import check_integer
+from hf_mhe.choices import Distance, Space
 from hf_mhe.energy.distances.spherical import SphericalDistance
 from hf_mhe.energy.potential import Potential
-from hf_mhe.names import Distance, Space
 
 
 def check_shape(n: int, d: int) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hf_mhe.checks import check_integer, check_number
+from hf_mhe.choices import Distance, Space
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.reference.bounds import lower_bound
 from hf_mhe.energy.reference.expectation import check_shape
@@ -19,7 +20,6 @@ from hf_mhe.energy.rows import project_
 from hf_mhe.energy.solver.lbfgs import Minimum, minimize_on_spheres
 from hf_mhe.energy.walks.blocked import walk
 from hf_mhe.errors import MHEError
-from hf_mhe.names import Distance, Space
 
 # Note [Small and large problems]
 # Up to a thousand coordinates a minimum is reached to all digits in a second, and since there are many local

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-from hf_mhe.energy.reference.log_gamma import log_gamma_step
+from hf_mhe.energy.sphere.log_gamma import log_gamma_step
 
 # rho of one angle in (0, π], which is about slope_at_zero · θ near 0.
 Rho = Callable[[float], float]

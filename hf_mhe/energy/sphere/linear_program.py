@@ -7,8 +7,8 @@ import math
 import numpy as np
 
 # Note [proof of the angular bound]
-# The angular f, as a function of the cosine t, is concave near t = −1, so the universal bound of bounds.py does not
-# apply. But each of these functions φ has a known lower bound m of its mean over the n(n−1) ordered pairs:
+# The angular f, as a function of the cosine t, is concave near t = −1, so the universal bound (levenshtein.py) does
+# not apply. But each of these functions φ has a known lower bound m of its mean over the n(n−1) ordered pairs:
 # - the constant 1: m = 1.
 # - the Gegenbauer polynomials P_k, k >= 1, with P_k(1) = 1: m = −1/(n−1), because Σ_{i,j} P_k(t_ij) >= 0 with the n
 #   pairs i = j included (Schoenberg 1942; Delsarte, Goethals, Seidel 1977).

@@ -1,4 +1,4 @@
-"""Names that options take in several rooms: no import, so that the command line can list them at no cost."""
+"""What may be chosen where several rooms ask: no import, so that the command line can list it at no cost."""
 
 from __future__ import annotations
 

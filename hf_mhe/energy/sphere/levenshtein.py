@@ -36,7 +36,7 @@ import numpy as np
 # and other sharp codes; in half space by orthonormal rows (τ = 0), equiangular tight frames (τ = 1) and others. Degree
 # 1 alone is f(ρ² = 2n/(n−1)), and, in half space, the bound by Σ c² >= n²/d.
 #
-# In full space the angular f is concave near c = −1: see hf_mhe/energy/reference/linear_program.py.
+# In full space the angular f is concave near c = −1: see hf_mhe/energy/sphere/linear_program.py.
 # For d = 2, f is convex and decreasing in the arc for both distances, so n equally spaced directions are optimal
 # (Brauchart, Hardin, Saff, "The Riesz energy of the Nth roots of unity", Bull. LMS 41 (2009)); 2n equally
 # spaced points are antipodal, which settles half space too.
