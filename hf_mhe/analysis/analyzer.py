@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hf_mhe import __version__
+from hf_mhe._version import __version__
 from hf_mhe.analysis.group_energy import GroupEnergy
 from hf_mhe.analysis.in_memory import Pipeline, as_module
 from hf_mhe.analysis.reader import CheckpointReader, check_finite, open_checkpoint

@@ -43,10 +43,10 @@ def analyze_command(
         bool, typer.Option("--aggregate", help="Table and CSV with one row for all experts, or heads, of a matrix.")
     ] = False,
     s: Annotated[float, typer.Option("--s", help="Exponent of the energy, >= 0.")] = 2.0,
-    distance: Annotated[options.Distance, typer.Option(help="Distance on the sphere.")] = options.Distance.euclidean,
+    distance: Annotated[options.Distance, typer.Option(help="Distance on the sphere.")] = options.EUCLIDEAN,
     space: Annotated[
         options.Space, typer.Option(help="Half space: a neuron and its mirror image count alike.")
-    ] = options.Space.full,
+    ] = options.FULL,
     top: Annotated[Optional[int], typer.Option(min=1, help="Print only the N most redundant layers.")] = None,  # noqa: UP045
     fail_above: Annotated[
         Optional[float],  # noqa: UP045

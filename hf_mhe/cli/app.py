@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hf_mhe import __version__
+from hf_mhe._version import __version__
 from hf_mhe.cli.analyze import analyze_command
 from hf_mhe.cli.compare import compare_command
 from hf_mhe.cli.console import emit, stdout_is_for_results

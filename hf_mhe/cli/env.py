@@ -26,7 +26,7 @@ def env_command() -> None:
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
-    import hf_mhe
+    from hf_mhe._version import __version__
 
     def installed(package: str) -> str:
         try:
@@ -34,7 +34,7 @@ def env_command() -> None:
         except PackageNotFoundError:
             return "not installed"
 
-    lines = {"hf_mhe": hf_mhe.__version__, "python": platform.python_version(), "platform": platform.platform()}
+    lines = {"hf_mhe": __version__, "python": platform.python_version(), "platform": platform.platform()}
     lines |= {package: installed(package) for package in PACKAGES}
     lines |= _devices()
     emit("".join(f"- {name}: {value}\n" for name, value in lines.items()))

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Optional, get_args
 
 import typer
+
+from hf_mhe import choices
 
 
 class Distance(str, Enum):
     """Distances between two neurons on the sphere."""
 
-    euclidean = "euclidean"
-    angular = "angular"
+    _ignore_ = "name"
+    for name in get_args(choices.Distance):
+        locals()[name] = name
 
 
 class Space(str, Enum):
     """Whether a neuron also repels the mirror images of the others (half)."""
 
-    full = "full"
-    half = "half"
+    _ignore_ = "name"
+    for name in get_args(choices.Space):
+        locals()[name] = name
+
+
+EUCLIDEAN, FULL = Distance("euclidean"), Space("full")
 
 
 # typer reads these annotations at run time, on Python 3.10 too: Optional, not `| None`.

@@ -26,7 +26,7 @@ from hf_mhe.energy.reference.expectation import expected_energy, expected_energy
 from hf_mhe.energy.reference.score import EnergyScore, energy_score
 from hf_mhe.energy.solver.minimize import minimize_energy
 from hf_mhe.energy.statistics import PairStatistics, pair_statistics
-from hf_mhe.energy.walks.dense import dense_energy
+from hf_mhe.energy.walks.definition import dense_energy
 
 __all__ = [
     "EnergyScore",

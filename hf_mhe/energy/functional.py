@@ -7,10 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hf_mhe.energy.autograd import exact_energy
-from hf_mhe.energy.potential import Distance, Potential, Space, check_option
+from hf_mhe.checks import check_option
+from hf_mhe.choices import Distance, Space
+from hf_mhe.energy.autograd.transforms import exact_energy
+from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.rows import DeadRows, check_weight, unit_rows
-from hf_mhe.energy.walks.dense import dense_energy
+from hf_mhe.energy.walks.definition import dense_energy
 
 
 def hyperspherical_energy(
@@ -27,7 +29,11 @@ def hyperspherical_energy(
     """Hyperspherical energy of the rows of a weight matrix: low where their directions spread evenly over the sphere.
 
     Example:
+        >>> import torch
+        >>> from hf_mhe import hyperspherical_energy
         >>> hyperspherical_energy(torch.eye(3))  # three orthogonal neurons: every squared distance is 2
+        tensor(0.5000)
+        >>> hyperspherical_energy(torch.tensor([[1.0, 0.0], [-2.0, 0.0]]), s=1)  # two opposite ones, at distance 2
         tensor(0.5000)
 
     Args:
@@ -52,14 +58,20 @@ def hyperspherical_energy(
     Source: Liu et al., "Learning towards Minimum Hyperspherical Energy", NeurIPS 2018, eq. (1)-(3), section 3.3.
     """
     potential = Potential(s, distance, space, softening)
+    return energy_of(weight, potential, reduction=reduction, walk=walk, dead=dead)
+
+
+def energy_of(
+    weight: Tensor, potential: Potential, *, reduction: str = "mean", walk: str = "blocked", dead: DeadRows = "error"
+) -> Tensor:
+    """`hyperspherical_energy` of a potential."""
     check_option("reduction", reduction, ("mean", "sum"))
     check_option("walk", walk, ("blocked", "dense"))
     check_option("dead", dead, ("error", "skip"))
     check_weight(weight)
     if walk == "dense":
         return _dense(weight, potential, reduction, dead)
-    gradient = torch.is_grad_enabled() and weight.requires_grad
-    return exact_energy(weight, potential, reduction=reduction, skip_dead=dead == "skip", gradient=gradient)
+    return exact_energy(weight, potential, reduction=reduction, dead=dead)
 
 
 def _dense(weight: Tensor, potential: Potential, reduction: str, dead: DeadRows) -> Tensor:

@@ -4,32 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Real
-from typing import Literal, TypeVar, get_args
+from typing import TypeVar, get_args
 
 import torch
 from torch import Tensor
 
-from hf_mhe.errors import MHEError
+from hf_mhe.checks import check_number, check_option
+from hf_mhe.choices import Distance, Space
+from hf_mhe.energy.distances.spherical import SphericalDistance
+from hf_mhe.energy.distances.table import DISTANCES
 
-Distance = Literal["euclidean", "angular"]
-Space = Literal["full", "half"]
+_SPACES = get_args(Space)
 _Number = TypeVar("_Number", float, Tensor)
-
-
-def check_option(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    """Refuse a value that is not one of `allowed`, naming them all."""
-    if value not in allowed:
-        choices = ", ".join(repr(choice) for choice in allowed)
-        raise MHEError(f"{name} must be one of {choices}; got {value!r}")
-
-
-def check_number(name: str, value: object) -> None:
-    """Refuse what is not a finite number >= 0."""
-    # SymFloat and SymInt are what torch.compile hands over where it does not want to compile for each number anew.
-    is_number = isinstance(value, (Real, torch.SymFloat, torch.SymInt)) and not isinstance(value, bool)
-    if not is_number or not 0 <= value < math.inf:  # type: ignore[operator]
-        raise MHEError(f"{name} must be a finite number >= 0; got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -43,7 +29,8 @@ class Potential:
 
     Args:
         s: exponent of the Riesz kernel, any finite number >= 0.
-        distance: `"euclidean"` (chord length) or `"angular"` (arc length, radians).
+        distance: a name in `hf_mhe.energy.distances.table`: `"euclidean"` (chord length) or `"angular"` (arc length,
+            radians).
         space: `"full"` or `"half"`.
         softening: Plummer softening `eps >= 0`: `rho^2` becomes `rho^2 + eps^2`; 0 is the exact energy.
 
@@ -59,13 +46,22 @@ class Potential:
     def __post_init__(self) -> None:
         check_number("s", self.s)
         check_number("softening", self.softening)
-        check_option("distance", self.distance, get_args(Distance))
-        check_option("space", self.space, get_args(Space))
+        check_option("distance", self.distance, tuple(DISTANCES))
+        check_option("space", self.space, _SPACES)
+
+    def plain(self) -> tuple[float, str, str, float]:
+        """The fields in the types that an operator's schema has: `Potential(*plain)` is the same potential."""
+        return float(self.s), self.distance, self.space, float(self.softening)
 
     def describe(self) -> str:
         """One phrase for tables and cards, such as `"s=2, euclidean, full space"`."""
         softened = f", softening {self.softening:g}" if self.softening else ""
         return f"s={self.s:g}, {self.distance}, {self.space} space{softened}"
+
+    @property
+    def rho(self) -> SphericalDistance:
+        """The distance itself."""
+        return DISTANCES[self.distance]
 
     # Two-sided: the pair function, or its derivative, is also singular where two neurons point in opposite
     # directions. In half space because the mirror image is near; for the angular distance because d arccos(c) / dc
@@ -73,7 +69,7 @@ class Potential:
     @property
     def two_sided(self) -> bool:
         """Whether pairs with a cosine near -1 need the same care as pairs near +1."""
-        return self.space == "half" or self.distance == "angular"
+        return self.space == "half" or self.rho.slope_at_antipodes != 0
 
     def mean_of(self, pair_sum: _Number, n: int, reduction: str = "mean", *, coincident: int = 0) -> _Number:
         """Turn `sum_{i != j} F(c_ij)` (ordered pairs) over n neurons into the energy, the sum or its mean.
@@ -97,7 +93,7 @@ class Potential:
 
     def mirror_energy(self) -> float:
         """`f(-1)`: what a neuron and its own mirror image contribute in half space."""
-        square = (4.0 if self.distance == "euclidean" else math.pi**2) + self.softening**2
+        square = self.rho.at_antipodes**2 + self.softening**2
         return -0.5 * math.log(square) if self.s == 0 else square ** (-0.5 * self.s)
 
     def value(self, cos: Tensor) -> Tensor:
@@ -108,8 +104,7 @@ class Potential:
         return value + self._value_of_one_side(-cos) if self.space == "half" else value
 
     def _value_of_one_side(self, cos: Tensor) -> Tensor:
-        square = 2 - 2 * cos if self.distance == "euclidean" else torch.arccos(cos).square()
-        square = square + self.softening**2
+        square = self.rho.squared(cos) + self.softening**2
         return -0.5 * torch.log(square) if self.s == 0 else square ** (-0.5 * self.s)
 
     def from_chords(self, near: Tensor, far: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,14 +120,8 @@ class Potential:
         return value, slope
 
     def _one_side_from_chords(self, near: Tensor, far: Tensor) -> tuple[Tensor, Tensor]:
-        inner: Tensor | float
-        if self.distance == "euclidean":
-            square, inner = near + self.softening**2, 1.0
-        else:
-            angle = 2 * torch.atan2(near.sqrt(), far.sqrt())
-            square = angle.square() + self.softening**2
-            # rho drho/dc = -theta / sin(theta), and sin(theta) = sqrt(near * far) / 2; its limit at theta = 0 is 1.
-            inner = torch.where(near > 0, 2 * angle / (near * far).sqrt(), torch.ones_like(near))
+        square, inner = self.rho.squared_from_chords(near, far)
+        square = square + self.softening**2
         if self.s == 0:
             return -0.5 * torch.log(square), inner / square
         value = square ** (-0.5 * self.s)

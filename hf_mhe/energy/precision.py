@@ -1,4 +1,4 @@
-"""In which precision what is computed, whatever surrounds the call."""
+"""The precision of products and of results, and how both escape an autocast around the call."""
 
 from __future__ import annotations
 

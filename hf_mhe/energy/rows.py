@@ -118,8 +118,12 @@ def pull_back_(grad: Tensor, rows: UnitRows, scale: float, *, out: Tensor | None
 
 
 def _pull_back_(grad: Tensor, unit: Tensor, norm: Tensor, scale: float, out: Tensor) -> Tensor:
-    grad.addcmul_(unit, torch.linalg.vecdot(grad, unit).unsqueeze(-1), value=-1)
-    return torch.div(grad, norm / scale, out=out)
+    return torch.div(project_(grad, unit), norm / scale, out=out)
+
+
+def project_(vectors: Tensor, unit: Tensor) -> Tensor:
+    """Make vectors `(..., n, d)` tangent to the unit sphere at the rows of `unit` `(n, d)`, in place."""
+    return vectors.addcmul_(unit, torch.linalg.vecdot(vectors, unit).unsqueeze(-1), value=-1)
 
 
 def _one_chunk(rows: Tensor) -> bool:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hf_mhe.checks import check_integer, check_number
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.precision import product_dtype, without_autocast
 from hf_mhe.energy.rows import check_weight, unit_rows
 from hf_mhe.energy.walks.blocked import walk
 from hf_mhe.energy.walks.panels import Panel
-from hf_mhe.errors import MHEError
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,8 @@ def pair_statistics(
     Raises:
         MHEError: wrong rank or dtype, a value that is not finite, or fewer than two live neurons.
     """
-    if not 0 < duplicate_cosine <= 1:
-        raise MHEError(f"duplicate_cosine must be in (0, 1]; got {duplicate_cosine!r}")
-    if bins < 1:
-        raise MHEError(f"bins must be at least 1; got {bins!r}")
+    check_number("duplicate_cosine", duplicate_cosine, above=0, at_most=1, right="in (0, 1]")
+    bins = check_integer("bins", bins, at_least=1, right="at least 1")
     check_weight(weight, ranks=(2,))
     rows = unit_rows(weight, product_dtype(weight), dead="skip")
     source = weight if rows.live is None else weight[rows.live]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-from hf_mhe import __version__
+from hf_mhe._version import __version__
 from hf_mhe.analysis import EnergyReport
 from hf_mhe.errors import MHEError
 from hf_mhe.hub.bundle import Claims, claims_of_folder, save_for_hub, write_claims

@@ -7,11 +7,12 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from numbers import Real
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-import hf_mhe
+from hf_mhe._version import __version__
+from hf_mhe.checks import check_number, check_option
+from hf_mhe.choices import Distance, Space
 from hf_mhe.energy import Potential
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import Adapters
@@ -68,10 +69,8 @@ class MHEConfig:
     """
 
     s: float = field(default=2.0, metadata={"help": "Exponent of the energy, any finite number >= 0."})
-    distance: Literal["euclidean", "angular"] = field(
-        default="euclidean", metadata={"help": "Distance between two neurons on the sphere."}
-    )
-    space: Literal["full", "half"] = field(
+    distance: Distance = field(default="euclidean", metadata={"help": "Distance between two neurons on the sphere."})
+    space: Space = field(
         default="half", metadata={"help": "Whether a neuron also repels the mirror images of the others (half)."}
     )
     softening: float = field(default=0.0, metadata={"help": "Plummer softening >= 0; 0 is the exact energy."})
@@ -103,12 +102,15 @@ class MHEConfig:
 
     def __post_init__(self) -> None:
         for name in ("s", "softening", *_WEIGHTS):
-            object.__setattr__(self, name, _number(name, getattr(self, name)))
-        object.__setattr__(self, "budget", _share(self.budget))
+            check_number(name, getattr(self, name))
+            object.__setattr__(self, name, float(getattr(self, name)))
+        if self.budget is not None:
+            share = "a share of the training step's operations in (0, 1], or None"
+            check_number("budget", self.budget, above=0, at_most=1, right=share)
+            object.__setattr__(self, "budget", float(self.budget))
         for name in ("include", "exclude", "output"):
             object.__setattr__(self, name, _patterns(name, getattr(self, name)))
-        if self.adapters not in (known := get_args(Adapters)):
-            raise MHEError(f"adapters must be one of {', '.join(map(repr, known))}; got {self.adapters!r}")
+        check_option("adapters", self.adapters, get_args(Adapters))
         if not isinstance(self.log_groups, bool):
             raise MHEError(f"log_groups must be True or False; got {self.log_groups!r}")
         self.potential("hidden")  # the potential knows which distances and spaces there are
@@ -125,8 +127,7 @@ class MHEConfig:
         Raises:
             MHEError: there is no such role.
         """
-        if role not in ROLES:
-            raise MHEError(f"role must be one of {', '.join(map(repr, ROLES))}; got {role!r}")
+        check_option("role", role, ROLES)
         return float(getattr(self, f"{role}_weight"))
 
     @property
@@ -165,7 +166,7 @@ class MHEConfig:
         if unknown:
             writer = f"written by hf_mhe {values[_VERSION_KEY]}, " if _VERSION_KEY in values else ""
             warnings.warn(
-                f"MHEConfig ({writer}read by hf_mhe {hf_mhe.__version__}) does not know and ignores: "
+                f"MHEConfig ({writer}read by hf_mhe {__version__}) does not know and ignores: "
                 f"{', '.join(sorted(unknown))}. Known: {', '.join(sorted(known))}.",
                 UserWarning,
                 stacklevel=2,
@@ -204,7 +205,7 @@ class MHEConfig:
             raise MHEError(f"save_directory must be a folder; {str(folder)!r} is a file")
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / CONFIG_NAME
-        text = json.dumps({**self.to_dict(), _VERSION_KEY: hf_mhe.__version__}, indent=2, allow_nan=False)
+        text = json.dumps({**self.to_dict(), _VERSION_KEY: __version__}, indent=2, allow_nan=False)
         path.write_text(text + "\n", encoding="utf-8")
         return path
 
@@ -237,21 +238,6 @@ class MHEConfig:
             return cls.from_dict(values)
         except MHEError as error:
             raise MHEError(f"{path}: {error}") from error
-
-
-def _number(name: str, value: object) -> float:
-    # bool is a Real, and "true" in a config file is never meant as the number 1.
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value < 0:
-        raise MHEError(f"{name} must be a finite number >= 0; got {value!r}")
-    return float(value)
-
-
-def _share(value: object) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) <= 1:  # NaN is not
-        raise MHEError(f"budget must be a share of the training step's operations in (0, 1], or None; got {value!r}")
-    return float(value)
 
 
 def _patterns(name: str, value: object) -> list[str] | None:

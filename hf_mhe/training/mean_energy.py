@@ -8,8 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hf_mhe.energy import Potential, hyperspherical_energy, sampled_energy
-from hf_mhe.energy.operator import matrices_at_a_time
+from hf_mhe.energy import Potential
+from hf_mhe.energy.estimators.sampled import sampled_energy_of
+from hf_mhe.energy.functional import energy_of
+from hf_mhe.energy.walks.exact import matrices_at_a_time
 from hf_mhe.errors import MHEError
 
 
@@ -30,17 +32,9 @@ def mean_energy(matrix: Tensor, potential: Potential, sample: Sample | None = No
     """
     try:
         if sample is not None:
-            return sampled_energy(
-                matrix,
-                potential.s,
-                rows=sample.rows,
-                distance=potential.distance,
-                space=potential.space,
-                softening=potential.softening,
-                dead="skip",
-                generator=torch.Generator().manual_seed(sample.seed),
-            )
-        return _exact(matrix, potential)
+            generator = torch.Generator().manual_seed(sample.seed)
+            return sampled_energy_of(matrix, potential, rows=sample.rows, dead="skip", generator=generator)
+        return energy_of(matrix, potential, dead="skip")
     except MHEError:
         # A layer that starts at zero (LoRA's B, a zero-initialised residual) has no pair of directions yet.
         if int(matrix.detach().any(dim=1).sum()) < 2:
@@ -53,7 +47,7 @@ _TOGETHER = 1 << 22
 
 
 def alike(places: Sequence[int], matrices: Sequence[Tensor], potentials: Sequence[Potential]) -> list[list[int]]:
-    """Of some places those whose matrices are walked faster in one call than one after the other, call by call."""
+    """Batches of indices, at least two in each, whose matrices take less time in one call than one by one."""
     calls: list[list[int]] = []
     latest: dict[tuple[object, ...], list[int]] = {}
     for place in places:
@@ -74,18 +68,7 @@ def mean_energies(matrices: Sequence[Tensor], potential: Potential) -> Sequence[
     Raises:
         MHEError: as `hyperspherical_energy`.
     """
-    return _exact(torch.stack(list(matrices)), potential).unbind()
-
-
-def _exact(matrix: Tensor, potential: Potential) -> Tensor:
-    return hyperspherical_energy(
-        matrix,
-        potential.s,
-        distance=potential.distance,
-        space=potential.space,
-        softening=potential.softening,
-        dead="skip",
-    )
+    return energy_of(torch.stack(list(matrices)), potential, dead="skip").unbind()
 
 
 def with_range(tensor: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_mhe.checks import check_integer
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import NeuronGroup
 from hf_mhe.neurons.wrappers import unwrap
@@ -35,7 +36,6 @@ from hf_mhe.training.engines import (
 from hf_mhe.training.evaluation import Evaluation, Term
 from hf_mhe.training.logs import PenaltyLog, PenaltyTerms
 from hf_mhe.training.messages import check_loss, in_eval_mode, nothing_left
-from hf_mhe.training.schedule import check_integer
 from hf_mhe.training.timing import find_moment
 
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Literal, get_args
 
-from hf_mhe.energy.potential import check_option
-from hf_mhe.errors import MHEError
+from hf_mhe.checks import check_integer, check_option
 
 Decay = Literal["constant", "linear", "cosine"]
 
@@ -73,9 +71,3 @@ class Schedule:
         if step % self.every_n_steps:
             return 0.0
         return math.fsum(self.factor(step + later) for later in range(self.every_n_steps))
-
-
-def check_integer(name: str, value: object, *, at_least: int) -> None:
-    """Refuse what is not an integer from `at_least` on; True and False are no integers here."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < at_least:
-        raise MHEError(f"{name} must be an integer >= {at_least}; got {value!r}")

@@ -45,13 +45,15 @@ def dense_formula(weight: Tensor, s: float, distance: str, space: str) -> Tensor
     unit = torch.nn.functional.normalize(weight, dim=1)
     cos = (unit @ unit.T).fill_diagonal_(0)
 
-    def kernel(cos: Tensor) -> Tensor:
-        if distance == "euclidean":
-            square = 2 - 2 * cos
-            return {0: lambda: -0.5 * torch.log(square), 1: square.rsqrt, 2: square.reciprocal}[int(s)]()
+    def of_chord(cos: Tensor) -> Tensor:
+        square = 2 - 2 * cos
+        return {0: lambda: -0.5 * torch.log(square), 1: square.rsqrt, 2: square.reciprocal}[int(s)]()
+
+    def of_angle(cos: Tensor) -> Tensor:
         angle = torch.arccos(cos)
         return {0: lambda: -torch.log(angle), 1: angle.reciprocal, 2: lambda: 1 / angle.square()}[int(s)]()
 
+    kernel = {"euclidean": of_chord, "angular": of_angle}[distance]
     value = kernel(cos) if space == "full" else kernel(cos) + kernel(-cos)
     return value.sum()
 

@@ -13,13 +13,7 @@ from torch import nn
 import hf_mhe
 from hf_mhe.analysis import EnergyReport
 from hf_mhe.errors import MHEError
-
-
-def slow_energy(weight: torch.Tensor) -> float:
-    """The definition for s=2, euclidean, full space: an explicit loop over ordered pairs in float64."""
-    rows = [row / row.norm() for row in weight.double()]
-    terms = [1.0 / float((a - b).square().sum()) for i, a in enumerate(rows) for j, b in enumerate(rows) if i != j]
-    return math.fsum(terms) / len(terms)
+from tests.oracle import slow_energy
 
 
 def test_reference_layers_of_minilm(minilm_path: Path) -> None:
@@ -61,7 +55,7 @@ def test_minilm_in_memory_and_on_disk_agree(minilm_path: Path) -> None:
 def test_energy_is_the_definitions(bert: nn.Module, report: EnergyReport) -> None:
     """If this fails, the report's energy is not the mean of 1/ρ² over the ordered pairs of the layer's rows."""
     name = "bert.encoder.layer.1.intermediate.dense"
-    assert report[name].energy == pytest.approx(slow_energy(bert.get_submodule(name).weight.detach()), rel=1e-6)
+    assert report[name].energy == pytest.approx(slow_energy(bert.get_submodule(name).weight.detach()).item(), rel=1e-6)
 
 
 def test_one_file_shards_and_memory_agree(bert: nn.Module, bert_folder: Path, sharded_folder: Path) -> None:
@@ -82,7 +76,7 @@ def test_other_float_dtypes_are_walked_as_what_they_are(dtype: torch.dtype, tmp_
     weight = torch.randn(30, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
     save_file({"layer.weight": weight}, tmp_path / "model.safetensors")
     report = hf_mhe.analyze(tmp_path)
-    assert report.groups[0].energy == pytest.approx(slow_energy(weight), rel=1e-6)
+    assert report.groups[0].energy == pytest.approx(slow_energy(weight).item(), rel=1e-6)
 
 
 def test_roles_and_tied_weights_are_the_models(report: EnergyReport) -> None:

@@ -1,30 +1,27 @@
 """The mean and the spread of the energy of independent uniform directions."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
+import torch
 
 from hf_mhe.energy.reference.expectation import expected_energy, expected_energy_std
 from hf_mhe.errors import MHEError
+from tests.oracle import DISTANCES, RHO, SPACES, kernel, quick_energy
 
-VARIANTS = [(distance, space) for distance in ("euclidean", "angular") for space in ("full", "half")]
+VARIANTS = list(itertools.product(DISTANCES, SPACES))
 
 
-def pair_energy(cos: np.ndarray, s: float, distance: str) -> np.ndarray:
-    rho = np.arccos(cos) if distance == "angular" else np.sqrt(2 - 2 * cos)
-    return -np.log(rho) if s == 0 else rho**-s
+def pair_energy(cos: torch.Tensor, s: float, distance: str) -> torch.Tensor:
+    return kernel(RHO[distance](torch.sqrt(2 - 2 * cos), torch.sqrt(2 + 2 * cos)), s)
 
 
 def mean_energies(draws: int, n: int, d: int, s: float, distance: str, space: str, seed: int) -> np.ndarray:
     """The mean energy of each of `draws` samples of n uniform directions, straight from the definition."""
     points = np.random.default_rng(seed).standard_normal((draws, n, d))
-    points /= np.linalg.norm(points, axis=2, keepdims=True)
-    if space == "half":
-        points = np.concatenate((points, -points), axis=1)
-    cos = np.clip(points @ points.transpose(0, 2, 1), -1, 1)
-    off_diagonal = ~np.eye(points.shape[1], dtype=bool)
-    return pair_energy(cos[:, off_diagonal], s, distance).mean(axis=1)
+    return quick_energy(torch.from_numpy(points), s, distance, space).numpy()
 
 
 def cosine_moments(d: int, s: float, distance: str) -> tuple[float, float]:
@@ -35,9 +32,8 @@ def cosine_moments(d: int, s: float, distance: str) -> tuple[float, float]:
     log_weight = -(d - 1) * (np.abs(u) + np.log1p(np.exp(-2 * np.abs(u))) - math.log(2)) + np.log(np.cosh(v))
     seen = log_weight > -700  # elsewhere the weight is no float, and f may be none either
     u, log_weight = u[seen], log_weight[seen]
-    chord = np.exp(0.5 * (math.log(4) - np.logaddexp(0, 2 * u)))
-    rho = chord if distance == "euclidean" else 2 * np.arctan(np.exp(-u))
-    f = -np.log(rho) if s == 0 else rho**-s
+    near, far = (torch.from_numpy(np.exp(0.5 * (math.log(4) - np.logaddexp(0, sign * 2 * u)))) for sign in (1, -1))
+    f = kernel(RHO[distance](near, far), s).numpy()
     weight = np.exp(log_weight)
     mean = (weight @ f) / weight.sum()
     return mean, (weight @ (f - mean) ** 2) / weight.sum()
@@ -58,7 +54,7 @@ def test_monte_carlo_agrees(n: int, d: int, s: float, distance: str, space: str)
     assert abs(math.sqrt(np.mean(centred**2)) - std) < 4 * error
 
 
-@pytest.mark.parametrize("distance", ["euclidean", "angular"])
+@pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize(
     ("d", "s"),
     [(2, 0), (3, 0), (3, 0.5), (4, 1), (5, 1.5), (10, 0.001), (33, 2), (384, 0), (384, 2), (1536, 7.3), (20000, 1)],
@@ -85,7 +81,7 @@ def test_published_values() -> None:
     assert expected_energy(10, 1536) == pytest.approx(0.500326, abs=5e-7)
 
 
-@pytest.mark.parametrize("space", ["full", "half"])
+@pytest.mark.parametrize("space", SPACES)
 def test_rational_variance_for_s_2(space: str) -> None:
     """The variance loses its digits to cancellation at large d.
 
@@ -109,7 +105,7 @@ def test_rational_variance_for_s_2(space: str) -> None:
         assert std == pytest.approx(math.sqrt(variance), rel=1e-9)
 
 
-@pytest.mark.parametrize("space", ["full", "half"])
+@pytest.mark.parametrize("space", SPACES)
 def test_circle_in_closed_form(space: str) -> None:
     """On the circle, where the angle is uniform, the angular numbers are not those of a uniform variable."""
     s, n = 0.3, 4
@@ -144,14 +140,16 @@ def test_divergence_is_inf(distance: str, space: str) -> None:
         assert expected_energy_std(5, 1, s, **options) == math.inf
 
 
-@pytest.mark.parametrize("distance", ["euclidean", "angular"])
+@pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("d", [2, 3, 5, 20, 384])
 def test_pole_has_its_residue(d: int, distance: str) -> None:
     """Just below s = d − 1 the singularity is cut off: the number is finite but wrong.
 
-    Near θ = 0 the density is θ^(d−2)/Z and both distances are θ, so E f (d − 1 − s) → 1/Z as s → d − 1.
+    Near θ = 0 the density is θ^(d−2)/Z and a distance a θ, so E f (d − 1 − s) → a^(1−d)/Z as s → d − 1.
     """
-    inverse_z = math.exp(math.lgamma(d / 2) - math.lgamma((d - 1) / 2)) / math.sqrt(math.pi)
+    tiny = torch.tensor(1e-6, dtype=torch.float64)
+    a = float(RHO[distance](tiny, torch.tensor(2.0, dtype=torch.float64)) / tiny)
+    inverse_z = a ** (1 - d) * math.exp(math.lgamma(d / 2) - math.lgamma((d - 1) / 2)) / math.sqrt(math.pi)
     residues = []
     for gap in (1e-3, 1e-4, 1e-5):
         s = d - 1 - gap
@@ -168,15 +166,16 @@ def test_limit_of_high_dimension(distance: str, space: str) -> None:
     """In a million dimensions random directions are not orthogonal up to 1/d."""
     n, d = 50, 10**6
     for s in (0, 0.5, 1, 2, 3):
-        f = pair_energy(np.array([0.0, -1.0]), s, distance)
+        cos = torch.tensor([0.0, -1.0], dtype=torch.float64)
+        f = pair_energy(cos, s, distance).tolist()
         orthogonal = f[0] if space == "full" else (2 * (n - 1) * f[0] + f[1]) / (2 * n - 1)
         expected = expected_energy(n, d, s, distance=distance, space=space)
         assert 0 < expected - orthogonal < 20 / d
-        # f'(0) = s ρ^(−s) / ρ² or s θ^(−s)/θ, and c has variance 1/d; the mirrored sum is flat at 0 and of order 1/d.
+        # c has variance 1/d, so that f varies by its slope at c = 0; the mirrored sum is flat there, and of order 1/d.
         std = expected_energy_std(n, d, s, distance=distance, space=space)
         if space == "full":
-            rho = math.sqrt(2) if distance == "euclidean" else math.pi / 2
-            slope = (s or 1) * rho**-s / (rho**2 if distance == "euclidean" else rho)
+            right_angle = torch.zeros((), dtype=torch.float64, requires_grad=True)
+            slope = float(*torch.autograd.grad(pair_energy(right_angle, s, distance), right_angle))
             assert std == pytest.approx(slope / math.sqrt(d * n * (n - 1) / 2), rel=1e-4)
         else:
             assert 0 < std < 20 / d

@@ -9,22 +9,9 @@ import pytest
 import torch
 
 from hf_mhe.energy import energy_lower_bound, hyperspherical_energy, minimize_energy
-from hf_mhe.energy.solver.lbfgs import minimize_on_spheres, project_
-
-# Lowest known energies of Thomson's problem, unordered pairs: Wales, Ulker, "Structure and dynamics of spherical
-# crystals characterized for the Thomson problem", Phys. Rev. B 74 (2006), and the Cambridge Cluster Database.
-THOMSON = {
-    2: 0.5,
-    3: 1.732050808,
-    4: 3.674234614,
-    5: 6.474691495,
-    6: 9.985281374,
-    7: 14.452977414,
-    8: 19.675287861,
-    12: 49.165253058,
-    24: 223.347074052,
-    32: 412.261274651,
-}
+from hf_mhe.energy.rows import project_
+from hf_mhe.energy.solver.lbfgs import minimize_on_spheres
+from tests.oracle import DISTANCES, SPACES, THOMSON
 
 
 def cosines(points: torch.Tensor) -> torch.Tensor:
@@ -66,7 +53,7 @@ def test_cross_polytope(s: float, distance: str, known: bool) -> None:
 
 
 @pytest.mark.parametrize("known", [True, False])
-@pytest.mark.parametrize("distance", ["euclidean", "angular"])
+@pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("s", [0, 1, 2])
 def test_lines_up_to_the_dimension_are_orthogonal(s: float, distance: str, known: bool) -> None:
     """If this failed, the half-space optimum would not be what Liu et al. say it is: orthogonal neurons."""
@@ -74,8 +61,8 @@ def test_lines_up_to_the_dimension_are_orthogonal(s: float, distance: str, known
     assert float(cos.abs().max()) < (1e-14 if known else 1e-6)
 
 
-@pytest.mark.parametrize("distance", ["euclidean", "angular"])
-@pytest.mark.parametrize("space", ["full", "half"])
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize(("n", "s"), [(6, 0), (7, 1), (8, 2.5)])
 def test_on_the_circle_directions_are_equally_spaced(n: int, s: float, distance: str, space: str) -> None:
     """If this failed, d = 2, where every answer is known, would be got wrong."""
@@ -96,8 +83,8 @@ def test_sharp_codes_attain_the_bound(n: int, d: int, space: str) -> None:
         assert energy == pytest.approx(energy_lower_bound(n, d, s, space=space), rel=1e-9)
 
 
-@pytest.mark.parametrize("distance", ["euclidean", "angular"])
-@pytest.mark.parametrize("space", ["full", "half"])
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("s", [0, 0.7, 1, 2, 12])
 def test_the_answer_is_a_local_minimum_for_every_potential(s: float, distance: str, space: str) -> None:
     """If this failed, some potential's answer could be improved by a small step."""
@@ -186,9 +173,9 @@ def test_the_line_search_leaves_a_maximum_and_stops_on_a_minimum() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n": 1}, "n must be an integer >= 2, got 1"),
-        ({"n": 3.5}, "n must be an integer >= 2, got 3.5"),
-        ({"d": 0}, "d must be an integer >= 1, got 0"),
+        ({"n": 1}, "n must be an integer >= 2; got 1"),
+        ({"n": 3.5}, "n must be an integer >= 2; got 3.5"),
+        ({"d": 0}, "d must be an integer >= 1; got 0"),
         ({"d": 1}, r"4 distinct directions do not exist in d = 1 \(full space\)"),
         ({"n": 2, "d": 1, "space": "half"}, "2 distinct directions do not exist"),
         ({"s": -1}, "s must be a finite number >= 0; got -1"),

@@ -9,13 +9,10 @@ import pytest
 import torch
 
 from hf_mhe.energy import Potential, hyperspherical_energy, inclusion_probabilities, rotating_share, sampled_energy
+from tests.energy.cases import random_rows
+from tests.oracle import DISTANCES, SPACES, pair_values
 
 DRAWS = 2000
-
-
-def random_rows(n: int, d: int, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(1000 * n + d + seed)
-    return torch.randn(n, d, generator=generator, dtype=torch.float64)
 
 
 def with_close_pairs(n: int, d: int) -> torch.Tensor:
@@ -33,6 +30,7 @@ def assert_unbiased(draws: torch.Tensor, exact: torch.Tensor) -> None:
     assert float(((draws.mean(dim=0) - exact).abs() / error).max()) < 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("s", "distance", "space", "n", "d", "rows"),
     [
@@ -67,15 +65,8 @@ def by_definition(
     off_diagonal = ~torch.eye(n, dtype=torch.bool)
     cos = unit @ unit.T
     potential = Potential(s, distance, space)
-    near, far = ((unit[:, None] + sign * unit)[off_diagonal].square().sum(-1) for sign in (-1, 1))
-    rho, opposite = near.sqrt(), far.sqrt()
-    if distance == "angular":
-        rho, opposite = 2 * torch.atan2(rho, opposite), 2 * torch.atan2(opposite, rho)
-
-    def kernel(distances: torch.Tensor) -> torch.Tensor:
-        return -distances.log() if s == 0 else distances**-s
-
-    pairs = kernel(rho) + (kernel(opposite) if space == "half" else 0)
+    first, second = off_diagonal.nonzero(as_tuple=True)
+    pairs = pair_values(unit[first], unit[second], s, distance, space)
     step = 1e-4
     below, middle, above = (float(potential.value(torch.tensor(k * step, dtype=torch.float64))) for k in (-1, 0, 1))
     cheap = (above - below) / (2 * step) * cos
@@ -130,12 +121,7 @@ def test_a_collapsed_layer_keeps_its_digits() -> None:
 @pytest.mark.parametrize("softening", [0.0, 0.2])
 @pytest.mark.parametrize(
     ("s", "distance", "space"),
-    [
-        (s, distance, space)
-        for s in (0, 1, 2, 2.5)
-        for distance in ("euclidean", "angular")
-        for space in ("full", "half")
-    ],
+    [(s, distance, space) for s in (0, 1, 2, 2.5) for distance in DISTANCES for space in SPACES],
 )
 def test_gradcheck(s: float, distance: str, space: str, softening: float) -> None:
     """If this failed, the estimate's gradient would not be that of its value for the sample drawn."""
@@ -151,7 +137,7 @@ def test_gradcheck(s: float, distance: str, space: str, softening: float) -> Non
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize("space", ["full", "half"])
+@pytest.mark.parametrize("space", SPACES)
 def test_all_rows_are_the_exact_energy(space: str, reduction: str) -> None:
     """If this failed, the sample's weight would not tend to one."""
     weight = with_close_pairs(30, 6).requires_grad_()

@@ -1,6 +1,5 @@
 """The score: 0 at the optimum, 1 at a random draw, None where it is not defined."""
 
-import itertools
 import math
 
 import numpy as np
@@ -11,15 +10,12 @@ from hf_mhe.energy.reference.bounds import energy_lower_bound
 from hf_mhe.energy.reference.expectation import expected_energy, expected_energy_std
 from hf_mhe.energy.reference.score import energy_score
 from hf_mhe.errors import MHEError
+from tests.oracle import SPACES, VARIANTS
 
-VARIANTS = [
-    Potential(s, distance, space)
-    for s in (0.0, 1.0, 2.0)
-    for distance, space in itertools.product(("euclidean", "angular"), ("full", "half"))
-]
+POTENTIALS = [Potential(*variant) for variant in VARIANTS]
 
 
-@pytest.mark.parametrize("potential", VARIANTS, ids=Potential.describe)
+@pytest.mark.parametrize("potential", POTENTIALS, ids=Potential.describe)
 def test_ends_of_the_scale(potential: Potential) -> None:
     """The optimum is not scored 0, a random draw not 1 with z = 0, or the references are another potential's."""
     n, d = 60, 17
@@ -37,7 +33,7 @@ def test_ends_of_the_scale(potential: Potential) -> None:
 
 
 @pytest.mark.parametrize(("n", "d"), [(64, 576), (512, 64)])
-@pytest.mark.parametrize("space", ["full", "half"])
+@pytest.mark.parametrize("space", SPACES)
 def test_a_random_layer_scores_one(n: int, d: int, space: str) -> None:
     """A freshly initialised layer is called redundant, or better than chance, whatever its shape."""
     rows = np.random.default_rng(7).standard_normal((n, d))

@@ -11,8 +11,8 @@ from torch.autograd import forward_ad
 
 from hf_mhe import energy as energies
 from hf_mhe import hyperspherical_energy
+from hf_mhe.energy.autograd.share import energy_share
 from hf_mhe.energy.potential import Potential
-from hf_mhe.energy.walks.rows_against_all import energy_share
 
 VARIANTS = [(2, "euclidean", "full"), (1, "euclidean", "half"), (0, "angular", "full")]
 SHAPES = [(9, 5), (100, 40), (700, 33)]  # in float64; one square; several panels

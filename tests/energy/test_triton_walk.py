@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 
 from hf_mhe.energy import Potential
-from hf_mhe.energy.walks.triton_walk import available, walk
+from hf_mhe.energy.walks import blocked
+from hf_mhe.energy.walks.triton_walk import available, launch, walk
 from hf_mhe.errors import MHEError
+from tests.oracle import pair_values
 
 # Triton is optional, and made for Linux alone.
 pytest.importorskip("triton")
@@ -60,6 +62,11 @@ class Case:
         left_out = ", leave out" if self.leave_out_coincident else ""
         n, d = self.shape
         return f"{self.rows} {n}x{d} {self.precision} {self.potential.describe()}{left_out}"
+
+    @property
+    def form(self) -> tuple[float, str, str, float]:
+        """The potential, as the oracle takes it."""
+        return self.potential.plain()
 
     def weight(self) -> Tensor:
         generator = torch.Generator().manual_seed(sum(self.shape))
@@ -132,23 +139,31 @@ def _compile_all() -> dict[str, str]:
     from hf_mhe.energy.walks.triton_walk import kernels
     from hf_mhe.energy.walks.triton_walk.launch import AMPERE, HOPPER, Tiles
 
-    def tiling(tiles: Tiles) -> tuple[dict[str, Any], dict[str, int]]:
+    def shapes(tiles: Tiles) -> tuple[dict[str, Any], dict[str, int]]:
         shape = {"BM": tiles.m, "BN": tiles.n, "BK": tiles.k, "GROUP": tiles.group, "WIDEN": False}
         return shape, {"num_warps": tiles.warps, "num_stages": tiles.stages}
 
     code = {}
-    form = {"S": 2, "ANGULAR": False, "HALF": False, "GRADIENT": True, "EVEN_K": True, "PRECISION": "ieee"}
+    form = {
+        "S": 2,
+        "DISTANCE": 0,
+        "HALF": False,
+        "TWO_SIDED": False,
+        "GRADIENT": True,
+        "EVEN_K": True,
+        "PRECISION": "ieee",
+    }
     pointers = {"rows": "*bf16", "scale": "*fp32", "slopes": "*bf16", "partial": "*fp32"}
     pointers |= {"counter": "*i32", "listed": "*i32"}
     floats = dict.fromkeys(("close_cosine", "s", "softening_squared"), "fp32")
-    for capability, plan in ((90, HOPPER), (80, AMPERE)):
-        constants, options = tiling(plan.slopes)
+    for capability, tiling in ((90, HOPPER), (80, AMPERE)):
+        constants, options = shapes(tiling.slopes)
         code[f"slopes {capability}"] = _compile(
             kernels.slopes_kernel, capability, pointers | floats, form | constants, options
         )
         # Compiled once for a launch that reads the panel along its rows, and once along its columns.
         for contiguous in ("left_stride_k", "left_stride_m"):
-            constants, options = tiling(plan.product)
+            constants, options = shapes(tiling.product)
             code[f"product {capability} {contiguous}"] = _compile(
                 kernels.add_product_kernel,
                 capability,
@@ -156,12 +171,12 @@ def _compile_all() -> dict[str, str]:
                 constants | {contiguous: 1},
                 options,
             )
-    small, options = tiling(Tiles(16, 16, 16, 8, 4, 1))
+    small, options = shapes(Tiles(16, 16, 16, 8, 4, 1))
     # Full space is a part of half space, except where half space has a form of its own; the same for angles.
-    forms = [(s, False, True) for s in (0, 1, 2, 3)] + [(s, True, True) for s in (0, 1, 3)]
-    for s, angular, half in forms:
-        potential = {"S": s, "ANGULAR": angular, "HALF": half, "EVEN_K": False}
-        code[f"potential {s} {angular} {half}"] = _compile(
+    forms = [(s, 0, True) for s in (0, 1, 2, 3)] + [(s, 1, True) for s in (0, 1, 3)]
+    for s, distance, half in forms:
+        potential = {"S": s, "DISTANCE": distance, "HALF": half, "TWO_SIDED": True, "EVEN_K": False}
+        code[f"potential {s} {distance} {half}"] = _compile(
             kernels.slopes_kernel, 80, pointers | floats, form | small | potential, options
         )
     return code
@@ -204,29 +219,16 @@ def _pairs(unit: Tensor, potential: Potential) -> tuple[Tensor, Tensor, Tensor]:
     return first, second, chord <= 1e-12
 
 
-def _values(left: Tensor, right: Tensor, potential: Potential) -> Tensor:
-    """`F` of pairs of unit rows from its definition, in float64, with the angle taken from both chords."""
-    near = torch.linalg.vector_norm(left - right, dim=1)
-    far = torch.linalg.vector_norm(left + right, dim=1)
-
-    def one_side(near: Tensor, far: Tensor) -> Tensor:
-        distance = near if potential.distance == "euclidean" else 2 * torch.atan2(near, far)
-        softened = torch.sqrt(distance**2 + potential.softening**2)
-        return -torch.log(softened) if potential.s == 0 else softened**-potential.s
-
-    return one_side(near, far) + one_side(far, near) if potential.space == "half" else one_side(near, far)
-
-
 def _expected(case: Case) -> tuple[float, float, Tensor, Tensor]:
     """Value, sum of `|F|`, gradient on the weight and each row's length; coincident pairs pull on nothing."""
     weight = case.weight().double().requires_grad_()
     unit = _unit(weight)
     first, second, coincident = _pairs(unit.detach(), case.potential)
-    apart = _values(unit[first[~coincident]], unit[second[~coincident]], case.potential)
+    apart = pair_values(unit[first[~coincident]], unit[second[~coincident]], *case.form)
     (gradient,) = torch.autograd.grad(2 * apart.sum(), weight)
     counted = apart.detach()
     if not case.leave_out_coincident:
-        same = _values(unit[first[coincident]], unit[second[coincident]], case.potential)
+        same = pair_values(unit[first[coincident]], unit[second[coincident]], *case.form)
         counted = torch.cat([counted, same.detach()])
     norm = torch.linalg.vector_norm(weight.detach(), dim=1, keepdim=True)
     return 2 * float(counted.sum()), 2 * float(counted.abs().sum()), gradient, norm
@@ -241,6 +243,7 @@ def _gradient_error(case: Case, gradient: Tensor, upstream: float) -> float:
     return float((gradient - expected).norm() / expected.norm())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_value_and_gradient_are_the_formula(name: str, results: dict[str, dict[str, Any]]) -> None:
     """If this fails, training on a GPU minimizes something other than the energy."""
@@ -255,6 +258,7 @@ def test_value_and_gradient_are_the_formula(name: str, results: dict[str, dict[s
     assert _gradient_error(case, result["gradient"], upstream) <= GRADIENT_TOLERANCE[case.precision]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_forward_only_gives_the_same_bits(name: str, results: dict[str, dict[str, Any]]) -> None:
     """If this fails, an evaluation reports another energy than the training step it stands beside."""
@@ -263,6 +267,7 @@ def test_forward_only_gives_the_same_bits(name: str, results: dict[str, dict[str
     assert result["forward_gradient"] is None
 
 
+@pytest.mark.slow
 def test_each_precision_is_worse_than_the_one_above(results: dict[str, dict[str, Any]]) -> None:
     """If this fails, a precision is not the one that was asked for, and its tolerance proves nothing."""
     errors = {}
@@ -279,11 +284,22 @@ def test_unit_rows_of_another_dtype_are_refused() -> None:
         walk(_unit(weight), weight, Potential(), gradient=True)
 
 
+def test_a_distance_without_a_pair_function_is_walked_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If this fails, a new distance is computed as another one on a GPU, or stops there with a compiler's error."""
+    weight = Case("random", (41, 33)).weight()
+    arguments = (_unit(weight).float(), weight, Potential(1.0, "angular"))
+    monkeypatch.delitem(launch.DISTANCES, "angular")
+    found, expected = (way.walk(*arguments, gradient=True) for way in (launch, blocked))
+    assert found.value == expected.value
+    assert torch.equal(found.gradient, expected.gradient)
+
+
 def test_cpu_is_not_taken_for_a_gpu() -> None:
     """If this fails, every CPU energy runs through an interpreter that is thousands of times slower."""
     assert not available(torch.device("cpu"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["slopes", "product {} left_stride_k", "product {} left_stride_m"])
 @pytest.mark.parametrize(("capability", "unit"), [(90, "wgmma.mma_async"), (80, "mma.sync")])
 def test_kernels_compile_to_the_matrix_units(
@@ -296,6 +312,7 @@ def test_kernels_compile_to_the_matrix_units(
     assert "cp.async" in machine_code[name]
 
 
+@pytest.mark.slow
 def test_every_form_of_potential_compiles(machine_code: dict[str, str]) -> None:
     """If this fails, a potential works in these tests and stops with a compiler's error on a GPU."""
     compiled = [code for name, code in machine_code.items() if name.startswith("potential")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -19,6 +18,8 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
+
+from tests.oracle import slow_energy
 
 FEATURES, CLASSES, VOCABULARY, LENGTH = 6, 3, 29, 5
 
@@ -134,18 +135,6 @@ def bert_data(count: int, seed: int = 1) -> list[dict[str, Any]]:
     return [
         {"input_ids": row["input_ids"], "labels": index % CLASSES} for index, row in enumerate(gpt2_data(count, seed))
     ]
-
-
-def slow_energy(rows: Tensor, s: float = 2.0, distance: str = "euclidean", space: str = "full") -> Tensor:
-    """The mean energy by a double loop over points, in float64: autograd goes through every operation."""
-    points = [row.double() / row.double().norm() for row in rows]
-    if space == "half":
-        points += [-point for point in points]
-    total = torch.zeros((), dtype=torch.float64)
-    for a, b in itertools.combinations(points, 2):
-        rho = (a - b).norm() if distance == "euclidean" else torch.arccos(torch.dot(a, b))
-        total = total + 2 * (rho**-s if s > 0 else -torch.log(rho))
-    return total / (len(points) * (len(points) - 1))
 
 
 def slow_penalty(terms: Iterable[tuple[Tensor, float, str]], s: float = 2.0) -> Tensor:

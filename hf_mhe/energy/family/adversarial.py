@@ -6,17 +6,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from hf_mhe.checks import check_number
+from hf_mhe.choices import Distance, Space
+from hf_mhe.energy.family.comhe import ascend, given_or_drawn
 from hf_mhe.energy.family.inputs import check_count, directions
-from hf_mhe.energy.family.projections import ascend, given_or_drawn
-from hf_mhe.energy.functional import hyperspherical_energy
-from hf_mhe.energy.potential import Distance, Potential, Space, check_number
+from hf_mhe.energy.functional import energy_of
+from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.precision import energy_dtype, without_autocast
 from hf_mhe.energy.rows import DeadRows
 
 # Note [One step, not a maximum]
 # A projection to k < d dimensions can lay two neurons on top of each other, so the inner maximum over P is infinite
 # without softening, and a full ascent ends at one pair whose gradient says nothing of the others. The authors take
-# small steps from a projection that lives as long as the model; the default here is one small step from a random one.
+# small steps from a projection that lives with the model; the default here is one small step from a random one.
 
 # As in the exact walk: below the first squared chord `2 - 2c` has lost digits in float64, and the difference of the
 # two rows has not; below the second, two rows are the same but for rounding, and have no direction to part in.
@@ -52,8 +54,8 @@ def adversarial_projection_energy(
         s, distance, space, softening: the potential, as in `hyperspherical_energy`, of the ascent and of the value.
         dim: k, from 2 to d, for a projection that is drawn.
         projection: `(k, d)` to start from, taken as a constant; None draws one with entries `N(0, 1/(k d))`. The
-            authors keep one as long as the model and move it at every optimizer step: `adversarial_projection` does
-            that.
+            authors keep one for the life of the model and move it at every optimizer step: `adversarial_projection`
+            does that.
         steps: at least 0. step_size: for a projection of Frobenius norm about one.
         unroll: differentiate through the ascent, as the authors do: the gradient is that of the value returned; holds
             several n x n matrices a step, of float64. With False, `P*` counts as a constant in the gradient, which
@@ -72,7 +74,7 @@ def adversarial_projection_energy(
     authors' code (rmlin/CoMHE). Deviation: there the ascent is in full space while the value is in half space; here
     both follow `space`.
     """
-    check_count("steps", steps, 0)
+    check_count("steps", steps, at_least=0)
     check_number("step_size", step_size)
     potential = Potential(s, distance, space, softening)
     unit = directions(weight, dead=dead, exact=True)
@@ -80,7 +82,7 @@ def adversarial_projection_energy(
     keep_graph = unroll and unit.requires_grad
     best = _raise_energy(unit, start, potential, steps=steps, step_size=step_size, keep_graph=keep_graph)
     projected = (unit @ best.t()).to(energy_dtype(weight))
-    return hyperspherical_energy(projected, s, distance=distance, space=space, softening=softening)
+    return energy_of(projected, potential)
 
 
 @torch.no_grad()
@@ -113,7 +115,7 @@ def adversarial_projection(
 
     Source: Lin et al., CVPR 2020 (arXiv:1906.04892), section 4: the inner problem of adversarial CoMHE.
     """
-    check_count("steps", steps, 0)
+    check_count("steps", steps, at_least=0)
     check_number("step_size", step_size)
     potential = Potential(s, distance, space, softening)
     unit = directions(weight, dead=dead, exact=True)
@@ -128,13 +130,7 @@ def _raise_energy(
         projected = unit @ projection.t()
         if keep_graph:  # the exact walk has no second derivative, which the unrolled step needs
             return _twice_differentiable_energy(projected, potential)
-        return hyperspherical_energy(
-            projected,
-            potential.s,
-            distance=potential.distance,
-            space=potential.space,
-            softening=potential.softening,
-        )
+        return energy_of(projected, potential)
 
     return ascend(start, energy, steps=steps, step_size=step_size, keep_graph=keep_graph)
 

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from hf_mhe.checks import check_number
+from hf_mhe.choices import Distance, Space
+from hf_mhe.energy.family.comhe import ascend, given_or_drawn
 from hf_mhe.energy.family.inputs import check_count, directions
-from hf_mhe.energy.family.projections import ascend, given_or_drawn
-from hf_mhe.energy.functional import hyperspherical_energy
-from hf_mhe.energy.potential import Distance, Space, check_number
+from hf_mhe.energy.functional import energy_of
+from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.precision import energy_dtype, without_autocast
 from hf_mhe.energy.rows import DeadRows
 
@@ -42,7 +44,7 @@ def angle_preserving_projection_energy(
         s, distance, space, softening: the potential, as in `hyperspherical_energy`.
         dim: k, from 2 to d, for a projection that is drawn.
         projection: `(k, d)` to start from, taken as a constant; None draws one with entries `N(0, 1/(k d))`. The
-            authors keep one as long as the model and move it at every optimizer step:
+            authors keep one for the life of the model and move it at every optimizer step:
             `angle_preserving_projection` does that.
         steps: at least 0. step_size: for a projection of Frobenius norm about one.
         unroll: differentiate through the steps, as the authors do: the gradient is that of the value returned. With
@@ -61,14 +63,15 @@ def angle_preserving_projection_energy(
     unsquared Frobenius norm; here squares of the paper and cosines of the code, because the derivative of arccos, and
     of the norm at zero, is not finite; divided by n^2, so that a step size means the same for every layer.
     """
-    check_count("steps", steps, 0)
+    check_count("steps", steps, at_least=0)
     check_number("step_size", step_size)
+    potential = Potential(s, distance, space, softening)
     unit = directions(weight, dead=dead, exact=True)
     start = given_or_drawn(projection, dim, unit, generator, seed)
     keep_graph = unroll and unit.requires_grad
     best = ascend(start, lambda p: -_distortion(unit, p), steps=steps, step_size=step_size, keep_graph=keep_graph)
     projected = (unit @ best.t()).to(energy_dtype(weight))
-    return hyperspherical_energy(projected, s, distance=distance, space=space, softening=softening)
+    return energy_of(projected, potential)
 
 
 @torch.no_grad()
@@ -97,7 +100,7 @@ def angle_preserving_projection(
 
     Source: Lin et al., CVPR 2020 (arXiv:1906.04892), section 4: the inner problem of angle-preserving CoMHE.
     """
-    check_count("steps", steps, 0)
+    check_count("steps", steps, at_least=0)
     check_number("step_size", step_size)
     unit = directions(weight, dead=dead, exact=True)
     start = given_or_drawn(projection, dim, unit, generator, seed)

@@ -7,8 +7,9 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from hf_mhe.checks import check_number, check_option
+from hf_mhe.choices import Space
 from hf_mhe.energy.family.inputs import directions
-from hf_mhe.energy.potential import Space, check_number, check_option
 from hf_mhe.energy.precision import energy_dtype, without_autocast
 from hf_mhe.energy.rows import DeadRows
 from hf_mhe.errors import MHEError
@@ -26,7 +27,7 @@ def gram_determinant_penalty(
     """Minus the log-determinant of the neurons' Gaussian kernel matrix (maximum Gram determinant, MGD).
 
     `-log det(K + jitter I)` with `K_ij = exp(-epsilon^2 |u_i - u_j|^2)` on the directions u. It is 0 where all neurons
-    are infinitely far in units of the kernel's width, and grows without end (but for the jitter) as two coincide.
+    are infinitely far in units of the kernel's width, and grows without bound (up to the jitter) as two coincide.
 
     Args:
         weight: `(n, d)`, one neuron a row; float16, bfloat16, float32 or float64.

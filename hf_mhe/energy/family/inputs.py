@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hf_mhe.energy.potential import check_option
+from hf_mhe.checks import check_integer, check_option
 from hf_mhe.energy.precision import energy_dtype
 from hf_mhe.energy.rows import DeadRows, check_weight, unit_rows
 from hf_mhe.errors import MHEError
@@ -44,13 +44,10 @@ def directions(weight: Tensor, *, dead: DeadRows = "error", exact: bool = False)
     return scaled / torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
 
 
-def check_count(name: str, value: object, smallest: int, largest: int | None = None) -> None:
-    """Refuse what is not a whole number within bounds."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if whole and smallest <= value and (largest is None or value <= largest):  # type: ignore[operator]
-        return
-    bounds = f"from {smallest} to {largest}" if largest is not None else f">= {smallest}"
-    raise MHEError(f"{name} must be a whole number {bounds}; got {value!r}")
+def check_count(name: str, value: object, *, at_least: int, at_most: int | None = None) -> int:
+    """The value as an int; refuse what is not a whole number within the limits."""
+    limits = f">= {at_least}" if at_most is None else f"from {at_least} to {at_most}"
+    return check_integer(name, value, at_least=at_least, at_most=at_most, right=f"a whole number {limits}")
 
 
 def normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None, seed: int | None) -> Tensor:
@@ -67,7 +64,6 @@ def normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | No
     if generator is not None and not isinstance(generator, torch.Generator):
         raise MHEError(f"generator must be a torch.Generator; got {type(generator).__name__}")
     if seed is not None:
-        check_count("seed", seed, 0)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(check_count("seed", seed, at_least=0))
     device = "cpu" if generator is None else generator.device
     return torch.randn(shape, generator=generator, device=device).to(like)

@@ -6,9 +6,11 @@ from typing import get_args
 
 from torch import Tensor
 
+from hf_mhe.checks import check_option
+from hf_mhe.choices import Space
+from hf_mhe.energy.distances.table import DISTANCES
 from hf_mhe.energy.family.inputs import directions
 from hf_mhe.energy.family.nearest import nearest_neighbours, pair_distance
-from hf_mhe.energy.potential import Space, check_option
 from hf_mhe.energy.precision import energy_dtype, without_autocast
 from hf_mhe.energy.rows import DeadRows
 
@@ -41,5 +43,5 @@ def minimal_angle_penalty(weight: Tensor, *, space: Space = "full", dead: DeadRo
     unit = directions(weight, dead=dead, exact=True)
     fast = unit.detach().to(energy_dtype(weight))
     neighbours = nearest_neighbours(fast, unit.detach(), mirrored=space == "half")
-    angles = pair_distance(unit, unit[neighbours], "angular", mirrored=space == "half")
+    angles = pair_distance(unit, unit[neighbours], DISTANCES["angular"], mirrored=space == "half")
     return -angles.mean().to(energy_dtype(weight))

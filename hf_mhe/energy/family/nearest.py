@@ -1,10 +1,11 @@
-"""The blocked searches: each neuron's nearest other one, and the largest entry of a Gram matrix, no n x n held."""
+"""The blocked searches, in O(n d) memory: each neuron's nearest other one, and the largest entry of a Gram matrix."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from hf_mhe.energy.distances.spherical import SphericalDistance
 from hf_mhe.energy.walks.panels import block_shape, panels
 
 # Note [Neighbours that a float32 product cannot order]
@@ -29,35 +30,35 @@ def nearest_neighbours(unit: Tensor, exact: Tensor, *, mirrored: bool) -> Tensor
     """
     n = len(unit)
     best = torch.full((n,), -2.0, dtype=unit.dtype, device=unit.device)
-    place = torch.zeros(n, dtype=torch.int64, device=unit.device)
+    index = torch.zeros(n, dtype=torch.int64, device=unit.device)
     for panel in panels(n, unit.device):
         cos = unit[panel.row : panel.row_end] @ unit[panel.column : panel.column_end].t()
         if mirrored:
             cos.abs_()
         if panel.diagonal:
             cos.fill_diagonal_(-2.0)
-        _improve(best, place, panel.row, *cos.max(dim=1), panel.column)
-        _improve(best, place, panel.column, *cos.max(dim=0), panel.row)
+        _improve(best, index, panel.row, *cos.max(dim=1), panel.column)
+        _improve(best, index, panel.column, *cos.max(dim=0), panel.row)
     if unit.dtype != exact.dtype:
-        _search_again(exact, place, (best > _UNSURE_BEYOND).nonzero().flatten(), mirrored)
-    return place
+        _search_again(exact, index, (best > _UNSURE_BEYOND).nonzero().flatten(), mirrored)
+    return index
 
 
-def _improve(best: Tensor, place: Tensor, start: int, values: Tensor, indices: Tensor, offset: int) -> None:
+def _improve(best: Tensor, index: Tensor, start: int, values: Tensor, found: Tensor, offset: int) -> None:
     part = slice(start, start + len(values))
     better = values > best[part]
     best[part] = torch.where(better, values, best[part])
-    place[part] = torch.where(better, indices + offset, place[part])
+    index[part] = torch.where(better, found + offset, index[part])
 
 
-def _search_again(exact: Tensor, place: Tensor, rows: Tensor, mirrored: bool) -> None:
+def _search_again(exact: Tensor, index: Tensor, rows: Tensor, mirrored: bool) -> None:
     block, _ = block_shape(len(exact), exact.device)
     for part in rows.split(block):
         cos = exact[part] @ exact.t()
         if mirrored:
             cos.abs_()
         cos[torch.arange(len(part), device=part.device), part] = -2.0
-        place[part] = cos.argmax(dim=1)
+        index[part] = cos.argmax(dim=1)
 
 
 @torch.no_grad()
@@ -76,12 +77,9 @@ def largest_deviation(rows: Tensor) -> tuple[int, int]:
     return where
 
 
-def pair_distance(first: Tensor, second: Tensor, distance: str, *, mirrored: bool) -> Tensor:
-    """Distance of paired unit rows, chord or arc, from their coordinates; differentiable, with gradient 0 at 0."""
-    near = torch.linalg.vector_norm(first - second, dim=-1)
-    if distance == "euclidean" and not mirrored:
-        return near
-    far = torch.linalg.vector_norm(first + second, dim=-1)
+def pair_distance(first: Tensor, second: Tensor, rho: SphericalDistance, *, mirrored: bool) -> Tensor:
+    """Distance of paired unit rows from their coordinates; differentiable, with gradient 0 at 0."""
+    near, far = (torch.linalg.vector_norm(first + sign * second, dim=-1) for sign in (-1, 1))
     if mirrored:
         near, far = torch.minimum(near, far), torch.maximum(near, far)
-    return near if distance == "euclidean" else 2 * torch.atan2(near, far)
+    return rho.from_chords(near, far)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hf_mhe.choices import Distance, Space
+from hf_mhe.energy.family.comhe import draw_projections
 from hf_mhe.energy.family.inputs import check_count, directions
-from hf_mhe.energy.family.projections import draw_projections
-from hf_mhe.energy.functional import hyperspherical_energy
-from hf_mhe.energy.potential import Distance, Space
+from hf_mhe.energy.functional import energy_of
+from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.precision import without_autocast
 from hf_mhe.energy.rows import DeadRows
 
@@ -52,8 +53,9 @@ def random_projection_energy(
     Source: Lin et al., "Regularizing Neural Networks via Minimizing Hyperspherical Energy", CVPR 2020
     (arXiv:1906.04892), section 4, random-projection CoMHE; constants from the authors' code (rmlin/CoMHE).
     """
-    check_count("projections", projections, 1)
+    check_count("projections", projections, at_least=1)
+    potential = Potential(s, distance, space, softening)
     unit = directions(weight, dead=dead)
     matrices = draw_projections(projections, dim, unit, generator, seed)
     projected = torch.einsum("nd,ckd->cnk", unit, matrices)
-    return hyperspherical_energy(projected, s, distance=distance, space=space, softening=softening).mean()
+    return energy_of(projected, potential).mean()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 from torch import Tensor
 
+from hf_mhe.choices import Distance, Space
 from hf_mhe.energy.family.inputs import directions
 from hf_mhe.energy.family.nearest import nearest_neighbours, pair_distance
-from hf_mhe.energy.potential import Distance, Space, check_option
+from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.precision import energy_dtype, without_autocast
 from hf_mhe.energy.rows import DeadRows
 
@@ -39,11 +38,10 @@ def separation_penalty(
     Deviations: the authors' code (wy1iu/Sphere-Uniformity) takes the squared chord, whose gradient fades as two
     neurons approach, and sums over ties.
     """
-    check_option("distance", distance, get_args(Distance))
-    check_option("space", space, get_args(Space))
+    potential = Potential(distance=distance, space=space)
     unit = directions(weight, dead=dead, exact=True)
     fixed, mirrored = unit.detach(), space == "half"
     neighbours = nearest_neighbours(fixed.to(energy_dtype(weight)), fixed, mirrored=mirrored)
-    first = int(pair_distance(fixed, fixed[neighbours], distance, mirrored=mirrored).argmin())
-    smallest = pair_distance(unit[first], unit[neighbours[first]], distance, mirrored=mirrored)
+    first = int(pair_distance(fixed, fixed[neighbours], potential.rho, mirrored=mirrored).argmin())
+    smallest = pair_distance(unit[first], unit[neighbours[first]], potential.rho, mirrored=mirrored)
     return -smallest.to(energy_dtype(weight))

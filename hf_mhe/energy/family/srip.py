@@ -40,7 +40,7 @@ def srip_penalty(
     for every shape, because the larger one minus I has norm 1 at least; the norm itself, as in the paper, where the
     authors' code squares it.
     """
-    check_count("iterations", iterations, 1)
+    check_count("iterations", iterations, at_least=1)
     rows = finite_rows(weight)
     short = rows if rows.shape[0] <= rows.shape[1] else rows.t()
     vector = normal((len(short),), rows.detach(), generator, seed)

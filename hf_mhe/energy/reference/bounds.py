@@ -7,152 +7,15 @@ from functools import lru_cache
 
 import numpy as np
 
-from hf_mhe.energy.potential import Distance, Potential, Space
+from hf_mhe.choices import Distance, Space
+from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.reference.expectation import check_shape
-
-# Note [proof of the lower bound]
-# Let p_0, p_1, … be the Jacobi polynomials of the space (Gegenbauer on the sphere, in t = c; Jacobi ((d−3)/2, −1/2) on
-# the projective space of lines, in t = 2 c² − 1), so that Σ_{i,j} p_k(t_ij) >= 0 for every configuration. If h <= f
-# on [−1, 1) is a polynomial whose coefficients of p_1, p_2, … are nonnegative, then
-#     Σ_{i≠j} f >= Σ_{i≠j} h = Σ_{i,j} h − N h(1) >= N² h_0 − N h(1),                                              (1)
-# with h_0 its mean (Delsarte; Yudin 1993). Take for h the Hermite interpolant of f at the nodes α_i of the quadrature
-#     h_0 = h(1)/N + Σ ρ_i h(α_i), exact to degree τ                                                (Levenshtein 1992)
-# Then the right side of (1) is N² Σ ρ_i f(α_i), and h is as (1) asks for whenever f is absolutely monotone
-# (all derivatives >= 0; a constant does not matter, so log(1/ρ) is included) and N >= D(d, τ), the bound of Delsarte,
-# Goethals and Seidel: Boyvalenkov, Dragnev, Hardin, Saff, Stoyanova, "Universal lower bounds for potential energy of
-# spherical codes", Constr. Approx. 44 (2016); and "Energy bounds for codes in polynomial metric spaces", Anal. Math.
-# Phys. 9 (2019), for the projective space.
-#
-# τ = 2k − 1 may be capped, because every larger N is covered too. With the kernels K_j(t) = Σ_{i<=j} p_i(1) p_i(t) of
-# orthonormal p_i, the α_i are the zeros of q = K_k + a K_{k−1}, 1 + a = (K_k(1) − K_{k−1}(1)) / (N − K_{k−1}(1)). This
-# is positive for N > K_{k−1}(1) = D(d, 2k − 2), so the coefficients of q are. The K_j are orthogonal for the measure
-# times 1 − t, so products of fewer factors t − α_i have positive coefficients in the K_j, hence in the p_j (Cohn,
-# Kumar, "Universally optimal distribution of points on spheres", J. AMS 20 (2007), section 3). Newton's form of h is a
-# sum of products of two of these with divided differences of f, which are nonnegative.
-#
-# Absolutely monotone are:
-# - in full space, euclidean: (2 − 2t)^(−s/2) and −log(2 − 2t)/2 on [−1, 1);
-# - in half space, F(c) = f(c) + f(−c) as a function of c², for both distances: arccos c = π/2 − arcsin c, and arcsin
-#   has nonnegative Taylor coefficients, so f has, and F keeps the even ones, twice. The 2n points of half space are n
-#   lines, and the energy of n lines under F, plus the fixed n pairs of f(−1), is theirs.
-# The bound is attained by simplices (τ = 1), cross-polytopes (τ = 3), the icosahedron (τ = 5), the roots of E8 (τ = 7)
-# and other sharp codes; in half space by orthonormal rows (τ = 0), equiangular tight frames (τ = 1) and others. Degree
-# 1 alone is f(ρ² = 2n/(n−1)), and, in half space, the bound by Σ c² >= n²/d.
-#
-# In full space the angular f is concave near c = −1: see hf_mhe/energy/reference/linear_program.py.
-# For d = 2, f is convex and decreasing in the arc for both distances, so n equally spaced directions are optimal
-# (Brauchart, Hardin, Saff, "The Riesz energy of the Nth roots of unity", Bull. LMS 41 (2009)); 2n equally
-# spaced points are antipodal, which settles half space too.
-
-# Levenshtein's quadrature has k or k + 1 nodes; 64 of them resolve 8,000 points on the sphere in R^3, and more
-# cost time for ever less.
-_MAX_NODES = 64
-
-
-def riesz_array(rho: np.ndarray, s: float) -> np.ndarray:
-    """f_s(ρ) elementwise in float64: ρ^(−s), or log(1/ρ) where s = 0."""
-    return -np.log(rho) if s == 0 else rho**-s
-
-
-def design_bound(d: int, tau: int, *, projective: bool) -> int:
-    """D(d, τ): the fewest points, or lines, that a τ-design of R^d can have (Delsarte, Goethals, Seidel 1977)."""
-    if projective:
-        return math.comb(d + tau - 1, tau)
-    k, odd = divmod(tau, 2)
-    return 2 * math.comb(d + k - 1, k) if odd else math.comb(d + k - 1, k) + (math.comb(d + k - 2, k - 1) if k else 0)
-
-
-def largest_tau(n: int, d: int, *, projective: bool) -> int:
-    """The largest τ with D(d, τ) <= n, or the odd cap 2 · 64 − 1 where it is larger than that."""
-    cap = 2 * _MAX_NODES - 1
-    tau = 0
-    while tau <= cap and design_bound(d, tau + 1, projective=projective) <= n:
-        tau += 1
-    return min(tau, cap)
-
-
-def _jacobi_matrix(k: int, alpha: float, beta: float) -> tuple[np.ndarray, np.ndarray]:
-    # J_k of the orthonormal polynomials of (1−t)^alpha (1+t)^beta, and p_0(1), …, p_{k−1}(1) for total mass 1.
-    j = np.arange(k, dtype=np.float64)
-    total = 2 * j + alpha + beta
-    diagonal = np.empty(k)
-    diagonal[0] = (beta - alpha) / (alpha + beta + 2)
-    diagonal[1:] = (beta**2 - alpha**2) / (total[1:] * (total[1:] + 2))
-    square = np.empty(k)  # of the off-diagonal; [0] is not used
-    if k > 1:
-        square[1] = 4 * (1 + alpha) * (1 + beta) / ((2 + alpha + beta) ** 2 * (3 + alpha + beta))
-    i, t = j[2:], total[2:]
-    square[2:] = 4 * i * (i + alpha) * (i + beta) * (i + alpha + beta) / (t**2 * (t + 1) * (t - 1))
-    off = np.sqrt(square[1:])
-    at_one = np.ones(k)
-    for m in range(1, k):
-        before = off[m - 2] * at_one[m - 2] if m > 1 else 0.0
-        at_one[m] = ((1 - diagonal[m - 1]) * at_one[m - 1] - before) / off[m - 1]
-    return np.diag(diagonal) + np.diag(off, 1) + np.diag(off, -1), at_one
-
-
-def _gauss_without_mass(k: int, alpha: float, beta: float, mass: float) -> tuple[np.ndarray, np.ndarray]:
-    # Gauss quadrature with k nodes of the Jacobi measure (total 1) minus `mass` at t = 1, from its Gram matrix G and
-    # the matrix M of multiplication by t, both in the Jacobi measure's own orthonormal polynomials: M v = α G v.
-    matrix, at_one = _jacobi_matrix(k, alpha, beta)
-    outer = mass * np.outer(at_one, at_one)
-    cholesky = np.linalg.cholesky(np.eye(k) - outer)
-    half = np.linalg.solve(cholesky, matrix - outer)
-    nodes, vectors = np.linalg.eigh(np.linalg.solve(cholesky, half.T))
-    moments = np.eye(k)[0] - mass * at_one
-    weights = (np.linalg.solve(cholesky.T, vectors).T @ moments) ** 2
-    return nodes, weights
-
-
-def levenshtein_quadrature(n: int, d: int, *, projective: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Levenshtein's 1/n-quadrature: nodes (k,) in [−1, 1) and weights (k,), normalised to sum 1, in float64.
-
-    For every polynomial h of degree <= `largest_tau(n, d)`, the mean of h over the uniform measure is
-    h(1)/n + (1 − 1/n) Σ w_i h(α_i). On the sphere in R^d (d >= 3) in t = c, or, `projective`, in t = 2 c² − 1.
-
-    Source: Levenshtein, "Designs as maximum codes in polynomial metric spaces", Acta Appl. Math. 29 (1992).
-    """
-    alpha = (d - 3) / 2
-    beta = -0.5 if projective else alpha
-    k, odd = divmod(largest_tau(n, d, projective=projective), 2)
-    if odd:
-        nodes, weights = _gauss_without_mass(k + 1, alpha, beta, 1 / n)
-    elif k:
-        # A node at −1: Gauss quadrature for (1 + t) times the measure, which is Jacobi with beta + 1.
-        first = 1 + (beta - alpha) / (alpha + beta + 2)  # the mean of 1 + t
-        nodes, weights = _gauss_without_mass(k, alpha, beta + 1, 2 / (first * n))
-        weights = weights * first / (1 + nodes)
-        nodes = np.concatenate(([-1.0], nodes))
-        weights = np.concatenate(([max(0.0, 1 - 1 / n - weights.sum())], weights))
-    else:
-        nodes, weights = np.array([-1.0]), np.array([1.0])
-    return np.clip(nodes, -1.0, None), weights / weights.sum()
-
-
-def _mean_over_lines(n: int, d: int, potential: Potential) -> float:
-    # Bound of the mean over pairs of lines of F(c) = f(c) + f(−c).
-    nodes, weights = levenshtein_quadrature(n, d, projective=True)
-    c = np.sqrt((1 + nodes) / 2)
-    if potential.distance == "angular":
-        near, far = np.arccos(c), np.arccos(-c)
-    else:
-        near, far = np.sqrt(2 - 2 * c), np.sqrt(2 + 2 * c)
-    return float(weights @ (riesz_array(near, potential.s) + riesz_array(far, potential.s)))
-
-
-def _polygon_mean(points: int, potential: Potential) -> float:
-    # Exact optimum on the circle: mean pair energy of equally spaced points (the proof's last paragraph). The arcs on
-    # the two sides mirror each other, so only one is summed; every angle is >= 2π/points.
-    half_arcs = math.pi * np.arange(1, (points + 1) // 2, dtype=np.float64) / points
-    rho = 2 * (half_arcs if potential.distance == "angular" else np.sin(half_arcs))
-    total = 2 * float(riesz_array(rho, potential.s).sum())
-    if points % 2 == 0:
-        total += potential.mirror_energy()
-    return total / (points - 1)
+from hf_mhe.energy.sphere.levenshtein import riesz
 
 
 @lru_cache(maxsize=4096)
-def _bound(n: int, d: int, potential: Potential) -> float:
+def lower_bound(n: int, d: int, potential: Potential) -> float:
+    """`energy_lower_bound` of a potential, for numbers that have been checked."""
     half = potential.space == "half"
     if d == 1:  # there are two directions, and one line
         return math.inf if half or n > 2 else potential.mirror_energy()
@@ -160,26 +23,30 @@ def _bound(n: int, d: int, potential: Potential) -> float:
         if d == 2:
             return _polygon_mean(2 * n if half else n, potential)
         if half:
-            lines = _mean_over_lines(n, d, potential)
+            lines = potential.rho.lower_bound_of_lines(n, d, potential.s)
             return ((n - 1) * lines + potential.mirror_energy()) / (2 * n - 1)
-        euclidean = _euclidean_mean(n, d, potential.s)
-        if potential.distance == "euclidean":
-            return euclidean
-        from hf_mhe.energy.reference.linear_program import angular_bound
-
-        degree = largest_tau(n, d, projective=False)
-        return angular_bound(n, d, potential.s, degree=degree, euclidean_bound=euclidean)
+        return potential.rho.lower_bound(n, d, potential.s)
 
 
-def _euclidean_mean(n: int, d: int, s: float) -> float:
-    nodes, weights = levenshtein_quadrature(n, d)
-    return float(weights @ riesz_array(np.sqrt(2 - 2 * nodes), s))
+def _polygon_mean(points: int, potential: Potential) -> float:
+    # Exact optimum on the circle: mean pair energy of equally spaced points (the proof's last paragraph). The arcs on
+    # the two sides mirror each other, so only one is summed; every angle is >= 2π/points.
+    half_arcs = math.pi * np.arange(1, (points + 1) // 2, dtype=np.float64) / points
+    total = 2 * float(riesz(potential.rho.of_angle(2 * half_arcs), potential.s).sum())
+    if points % 2 == 0:
+        total += potential.mirror_energy()
+    return total / (points - 1)
 
 
 def energy_lower_bound(
     n: int, d: int, s: float = 2.0, *, distance: Distance = "euclidean", space: Space = "full"
 ) -> float:
     """A number that the mean hyperspherical energy of no `n` neurons in dimension `d` lies below.
+
+    Example:
+        >>> from hf_mhe import energy_lower_bound
+        >>> round(energy_lower_bound(4, 3), 6)  # the regular tetrahedron: every squared distance is 8/3
+        0.375
 
     The universal lower bound of Boyvalenkov et al. (2016), by Levenshtein's quadrature; angular in full space by a
     linear program in the manner of Delsarte and Yudin; exact for d = 2. It is attained, and so the optimum: in full
@@ -192,4 +59,4 @@ def energy_lower_bound(
         MHEError: n below 2, d below 1, either not an integer, or an option that `Potential` does not take.
     """
     n, d = check_shape(n, d)
-    return _bound(n, d, Potential(s=s, distance=distance, space=space))
+    return lower_bound(n, d, Potential(s=s, distance=distance, space=space))

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 from hf_mhe.energy.potential import Potential
-from hf_mhe.energy.reference.bounds import energy_lower_bound
-from hf_mhe.energy.reference.expectation import expected_energy, expected_energy_std
+from hf_mhe.energy.reference.bounds import lower_bound
+from hf_mhe.energy.reference.expectation import check_shape, random_mean, random_std
 from hf_mhe.errors import MHEError
 
 
@@ -45,16 +45,15 @@ def energy_score(energy: float, n: int, d: int, potential: Potential) -> EnergyS
     """
     if potential.softening:
         raise MHEError(f"energy_score compares exact energies: softening must be 0, got {potential.softening!r}")
-    expected = expected_energy(n, d, potential.s, distance=potential.distance, space=potential.space)
-    std = expected_energy_std(n, d, potential.s, distance=potential.distance, space=potential.space)
-    lower_bound = energy_lower_bound(n, d, potential.s, distance=potential.distance, space=potential.space)
+    n, d = check_shape(n, d)
+    expected, std, least = random_mean(n, d, potential), random_std(n, d, potential), lower_bound(n, d, potential)
     energy = float(energy)
     score = z = None
     if math.isfinite(expected) and not math.isnan(energy):
-        span = expected - lower_bound
+        span = expected - least
         # Below rounding there is no span: huge d with few neurons, or an s so large that both underflow.
         if span > 1e-12 * abs(expected):
-            score = (energy - lower_bound) / span
+            score = (energy - least) / span
         if 0.0 < std < math.inf:
             z = (energy - expected) / std
-    return EnergyScore(expected, std, lower_bound, score, z)
+    return EnergyScore(expected, std, least, score, z)

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hf_mhe.energy.rows import project_
+
 # Value at a point `(n, d)`, and its gradient there, every row tangent to the row's sphere.
 Objective = Callable[[Tensor], tuple[float, Tensor]]
 
@@ -39,11 +41,6 @@ class Minimum(NamedTuple):
     decrement: float
     iterations: int
     converged: bool
-
-
-def project_(vectors: Tensor, point: Tensor) -> Tensor:
-    """Make each row of `vectors` `(..., n, d)` tangent to the sphere at the same row of `point` `(n, d)`, in place."""
-    return vectors.sub_((vectors * point).sum(-1, keepdim=True) * point)
 
 
 def minimize_on_spheres(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Iterator
@@ -10,10 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hf_mhe.energy.potential import Distance, Potential, Space
-from hf_mhe.energy.reference.bounds import energy_lower_bound
+from hf_mhe.checks import check_integer, check_number
+from hf_mhe.choices import Distance, Space
+from hf_mhe.energy.potential import Potential
+from hf_mhe.energy.reference.bounds import lower_bound
 from hf_mhe.energy.reference.expectation import check_shape
-from hf_mhe.energy.solver.lbfgs import Minimum, minimize_on_spheres, project_
+from hf_mhe.energy.rows import project_
+from hf_mhe.energy.solver.lbfgs import Minimum, minimize_on_spheres
 from hf_mhe.energy.walks.blocked import walk
 from hf_mhe.errors import MHEError
 
@@ -52,7 +56,12 @@ def minimize_energy(
     """Directions that minimize the hyperspherical energy: Thomson's problem, or fixed prototypes for n classes.
 
     Example:
-        >>> prototypes = minimize_energy(100, 512)  # 100 classes as far apart as can be; (100, 512)
+        >>> from hf_mhe import minimize_energy
+        >>> prototypes = minimize_energy(100, 512)  # 100 classes as far apart as can be
+        >>> prototypes.shape
+        torch.Size([100, 512])
+        >>> round(float(prototypes[0] @ prototypes[1]), 6)  # -1/99, as of every pair
+        -0.010101
 
     Riemannian L-BFGS on the product of n unit spheres over the exact walk in float64, from several random starts; the
     lowest end wins. For more points than a few dozen it is a good local minimum, as every solver's answer is.
@@ -95,19 +104,17 @@ def minimize_energy(
     """
     n, d = check_shape(n, d)
     potential = Potential(s, distance, space)
-    seed = _checked_integer("seed", seed, -(1 << 63))
-    restarts = (
-        max(1, min(_RESTARTS, _RESTARTS_WORK // (n * n * d)))
-        if restarts is None
-        else _checked_integer("restarts", restarts, 1)
-    )
-    max_iterations = _checked_integer("max_iterations", max_iterations, 1)
+    seed = check_integer("seed", seed, at_least=-(1 << 63), at_most=(1 << 63) - 1)
+    if restarts is None:
+        restarts = max(1, min(_RESTARTS, _RESTARTS_WORK // (n * n * d)))
+    restarts = check_integer("restarts", restarts, at_least=1)
+    max_iterations = check_integer("max_iterations", max_iterations, at_least=1)
     small = n * d <= _SMALL_COORDINATES
     if tolerance is None:
         tolerance = _TOLERANCE_SMALL if small else _TOLERANCE_LARGE
-    elif isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 < tolerance < math.inf:
-        raise MHEError(f"tolerance must be a finite number > 0; got {tolerance!r}")
-    bound = energy_lower_bound(n, d, s, distance=distance, space=space)
+    else:
+        check_number("tolerance", tolerance, above=0)
+    bound = lower_bound(n, d, potential)
     if bound == math.inf and d == 1:
         raise MHEError(f"{n} distinct directions do not exist in d = 1 ({space} space): d must be at least 2")
     if bound == math.inf:
@@ -147,12 +154,6 @@ def minimize_energy(
     return best.point
 
 
-def _checked_integer(name: str, value: object, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 1 << 63:
-        raise MHEError(f"{name} must be an integer >= {least}; got {value!r}")
-    return value
-
-
 def _out_of_range(potential: Potential, n: int) -> MHEError:
     return MHEError(f"s={potential.s:g} is too large for n={n}: the energy leaves the range of float64")
 
@@ -167,7 +168,7 @@ def _identity(n: int) -> Tensor:
 
 
 def _known_optima(n: int, d: int, potential: Potential) -> Iterator[Tensor]:
-    # Candidates, `(n, k)` with k <= d; each is held against the bound before it is believed.
+    # Candidates, `(n, k)` with k <= d; each is checked against the bound before it is returned.
     if d == 2:
         turn = math.pi if potential.space == "half" else 2 * math.pi
         angle = torch.arange(n, dtype=torch.float64, device="cpu") * (turn / n)
@@ -238,7 +239,7 @@ def _gentle_start(potential: Potential, start: Tensor, budget: _Budget) -> Tenso
         s = max(_GENTLE_EXPONENT, s / 2)
         exponents.insert(0, s)
     for exponent in exponents:
-        gentle = _MeanDistance(Potential(exponent, potential.distance, potential.space), len(start))
+        gentle = _MeanDistance(dataclasses.replace(potential, s=exponent), len(start))
         start = minimize_on_spheres(gentle, start, tolerance=1e-4, **budget._asdict()).point
     return start
 
@@ -248,7 +249,7 @@ def _descend(objective: _MeanDistance, start: Tensor, tolerance: float, budget: 
     if not math.isfinite(objective(start)[0]):
         raise _out_of_range(potential, objective.n)
     found = minimize_on_spheres(objective, start, tolerance=tolerance, **budget._asdict())
-    if potential.distance == "angular" and potential.space == "full":
+    if potential.rho.slope_at_antipodes and potential.space == "full":
         return _settle_opposite_pairs(objective, found, tolerance, budget)
     return found
 
@@ -275,7 +276,7 @@ def _settle_opposite_pairs(objective: _MeanDistance, found: Minimum, tolerance: 
         iterations = found.iterations + settled.iterations
         pulls = torch.linalg.vector_norm(force[n - ties :], dim=1)
         energy = math.exp(value * potential.s) if potential.s else 0.0
-        hold = 2 * potential.scale_of(n, "mean") * objective.slope(energy) * _slope_at_pi(potential.s)
+        hold = 2 * potential.scale_of(n, "mean") * objective.slope(energy) * _slope_at_antipodes(potential)
         found = Minimum(point, value, settled.decrement, iterations, settled.converged)
         if float(pulls.max()) <= hold:
             break
@@ -284,8 +285,10 @@ def _settle_opposite_pairs(objective: _MeanDistance, found: Minimum, tolerance: 
     return found
 
 
-def _slope_at_pi(s: float) -> float:
-    return 1 / math.pi if s == 0 else s * math.pi ** (-s - 1)
+def _slope_at_antipodes(potential: Potential) -> float:
+    # Of a pair's energy, by how far its angle is short of pi.
+    s, rho = potential.s, potential.rho
+    return (s or 1.0) * rho.at_antipodes ** (-s - 1) * rho.slope_at_antipodes
 
 
 def _opposite_first(point: Tensor) -> tuple[Tensor, int]:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from hf_mhe.energy.potential import Potential
+from hf_mhe.energy.rows import project_
 from hf_mhe.energy.walks.close_pairs import ClosePairs, coincident_below, extremes, has_close_pairs, sum_close_pairs
 from hf_mhe.energy.walks.closed_forms import Block, evaluate_, fill_diagonal_
-from hf_mhe.energy.walks.panels import Panel, Stack, cover, one_square
+from hf_mhe.energy.walks.panels import Panel, PanelBatch, one_square, panel_batches
 from hf_mhe.energy.walks.small_cosines import power_series, sum_by_powers_
 from hf_mhe.energy.walks.workspace import scratch
 
@@ -63,17 +64,17 @@ def walk(
         cos = torch.mm(unit, unit.t()).fill_diagonal_(0)
         if observer is None and not has_close_pairs(cos, potential):
             return _whole(cos, unit, potential, gradient)
-    stacks = cover(len(unit), unit.device, gradient=gradient)
-    sums = PanelSums(weight, unit, potential, gradient, leave_out_coincident)
+    batches = panel_batches(len(unit), unit.device, gradient=gradient)
+    sums = PanelSums(weight, unit, potential, gradient=gradient, leave_out_coincident=leave_out_coincident)
     if small:
-        sums.visit(stacks[0], cos, torch.empty_like(cos) if gradient else None, observer)
+        sums.visit(batches[0], cos, torch.empty_like(cos) if gradient else None, observer)
         return sums.result()
-    size = max(stack.elements for stack in stacks)
+    size = max(batch.elements for batch in batches)
     buffers = [scratch(f"panel {k}", size, unit.dtype, unit.device) for k in range(2 if gradient else 1)]
-    for stack in stacks:
-        cos, *rest = (buffer[: stack.elements].view(stack.shape) for buffer in buffers)
-        torch.matmul(stack.left(unit), stack.right(unit).mT, out=cos)
-        sums.visit(stack, cos, rest[0] if rest else None, observer)
+    for batch in batches:
+        cos, *rest = (buffer[: batch.elements].view(batch.shape) for buffer in buffers)
+        torch.matmul(batch.left(unit), batch.right(unit).mT, out=cos)
+        sums.visit(batch, cos, rest[0] if rest else None, observer)
     return sums.result()
 
 
@@ -92,7 +93,13 @@ class PanelSums:
     """What the panels add up to: value, gradient on the unit rows, and coincident pairs left out."""
 
     def __init__(
-        self, weight: Tensor, unit: Tensor, potential: Potential, gradient: bool, leave_out_coincident: bool
+        self,
+        weight: Tensor,
+        unit: Tensor,
+        potential: Potential,
+        *,
+        gradient: bool,
+        leave_out_coincident: bool = False,
     ) -> None:
         self._weight, self._unit, self._potential = weight, unit, potential
         self._exact_unit = unit if unit.dtype == torch.float64 else None
@@ -108,33 +115,33 @@ class PanelSums:
             self._grad.zero_()
         return PairSum(self._value, self._grad, self._coincident)
 
-    def visit(self, stack: Stack, cos: Tensor, spare: Tensor | None, observer: Observer | None) -> None:
-        """Add one stack of panels of cosines; overwrites `cos` and `spare` (None where no gradient is wanted)."""
-        if stack.first.diagonal:
+    def visit(self, batch: PanelBatch, cos: Tensor, spare: Tensor | None, observer: Observer | None) -> None:
+        """Add one batch of panels of cosines; overwrites `cos` and `spare` (None where no gradient is wanted)."""
+        if batch.first.diagonal:
             fill_diagonal_(cos)
         if observer is not None:
-            for panel, block in zip(stack.items(), cos.view(-1, *cos.shape[-2:]), strict=True):
+            for panel, block in zip(batch.items(), cos.view(-1, *cos.shape[-2:]), strict=True):
                 observer.observe(block, panel)
         slope, slope_factor = spare, 0.0
-        exceptions: list[ClosePairs | Stack] = []
-        for part, piece in stack.pieces():
+        exceptions: list[ClosePairs | PanelBatch] = []
+        for part, piece in batch.pieces():
             block, exception = self._evaluate(piece, cos[part], None if spare is None else spare[part])
             if exception is not None:
                 exceptions.append(exception)
             if block is not None and block.slope is not None:
                 slope, slope_factor = (cos if block.slope_in_cos else spare), block.slope_factor
         if self._grad is not None and slope is not None:
-            _add_products_(self._grad, slope, self._unit, stack, 2 * slope_factor)
+            _add_products_(self._grad, slope, self._unit, batch, 2 * slope_factor)
             self._begun = True
-        for exception in exceptions:  # only now, when the gradient of all rows of the stack has begun
+        for exception in exceptions:  # only now, when the gradient of all rows of the batch has begun
             if isinstance(exception, ClosePairs):
                 self._add_close_pairs(exception)
             else:
                 self._add_in_float64(exception, gradient=spare is not None)
 
     def _evaluate(
-        self, piece: Stack, cos: Tensor, spare: Tensor | None
-    ) -> tuple[Block | None, ClosePairs | Stack | None]:
+        self, piece: PanelBatch, cos: Tensor, spare: Tensor | None
+    ) -> tuple[Block | None, ClosePairs | PanelBatch | None]:
         """Add a piece's value and turn it into slopes; and what is left of it to be added otherwise.
 
         That is its close pairs, or the whole piece, which is then all zeros.
@@ -168,7 +175,7 @@ class PanelSums:
         self._value += exact.value
         self._coincident += exact.coincident
 
-    def _add_in_float64(self, piece: Stack, *, gradient: bool) -> None:
+    def _add_in_float64(self, piece: PanelBatch, *, gradient: bool) -> None:
         # Float64 products reach pairs a thousand times closer than float32 ones, at a sixtieth of the price of
         # recomputing the pairs one by one; a layer that has collapsed to one direction is such a case.
         if self._exact_unit is None:
@@ -178,17 +185,17 @@ class PanelSums:
             cos = unit[panel.row : panel.row_end] @ unit[panel.column : panel.column_end].t()
             if panel.diagonal:
                 cos.fill_diagonal_(0)
-            block, close = self._evaluate(Stack(panel), cos, torch.empty_like(cos) if gradient else None)
+            block, close = self._evaluate(PanelBatch(panel), cos, torch.empty_like(cos) if gradient else None)
             if self._grad is not None and block is not None and block.slope is not None:
                 _add_tangent_products_(self._grad, block.slope, unit, panel, 2 * block.slope_factor)
             if isinstance(close, ClosePairs):
                 self._add_close_pairs(close)
 
 
-def _add_products_(grad: Tensor, slope: Tensor, unit: Tensor, stack: Stack, factor: float) -> None:
-    _add_(stack.left(grad), slope, stack.right(unit), factor, beta=0 if stack.opens_rows else 1)
-    if not stack.first.diagonal:
-        _add_(stack.right(grad), slope.mT, stack.left(unit), factor, beta=0 if stack.opens_columns else 1)
+def _add_products_(grad: Tensor, slope: Tensor, unit: Tensor, batch: PanelBatch, factor: float) -> None:
+    _add_(batch.left(grad), slope, batch.right(unit), factor, beta=0 if batch.opens_rows else 1)
+    if not batch.first.diagonal:
+        _add_(batch.right(grad), slope.mT, batch.left(unit), factor, beta=0 if batch.opens_columns else 1)
 
 
 def _add_(target: Tensor, slope: Tensor, rows: Tensor, factor: float, *, beta: int) -> None:
@@ -203,7 +210,6 @@ def _add_tangent_products_(grad: Tensor, slope: Tensor, unit: Tensor, panel: Pan
     # counts is the small rest: it has to be projected on the sphere before it is rounded to float32, not after.
     first, last = min(panel.row, panel.column), max(panel.row_end, panel.column_end)
     part = torch.zeros_like(unit[first:last])
-    local = Stack(Panel(panel.row - first, panel.row_end - first, panel.column - first, panel.column_end - first))
+    local = PanelBatch(Panel(panel.row - first, panel.row_end - first, panel.column - first, panel.column_end - first))
     _add_products_(part, slope, unit[first:last], local, factor)
-    part.addcmul_(unit[first:last], (part * unit[first:last]).sum(1, keepdim=True), value=-1)
-    grad[first:last] += part.to(grad.dtype)
+    grad[first:last] += project_(part, unit[first:last]).to(grad.dtype)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hf_mhe.energy.potential import Potential
-from hf_mhe.energy.walks.panels import Stack
+from hf_mhe.energy.walks.panels import PanelBatch
 
 # Note [Cancellation]
 # A cosine out of a matrix product carries an error of a few units in its last place, so `2 - 2c` is noise once two
@@ -70,7 +70,7 @@ class ClosePairs(NamedTuple):
     """The close pairs of one panel.
 
     Attributes:
-        where: int64 places in the flattened block, every one that has to be taken out.
+        where: int64 indices into the flattened block, every one that has to be taken out.
         first, second: int64 row numbers in the weight; each unordered pair once.
     """
 
@@ -80,7 +80,7 @@ class ClosePairs(NamedTuple):
 
     @staticmethod
     def find(
-        cos: Tensor, stack: Stack, potential: Potential, known: tuple[float, float] | None = None
+        cos: Tensor, batch: PanelBatch, potential: Potential, known: tuple[float, float] | None = None
     ) -> ClosePairs | None:
         """The pairs of a block that are too close for its dtype, or too nearly opposite if the potential cares.
 
@@ -93,10 +93,10 @@ class ClosePairs(NamedTuple):
         mask = cos.abs() >= bound if potential.two_sided else cos >= bound
         where = mask.view(-1).nonzero().flatten()
         row = torch.div(where, cos.shape[-1], rounding_mode="floor")
-        shift = torch.div(row, cos.shape[-2], rounding_mode="floor") * stack.stride
-        first = row % cos.shape[-2] + stack.first.row + shift
-        second = where % cos.shape[-1] + stack.first.column + shift
-        if stack.first.diagonal:  # which shows each pair twice
+        shift = torch.div(row, cos.shape[-2], rounding_mode="floor") * batch.stride
+        first = row % cos.shape[-2] + batch.first.row + shift
+        second = where % cos.shape[-1] + batch.first.column + shift
+        if batch.first.diagonal:  # which shows each pair twice
             once = second > first
             first, second = first[once], second[once]
         return ClosePairs(where, first, second)

@@ -97,7 +97,7 @@ def _sums_of_logs(values: Tensor) -> Tensor:
 
 
 def fill_diagonal_(blocks: Tensor, value: float = 0.0) -> None:
-    """Set the diagonal of a square, or of each of a stack of them."""
+    """Set the diagonal of a square, or of each of a batch of them."""
     blocks.diagonal(dim1=-2, dim2=-1).fill_(value)
 
 
@@ -109,15 +109,11 @@ def evaluate_(potential: Potential, cos: Tensor, spare: Tensor | None) -> Block:
         cos: any shape, float32 or float64, contiguous; overwritten.
         spare: same shape and dtype, overwritten; None where no slope is wanted.
     """
-    exact = potential.softening == 0
+    form: Form = _any
     if potential.s in (1, 2) or (potential.s == 0 and potential.softening <= _WIDEST_MULTIPLIED):
-        if potential.distance == "euclidean":
-            form = _euclidean_full if potential.space == "full" else _euclidean_half
-            return form(potential, cos, spare)
-        if exact:
-            form = _angular_full if potential.space == "full" else _angular_half
-            return form(potential, cos, spare)
-    return _any(potential, cos, spare)
+        forms = _SOFTENED_FORMS if potential.softening else _EXACT_FORMS
+        form = forms.get((potential.distance, potential.space), _any)
+    return form(potential, cos, spare)
 
 
 def _scalar(value: float, like: Tensor) -> Tensor:
@@ -224,7 +220,20 @@ def _minus_square(constant: float, values: Tensor, out: Tensor) -> Tensor:
 
 
 def _any(potential: Potential, cos: Tensor, spare: Tensor | None) -> Block:
-    # Any s, and softened angles. The definition on chords, which costs temporaries of the block's size and nothing
-    # more.
+    # Any s, and every distance without a form of its own. The definition on chords, which costs temporaries of the
+    # block's size and nothing more.
     value, slope = potential.from_chords(2 - 2 * cos, 2 + 2 * cos)
     return Block(value, 1.0, None if spare is None else spare.copy_(slope), 1.0)
+
+
+# For s = 0, 1, 2, by distance and space; a distance that is not here is evaluated from its definition.
+Form = Callable[[Potential, Tensor, Tensor | None], Block]
+_SOFTENED_FORMS: dict[tuple[str, str], Form] = {
+    ("euclidean", "full"): _euclidean_full,
+    ("euclidean", "half"): _euclidean_half,
+}
+_EXACT_FORMS: dict[tuple[str, str], Form] = {
+    **_SOFTENED_FORMS,
+    ("angular", "full"): _angular_full,
+    ("angular", "half"): _angular_half,
+}

@@ -1,4 +1,4 @@
-"""Panels: how the pairs of n neurons are cut into blocks that fit the cache, each pair in one of them."""
+"""Panels: how the pairs of n neurons are divided into blocks that fit the cache, each pair in one of them."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ class Panel(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Stack:
+class PanelBatch:
     """`count` panels of one shape, each `stride` rows and columns after the one before.
 
-    `opens_rows`, `opens_columns`: no stack before this one in the cover has these neurons on either of its sides.
+    `opens_rows`, `opens_columns`: no earlier batch of the tiling has these neurons on either of its sides.
     """
 
     first: Panel
@@ -69,7 +69,7 @@ class Stack:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the stack's cosines; two-dimensional where it is one panel."""
+        """Of the batch's cosines; two-dimensional where it is one panel."""
         panel = (self.first.rows, self.first.columns)
         return panel if self.count == 1 else (self.count, *panel)
 
@@ -102,7 +102,7 @@ class Stack:
         whole = matrix[base : base + self.count * self.stride].view(self.count, self.stride, -1)
         return whole if stop - start == self.stride else whole[:, start - base : stop - base]
 
-    def pieces(self) -> Iterator[tuple[slice, Stack]]:
+    def pieces(self) -> Iterator[tuple[slice, PanelBatch]]:
         """Cut along the first dimension into pieces that the second-level cache holds, for the passes over them."""
         row, row_end, column, column_end = self.first
         if self.count > 1:
@@ -110,23 +110,23 @@ class Stack:
             for start in range(0, self.count, step):
                 stop, shift = min(start + step, self.count), start * self.stride
                 moved = Panel(row + shift, row_end + shift, column + shift, column_end + shift)
-                yield slice(start, stop), Stack(moved, stop - start, self.stride)
+                yield slice(start, stop), PanelBatch(moved, stop - start, self.stride)
         elif self.first.diagonal:
             yield slice(0, self.first.rows), self
         else:
-            for start, stop in cuts(row, row_end, max(1, _PIECE_ELEMENTS // self.first.columns)):
-                yield slice(start - row, stop - row), Stack(Panel(start, stop, column, column_end))
+            for start, stop in bounds(row, row_end, max(1, _PIECE_ELEMENTS // self.first.columns)):
+                yield slice(start - row, stop - row), PanelBatch(Panel(start, stop, column, column_end))
 
 
-def cover(n: int, device: torch.device, *, gradient: bool = True) -> list[Stack]:
-    """Cover the pairs `i < j` of n rows: squares on the diagonal, which hold their pairs twice, and rectangles."""
+def panel_batches(n: int, device: torch.device, *, gradient: bool = True) -> list[PanelBatch]:
+    """A tiling of the pairs `i < j` of n rows: squares on the diagonal, with each pair twice, and rectangles."""
     square, rows, columns, batched = _SIDE_CUDA, _SIDE_CUDA, _SIDE_CUDA, 0
     if device.type == "cpu":
         square, rows, columns, batched = _SQUARE, _SIDE, _SIDE, _BATCHED_SIDE
         if not gradient:
             square, rows, columns = _SQUARE_OF_VALUES, _ROWS_OF_VALUES, _COLUMNS_OF_VALUES
     if one_square(n, device):
-        return [Stack(Panel(0, n, 0, n), opens_rows=True, opens_columns=True)]
+        return [PanelBatch(Panel(0, n, 0, n), opens_rows=True, opens_columns=True)]
     blocks = 2
     while n // blocks > square:
         blocks *= 2
@@ -141,8 +141,8 @@ def one_square(n: int, device: torch.device) -> bool:
 
 
 def panels(n: int, device: torch.device) -> list[Panel]:
-    """The panels of `cover`, one by one."""
-    return [panel for stack in cover(n, device) for panel in stack.items()]
+    """The panels of `panel_batches`, one by one."""
+    return [panel for batch in panel_batches(n, device) for panel in batch.items()]
 
 
 def block_shape(n: int, device: torch.device) -> tuple[int, int]:
@@ -152,12 +152,12 @@ def block_shape(n: int, device: torch.device) -> tuple[int, int]:
 
 
 def strips(n: int, rows: int) -> Iterator[Panel]:
-    """Cover the pairs `i <= j` of n rows by block rows, each from the diagonal to the last column."""
+    """A tiling of the pairs `i <= j` of n rows by block rows, each from the diagonal to the last column."""
     for row in range(0, n, rows):
         yield Panel(row, min(row + rows, n), row, n)
 
 
-def _rectangles(size: int, blocks: int, rows: int, columns: int, batched: int) -> Iterator[Stack]:
+def _rectangles(size: int, blocks: int, rows: int, columns: int, batched: int) -> Iterator[PanelBatch]:
     """Between the halves of all rows, of each half, and so on down to single blocks."""
     halves = blocks // 2
     while halves:
@@ -165,31 +165,31 @@ def _rectangles(size: int, blocks: int, rows: int, columns: int, batched: int) -
         count = blocks // (2 * halves)
         first = halves == blocks // 2
         if half <= batched and count > 1:
-            yield Stack(Panel(0, half, half, 2 * half), count, 2 * half)
+            yield PanelBatch(Panel(0, half, half, 2 * half), count, 2 * half)
         else:
             for base in range(0, blocks * size, 2 * half):
-                for row, row_end in cuts(base, base + half, rows):
-                    for column, column_end in cuts(base + half, base + 2 * half, columns):
+                for row, row_end in bounds(base, base + half, rows):
+                    for column, column_end in bounds(base + half, base + 2 * half, columns):
                         panel = Panel(row, row_end, column, column_end)
                         opens_rows, opens_columns = first and column == base + half, first and row == base
-                        yield Stack(panel, opens_rows=opens_rows, opens_columns=opens_columns)
+                        yield PanelBatch(panel, opens_rows=opens_rows, opens_columns=opens_columns)
         halves //= 2
 
 
-def _squares(size: int, blocks: int) -> Stack:
-    return Stack(Panel(0, size, 0, size), blocks, size)
+def _squares(size: int, blocks: int) -> PanelBatch:
+    return PanelBatch(Panel(0, size, 0, size), blocks, size)
 
 
-def _rest(start: int, stop: int, columns: int) -> Iterator[Stack]:
+def _rest(start: int, stop: int, columns: int) -> Iterator[PanelBatch]:
     if start == stop:
         return
-    for column, column_end in cuts(0, start, columns):
-        yield Stack(Panel(start, stop, column, column_end), opens_rows=column == 0)
-    yield Stack(Panel(start, stop, start, stop))
+    for column, column_end in bounds(0, start, columns):
+        yield PanelBatch(Panel(start, stop, column, column_end), opens_rows=column == 0)
+    yield PanelBatch(Panel(start, stop, start, stop))
 
 
-def cuts(start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
-    """Cut `[start, stop)` into parts of at most `most`: nearly equal, and of aligned lengths but for the last."""
+def bounds(start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
+    """Bounds of parts of `[start, stop)`, at most `most` long: nearly equal, of aligned lengths but for the last."""
     if start == stop:
         return
     count = -(-(stop - start) // most)

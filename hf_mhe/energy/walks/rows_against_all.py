@@ -1,102 +1,25 @@
-"""Some rows against all of them, exactly: the share of an energy, and the gradient, that one of several owners needs.
+"""Some rows against all of them, exactly: those that one of several processes owns, or those that were sampled.
 
-Where the rows of a weight are divided between processes, each walks its own rows against all. The shares of the value
-add up to the energy, and the gradient of the own rows is complete: nothing has to be sent back to their owners.
+The owner of rows needs the gradient on these rows alone, and it has to be the whole sum's; a sample's sum is
+differentiated with respect to all rows.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hf_mhe.energy.potential import Potential
-from hf_mhe.energy.precision import energy_dtype, product_dtype, without_autocast
-from hf_mhe.energy.rows import check_weight, unit_rows
-from hf_mhe.energy.walks.blocked import PairSum, walk
+from hf_mhe.energy.rows import project_
+from hf_mhe.energy.walks.blocked import PairSum, PanelSums, walk
 from hf_mhe.energy.walks.close_pairs import ClosePairs, sum_close_pairs
 from hf_mhe.energy.walks.closed_forms import evaluate_
-from hf_mhe.energy.walks.panels import Panel, Stack, block_shape, cuts
-from hf_mhe.errors import MHEError
+from hf_mhe.energy.walks.panels import Panel, PanelBatch, block_shape, bounds
 
 
-@without_autocast
-def energy_share(own: Tensor, everyone: Tensor, start: int, potential: Potential) -> Tensor:
-    """The share of the mean energy of `everyone`'s rows that the rows `own` account for: `i` own, `j` any other row.
-
-    The shares of disjoint own rows that cover `everyone` sum to the energy. The gradient is not that of the share but
-    of the whole energy, with respect to the own rows: a sum of shares whose gradient is handed on unchanged has the
-    gradient of the energy. Rows of zeros have no direction and are left out of both.
-
-    Args:
-        own: `(m, d)`, m >= 0, the rows `[start, start + m)` of `everyone`; the gradient goes here.
-        everyone: `(n, d)`, same dtype and device; no gradient goes here.
-        start: the place of the first own row.
-        potential: the pair function.
-
-    Returns:
-        0-dim tensor; float64 for a float64 weight, float32 otherwise. Zero where fewer than two rows are live.
-
-    Raises:
-        MHEError: a value is not finite, the own rows do not lie in `everyone`, or as `hyperspherical_energy`.
-
-    Source: Liu et al., "Learning towards Minimum Hyperspherical Energy", NeurIPS 2018, eq. (1), its sum over i split.
-    """
-    check_weight(everyone)
-    if own.dim() != 2 or own.shape[1] != everyone.shape[1] or not 0 <= start <= len(everyone) - len(own):
-        raise MHEError(
-            f"own rows of shape {tuple(own.shape)} from row {start} on must lie within all rows, of shape "
-            f"{tuple(everyone.shape)}"
-        )
-    share: Tensor = _Share.apply(own, everyone.detach(), start, potential)
-    return share
-
-
-class _Share(torch.autograd.Function):
-    """The forward pass leaves the gradient ready; the backward pass is one scaling."""
-
-    @staticmethod
-    def forward(ctx: Any, own: Tensor, everyone: Tensor, start: int, potential: Potential) -> Tensor:
-        wanted = ctx.needs_input_grad[0]
-        dtype = energy_dtype(own)
-        gradient = torch.zeros_like(own) if wanted else own.new_empty(0)
-        ctx.save_for_backward(gradient)
-        try:
-            rows = unit_rows(everyone, product_dtype(everyone), dead="skip")
-        except MHEError:
-            # A layer that starts at zero (LoRA's B) has no pair of directions yet.
-            if int(everyone.any(dim=1).sum()) < 2:
-                return torch.zeros((), dtype=dtype, device=own.device)
-            raise
-        source, first, last = everyone, start, start + len(own)
-        if rows.live is not None:
-            source = everyone[rows.live]
-            first, last = int((rows.live < first).sum()), int((rows.live < last).sum())
-        pairs = rows_against_all(rows.unit, source, first, last, potential, gradient=wanted)
-        n, own_share = len(rows.unit), (last - first) / len(rows.unit)
-        # A constant term of the energy, that of the mirror images, belongs to all rows alike.
-        constant = float(potential.mean_of(0.0, n))
-        share = potential.mean_of(pairs.value, n) - constant + own_share * constant
-        if pairs.gradient is not None:
-            unit = rows.unit[first:last]
-            grad = pairs.gradient.mul_(potential.scale_of(n, "mean"))
-            grad.addcmul_(unit, (grad * unit).sum(1, keepdim=True), value=-1).div_(rows.norm[first:last])
-            if rows.live is None:
-                gradient.copy_(grad)
-            else:
-                gradient[rows.live[first:last] - start] = grad.to(gradient.dtype)
-        return torch.tensor(share, dtype=dtype, device=own.device)
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * upstream.to(gradient.dtype), None, None, None
-
-
-def rows_against_all(
+def own_rows_against_all(
     unit: Tensor, weight: Tensor, start: int, stop: int, potential: Potential, *, gradient: bool
 ) -> PairSum:
     """`sum F(c_ij)` over ordered pairs with `i` in `[start, stop)`, and the gradient of the whole sum on those rows.
@@ -131,9 +54,9 @@ def _panels(start: int, stop: int, n: int, device: torch.device) -> list[Panel]:
     height, width = block_shape(n, device)
     return [
         Panel(row, row_end, column, column_end)
-        for row, row_end in cuts(start, stop, height)
+        for row, row_end in bounds(start, stop, height)
         for begin, end in ((0, start), (stop, n))
-        for column, column_end in cuts(begin, end, width)
+        for column, column_end in bounds(begin, end, width)
     ]
 
 
@@ -155,7 +78,7 @@ class _Beside:
             self._buffers = [self._unit.new_empty(size) for _ in range(1 if self._grad is None else 2)]
         cos, *spare = (buffer[:size].view(panel.rows, panel.columns) for buffer in self._buffers)
         torch.mm(self._unit[panel.row : panel.row_end], self._unit[panel.column : panel.column_end].t(), out=cos)
-        close = ClosePairs.find(cos, Stack(panel), self._potential)
+        close = ClosePairs.find(cos, PanelBatch(panel), self._potential)
         if close is not None and close.too_many(size) and cos.dtype != torch.float64:
             self._visit_in_float64(panel)
             return
@@ -173,13 +96,12 @@ class _Beside:
             for rows in (self._weight[panel.row : panel.row_end], self._weight[panel.column : panel.column_end])
         )
         cos = left @ right.t()
-        close = ClosePairs.find(cos, Stack(panel), self._potential)
+        close = ClosePairs.find(cos, PanelBatch(panel), self._potential)
         product = self._add(panel, cos, None if self._grad is None else torch.empty_like(cos), close)
         if product is not None and self._grad is not None:
             slope, factor = product
             part = (slope @ right).mul_(factor)
-            part.addcmul_(left, (part * left).sum(1, keepdim=True), value=-1)
-            self._own(panel).add_(part.to(self._grad.dtype))
+            self._own(panel).add_(project_(part, left).to(self._grad.dtype))
 
     def _add(
         self, panel: Panel, cos: Tensor, spare: Tensor | None, close: ClosePairs | None
@@ -210,3 +132,35 @@ class _Beside:
     def _own(self, panel: Panel) -> Tensor:
         assert self._grad is not None  # asked for by callers that have one
         return self._grad[panel.row - self._start : panel.row_end - self._start]
+
+
+# Note [The sample first]
+# With the sampled rows moved to the front, their ordered pairs with all rows are the symmetric square of the sample,
+# both orders of each pair, and the rectangle of the sample against the rest, one order of each. The square
+# is a whole exact walk of its own, half its cosines saved; the rectangle is the kind of panel that the exact walk has
+# beside its diagonal, which counts both orders, so it is halved. Nothing here knows a formula.
+def first_rows_against_all(
+    unit: Tensor, weight: Tensor, rows: int, potential: Potential, *, gradient: bool
+) -> PairSum:
+    """`sum F(c_ij)` over ordered pairs with i among the first `rows`, with its gradient on all the unit rows."""
+    sums = PanelSums(weight, unit, potential, gradient=gradient)
+    buffers: list[Tensor] = []
+    for batch in _rectangle(rows, len(unit), unit.device):
+        buffers = buffers or [unit.new_empty(batch.elements) for _ in range(2 if gradient else 1)]
+        cos, *spare = (buffer[: batch.elements].view(batch.shape) for buffer in buffers)
+        torch.mm(batch.left(unit), batch.right(unit).t(), out=cos)
+        sums.visit(batch, cos, spare[0] if spare else None, None)
+    beside = sums.result()
+    square = walk(unit[:rows], weight[:rows], potential, gradient=gradient)
+    if beside.gradient is not None and square.gradient is not None:
+        beside.gradient.mul_(0.5)[:rows] += square.gradient
+    return PairSum(square.value + 0.5 * beside.value, beside.gradient, 0)
+
+
+def _rectangle(rows: int, n: int, device: torch.device) -> Iterator[PanelBatch]:
+    # The first panel is the largest.
+    height, width = block_shape(n, device)
+    for row, row_end in bounds(0, rows, height):
+        for column, column_end in bounds(rows, n, width):
+            panel = Panel(row, row_end, column, column_end)
+            yield PanelBatch(panel, opens_rows=column == rows, opens_columns=row == 0)

@@ -24,6 +24,13 @@ from hf_mhe.energy.walks.workspace import scratch
 _DEGREE = 8
 _REACHES = (0.25, 0.2, 0.16)
 _TOLERANCE = 5e-8  # of the smallest value that the potential has within reach
+_FASTER_WITHOUT = {
+    ("euclidean", "full", 0),
+    ("euclidean", "full", 1),
+    ("euclidean", "full", 2),
+    ("euclidean", "half", 0),
+    ("euclidean", "half", 2),
+}
 
 
 class PowerSeries(NamedTuple):
@@ -44,8 +51,7 @@ def power_series(potential: Potential) -> PowerSeries | None:
 
     Least squares on Chebyshev nodes, accepted where its error is small on them and between them.
     """
-    fast = potential.distance == "euclidean" and potential.s in (0, 1, 2)
-    if fast and not (potential.s == 1 and potential.space == "half"):
+    if (potential.distance, potential.space, potential.s) in _FASTER_WITHOUT:
         return None
     exponents = range(0, _DEGREE + 1, 2 if potential.space == "half" else 1)
     nodes = torch.linspace(0, math.pi, 257, dtype=torch.float64, device="cpu").cos()

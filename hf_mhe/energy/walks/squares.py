@@ -21,7 +21,7 @@ _COORDINATES = 1 << 20
 _COSINES_CUDA = 1 << 24
 
 
-def together(n: int, d: int, device: torch.device) -> int:
+def batch_size(n: int, d: int, device: torch.device) -> int:
     """How many `(n, d)` matrices `walk_squares` should be given in one call; 0 where one has several panels."""
     if not one_square(n, device):
         return 0

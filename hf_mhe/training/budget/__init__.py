@@ -8,23 +8,23 @@ machine does. Rejected: timing the steps, which would make the training irreprod
 
 from __future__ import annotations
 
-import math
 import sys
 import weakref
 from collections.abc import Sequence
-from numbers import Real
 
 import torch
 from torch import nn
 
+from hf_mhe.checks import check_integer, check_number
 from hf_mhe.errors import MHEError
 from hf_mhe.training.budget.allotment import Candidate, Drawn, allot, describe
 from hf_mhe.training.budget.candidates import candidates, dividing_ranks
 from hf_mhe.training.budget.operations import ForwardOperations
 from hf_mhe.training.engines.ddp import is_distributed
-from hf_mhe.training.schedule import check_integer
 
 __all__ = ["Budget", "Candidate", "Drawn", "candidates", "dividing_ranks"]
+
+_OPERATIONS = "a finite number of operations > 0"
 
 
 class Budget:
@@ -47,7 +47,7 @@ class Budget:
 
     def __init__(self, share: float, model: nn.Module, *, step_operations: float | None, seed: int) -> None:
         if step_operations is not None:
-            _check_operations(step_operations)
+            check_number("step_operations", step_operations, above=0, right=_OPERATIONS)
         check_integer("seed", seed, at_least=0)
         self.share, self.step_operations, self._seed = share, step_operations, seed
         self._model, self._given = model, step_operations
@@ -67,7 +67,7 @@ class Budget:
             MHEError: not a finite number > 0.
         """
         if step_operations is not None:
-            _check_operations(step_operations)
+            check_number("step_operations", step_operations, above=0, right=_OPERATIONS)
         self._stop()
         self.step_operations = self._given if step_operations is None else float(step_operations)
         if self.step_operations is None:
@@ -121,8 +121,3 @@ class Budget:
     def _stop(self) -> float:
         forward, self._forward = self._forward, None
         return 0.0 if forward is None else forward.stop()
-
-
-def _check_operations(value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
-        raise MHEError(f"step_operations must be a finite number of operations > 0; got {value!r}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 
-from hf_mhe.energy.walks.rows_against_all import energy_share
+from hf_mhe.energy.autograd.share import energy_share
 from hf_mhe.errors import MHEError
 from hf_mhe.training.engines.division import Division, Weight
 from hf_mhe.training.engines.exchange import Arrival, Expected, exchange

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hf_mhe.energy import Potential
-from hf_mhe.energy.walks.rows_against_all import energy_share
+from hf_mhe.energy.autograd.share import energy_share
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import NeuronGroup
 from hf_mhe.neurons.weight import AsStored

@@ -45,8 +45,9 @@ def slopes_kernel(
     tiles_m,
     tiles_n,
     S: tl.constexpr,
-    ANGULAR: tl.constexpr,
+    DISTANCE: tl.constexpr,
     HALF: tl.constexpr,
+    TWO_SIDED: tl.constexpr,
     GRADIENT: tl.constexpr,
     EVEN_K: tl.constexpr,
     WIDEN: tl.constexpr,
@@ -92,7 +93,7 @@ def slopes_kernel(
 
     pair = (i < row_end)[:, None] & (j < n)[None, :] & (i[:, None] < j[None, :])
     close = cos >= close_cosine
-    if HALF or ANGULAR:
+    if TWO_SIDED:
         close = close | (cos <= -close_cosine)
     close = close & pair
     # A full list is not added to: the count of a large layer that has collapsed would pass 2^31.
@@ -103,7 +104,7 @@ def slopes_kernel(
         tl.store(listed + 2 * slot + 1, tl.broadcast_to(j[None, :], (BM, BN)), mask=listable)
 
     counted = pair & (close == 0)
-    value, slope = pair_function(tl.where(counted, cos, 0.0), s, softening_squared, S, ANGULAR, HALF)
+    value, slope = pair_function(tl.where(counted, cos, 0.0), s, softening_squared, S, DISTANCE, HALF)
     tl.store(partial + tl.program_id(0), tl.sum(tl.where(counted, value, 0.0)))
     if GRADIENT:
         # One number serves both places of a pair, so that a pair which rounding puts on different sides of the limit

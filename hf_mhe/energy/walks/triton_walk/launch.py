@@ -64,8 +64,8 @@ class Tiles(NamedTuple):
     stages: int
 
 
-class Plan(NamedTuple):
-    """Rows of a panel, at least and at most, and the tiles of the two kernels."""
+class Tiling(NamedTuple):
+    """How the pairs are tiled: the fewest and the most rows of a panel, and the tiles of the two kernels."""
 
     fewest_rows: int
     most_rows: int
@@ -79,14 +79,19 @@ class Plan(NamedTuple):
 # without a potential, takes the wider tile on Hopper, whose shared memory allows it (227 KiB; 99 KiB on the smallest
 # cards since compute capability 8.0). Under the interpreter the tiles are small and uneven, so that matrices of a few
 # dozen rows have edges, several panels and tiles on both sides of the diagonal.
-INTERPRETED = Plan(64, 64, Tiles(32, 64, 32, 2, 4, 1), Tiles(64, 32, 32, 2, 4, 1))
-AMPERE = Plan(1024, 4096, Tiles(128, 128, 32, 8, 8, 3), Tiles(128, 128, 32, 8, 8, 3))
-HOPPER = Plan(1024, 4096, Tiles(128, 128, 64, 8, 8, 3), Tiles(128, 256, 64, 8, 8, 3))
+INTERPRETED = Tiling(64, 64, Tiles(32, 64, 32, 2, 4, 1), Tiles(64, 32, 32, 2, 4, 1))
+AMPERE = Tiling(1024, 4096, Tiles(128, 128, 32, 8, 8, 3), Tiles(128, 128, 32, 8, 8, 3))
+HOPPER = Tiling(1024, 4096, Tiles(128, 128, 64, 8, 8, 3), Tiles(128, 256, 64, 8, 8, 3))
 # Float32 products have no matrix unit: the tile lives on the multiply-add units, and is smaller for it. (Three tf32
 # products a pair, "tf32x3", would bring them back to the matrix units; rejected while nothing shows what their sum
 # loses near a cosine of one.)
 _FLOAT32_TILES = Tiles(64, 64, 16, 8, 8, 2)
 _TF32_TILES = Tiles(128, 128, 32, 8, 8, 3)
+
+
+# Distances with a pair function in `pair_functions.py`, by the number that it is compiled for. Another one is walked
+# by torch's operations, on the GPU too.
+DISTANCES = {"euclidean": 0, "angular": 1}
 
 
 @functools.cache
@@ -119,23 +124,26 @@ def walk(
     """
     if unit.dtype != torch.float32:
         raise MHEError(f"the Triton walk takes unit rows in float32; got {unit.dtype}")
+    options: dict[str, Any] = {"gradient": gradient, "leave_out_coincident": leave_out_coincident}
+    if potential.distance not in DISTANCES:
+        return blocked.walk(unit, weight, potential, **options)
     on_device = torch.cuda.device(unit.device) if unit.is_cuda else contextlib.nullcontext()
     with on_device:
-        result = _walk(operands(unit, weight), unit, weight, potential, gradient, leave_out_coincident)
+        result = _walk(operands(unit, weight), unit, weight, potential, **options)
     if result is None:
         # More close pairs than slots: a layer that has collapsed to a few directions. The blocked walk does such
         # panels in float64.
-        return blocked.walk(unit, weight, potential, gradient=gradient, leave_out_coincident=leave_out_coincident)
+        return blocked.walk(unit, weight, potential, **options)
     return result
 
 
 def _walk(
-    ops: Operands, unit: Tensor, weight: Tensor, potential: Potential, gradient: bool, leave_out_coincident: bool
+    ops: Operands, unit: Tensor, weight: Tensor, potential: Potential, *, gradient: bool, leave_out_coincident: bool
 ) -> PairSum | None:
     n, d = unit.shape
     device = unit.device
-    plan = _plan(device)
-    rows = max(plan.fewest_rows, min(plan.most_rows, 2 * d // ops.slope_dtype.itemsize)) // _STEP * _STEP
+    tiling = _tiling(device)
+    rows = max(tiling.fewest_rows, min(tiling.most_rows, 2 * d // ops.slope_dtype.itemsize)) // _STEP * _STEP
     rows = min(n, rows)
     capacity = max(_FEWEST_SLOTS, min(_MOST_SLOTS, n * n // (2 * _SHARE_OF_SLOTS)))
     counter = torch.zeros((), dtype=torch.int32, device=device)
@@ -147,12 +155,12 @@ def _walk(
 
     for panel in strips(n, rows):
         block = slopes.view(-1, width)[: panel.rows] if gradient else slopes
-        partial.append(_sums_and_slopes(ops, potential, panel, block, counter, listed, plan, gradient=gradient))
+        partial.append(_sums_and_slopes(ops, potential, panel, block, counter, listed, tiling, gradient=gradient))
         if grad is not None:
-            _add_product_(grad[panel.row : panel.row_end], block, ops.rows[panel.row :], plan)
+            _add_product_(grad[panel.row : panel.row_end], block, ops.rows[panel.row :], tiling)
             if panel.row_end < n:
                 right = ops.rows[panel.row : panel.row_end]
-                _add_product_(grad[panel.row_end :], block[:, panel.rows :].t(), right, plan)
+                _add_product_(grad[panel.row_end :], block[:, panel.rows :].t(), right, tiling)
 
     close = int(counter)
     if close > capacity:
@@ -171,7 +179,7 @@ def _walk(
 
 
 @functools.cache
-def _plan(device: torch.device) -> Plan:
+def _tiling(device: torch.device) -> Tiling:
     if device.type != "cuda":
         return INTERPRETED
     return HOPPER if torch.cuda.get_device_capability(device) == (9, 0) else AMPERE
@@ -184,7 +192,7 @@ def _sums_and_slopes(
     slopes: Tensor,
     counter: Tensor,
     listed: Tensor,
-    plan: Plan,
+    tiling: Tiling,
     *,
     gradient: bool,
 ) -> Tensor:
@@ -193,7 +201,7 @@ def _sums_and_slopes(
 
     n, d = ops.rows.shape
     columns = _whole_steps(n - panel.row)
-    tiles = plan.slopes
+    tiles = tiling.slopes
     if ops.rows.is_cuda and ops.rows.dtype == torch.float32:
         tiles = _FLOAT32_TILES if ops.precision == "ieee" else _TF32_TILES
     tiles_m, tiles_n = -(-panel.rows // tiles.m), -(-columns // tiles.n)
@@ -218,8 +226,9 @@ def _sums_and_slopes(
         tiles_m,
         tiles_n,
         S=int(potential.s) if potential.s in (0, 1, 2) else 3,
-        ANGULAR=potential.distance == "angular",
+        DISTANCE=DISTANCES[potential.distance],
         HALF=potential.space == "half",
+        TWO_SIDED=potential.two_sided,
         GRADIENT=gradient,
         EVEN_K=d % tiles.k == 0,
         WIDEN=not slopes.is_cuda,
@@ -229,7 +238,7 @@ def _sums_and_slopes(
     return partial
 
 
-def _add_product_(out: Tensor, left: Tensor, right: Tensor, plan: Plan) -> None:
+def _add_product_(out: Tensor, left: Tensor, right: Tensor, tiling: Tiling) -> None:
     # `out += left @ right`; `left` is a panel, or the transposed rest of one, and may be padded on both sides.
     # Note [Half-precision products]
     # `out += left @ right` with a float32 sum of bf16 products: torch has had it (`addmm` with `out_dtype`) since 2.8,
@@ -241,7 +250,7 @@ def _add_product_(out: Tensor, left: Tensor, right: Tensor, plan: Plan) -> None:
         return
     from hf_mhe.energy.walks.triton_walk import kernels
 
-    tiles = plan.product
+    tiles = tiling.product
     tiles_m, tiles_n = -(-m // tiles.m), -(-n // tiles.n)
     kernels.add_product_kernel[(tiles_m * tiles_n,)](
         out,

@@ -10,6 +10,9 @@ import triton.language as tl
 
 # Which form of the Riesz kernel a tile is compiled for: the exponent itself, or any other real number.
 ANY_EXPONENT = tl.constexpr(3)
+# Which distance: as `launch.DISTANCES` numbers them.
+EUCLIDEAN = tl.constexpr(0)
+ANGULAR = tl.constexpr(1)
 PI = tl.constexpr(3.141592653589793)
 
 
@@ -72,9 +75,11 @@ def euclidean_half(c, softening_squared, S: tl.constexpr):
 
 
 @triton.jit
-def pair_function(c, s, softening_squared, S: tl.constexpr, ANGULAR: tl.constexpr, HALF: tl.constexpr):
+def pair_function(c, s, softening_squared, S: tl.constexpr, DISTANCE: tl.constexpr, HALF: tl.constexpr):
     """`(F(c), dF/dc)` for float32 cosines inside (-1, 1)."""
-    if ANGULAR:
+    if DISTANCE != ANGULAR:
+        tl.static_assert(DISTANCE == EUCLIDEAN, "a distance without a pair function")
+    if DISTANCE == ANGULAR:
         magnitude = tl.abs(c)
         sharp = arccos_of_magnitude(magnitude)
         cosecant = 1 / tl.sqrt((1 - magnitude) * (1 + magnitude))

@@ -1,4 +1,4 @@
-"""How the exact walk is differentiated: by autograd, by a compiler, by the transforms of `torch.func`."""
+"""The exact energy as autograd, a compiler and the transforms of `torch.func` each want it."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from hf_mhe.energy.operator import OnceDifferentiable, Scale, compute, operator, over_rows
+from hf_mhe.energy.autograd.once import OnceDifferentiable, Scale, over_rows
+from hf_mhe.energy.autograd.operator import operator
 from hf_mhe.energy.potential import Potential
+from hf_mhe.energy.rows import DeadRows
+from hf_mhe.energy.walks.exact import compute
 
 
-def exact_energy(weight: Tensor, potential: Potential, *, reduction: str, skip_dead: bool, gradient: bool) -> Tensor:
-    """The energy of the rows of `weight`, `(n, d)` or `(B, n, d)`, with autograd's leave if `gradient`."""
+def exact_energy(weight: Tensor, potential: Potential, *, reduction: str = "mean", dead: DeadRows = "error") -> Tensor:
+    """The energy of the rows of a checked weight, `(n, d)` or `(B, n, d)`, differentiable once."""
+    gradient = torch.is_grad_enabled() and weight.requires_grad
     if torch.compiler.is_compiling():
-        return operator(weight, *_options(potential), reduction, skip_dead, gradient)[0]
+        return operator(weight, *potential.plain(), reduction, dead, gradient)[0]
     if torch._C._are_functorch_transforms_active() or forward_ad.unpack_dual(weight).tangent is not None:
-        return _Transformed.apply(weight, *_options(potential), reduction, skip_dead)[0]
+        return _Transformed.apply(weight, potential, reduction, dead)[0]
     if gradient:
-        return _Eager.apply(weight, potential, reduction, skip_dead)
-    return compute(weight, potential, reduction, skip_dead, gradient=False)[0]
-
-
-def _options(potential: Potential) -> tuple[float, str, str, float]:
-    return float(potential.s), potential.distance, potential.space, float(potential.softening)
+        return _Eager.apply(weight, potential, reduction, dead)
+    return compute(weight, potential, reduction=reduction, dead=dead, gradient=False)[0]
 
 
 class _Eager(torch.autograd.Function):
@@ -33,9 +33,9 @@ class _Eager(torch.autograd.Function):
 
     # Not the newer split into forward and setup_context: binding its arguments costs as much as a small layer too.
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, potential: Potential, reduction: str, skip_dead: bool) -> Tensor:
-        energy, ctx.gradient = compute(weight, potential, reduction, skip_dead, gradient=True)
-        ctx.again = functools.partial(compute, potential=potential, reduction=reduction, skip_dead=skip_dead)
+    def forward(ctx: Any, weight: Tensor, potential: Potential, reduction: str, dead: DeadRows) -> Tensor:
+        energy, ctx.gradient = compute(weight, potential, reduction=reduction, dead=dead, gradient=True)
+        ctx.again = functools.partial(compute, potential=potential, reduction=reduction, dead=dead)
         ctx.save_for_backward(weight)
         return energy
 
@@ -65,10 +65,8 @@ class _Transformed(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        weight: Tensor, s: float, distance: str, space: str, softening: float, reduction: str, skip_dead: bool
-    ) -> tuple[Tensor, Tensor]:
-        energy, gradient = operator(weight, s, distance, space, softening, reduction, skip_dead, True)
+    def forward(weight: Tensor, potential: Potential, reduction: str, dead: DeadRows) -> tuple[Tensor, Tensor]:
+        energy, gradient = operator(weight, *potential.plain(), reduction, dead, True)
         return energy, gradient
 
     @staticmethod
@@ -81,7 +79,7 @@ class _Transformed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, _upstream_of_gradient: Tensor | None) -> tuple[Tensor | None, ...]:
         gradient, weight = ctx.saved_tensors
-        return None if upstream is None else Scale.apply(upstream, gradient, weight), *((None,) * 6)
+        return None if upstream is None else Scale.apply(upstream, gradient, weight), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor, None]:

@@ -1,4 +1,4 @@
-"""The dense walk: the definition written down, differentiated by autograd; what the other walks are held to."""
+"""The dense walk: the definition written down, differentiated by autograd; the other walks are tested against it."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ import math
 import numpy as np
 
 # Note [proof of the angular bound]
-# The angular f, as a function of the cosine t, is concave near t = −1, so the universal bound of bounds.py does not
-# apply. But each of these functions φ has a known lower bound m of its mean over the n(n−1) ordered pairs:
+# The angular f, as a function of the cosine t, is concave near t = −1, so the universal bound (levenshtein.py) does
+# not apply. But each of these functions φ has a known lower bound m of its mean over the n(n−1) ordered pairs:
 # - the constant 1: m = 1.
 # - the Gegenbauer polynomials P_k, k >= 1, with P_k(1) = 1: m = −1/(n−1), because Σ_{i,j} P_k(t_ij) >= 0 with the n
 #   pairs i = j included (Schoenberg 1942; Delsarte, Goethals, Seidel 1977).
@@ -89,7 +89,7 @@ def angular_bound(n: int, d: int, s: float, *, degree: int, euclidean_bound: flo
     widest = largest_mean_angle(n)
     unit = scale = 1.0
     if s > 0:
-        if not 0.0 < euclidean_bound < math.inf:  # no float holds it, and none would hold the program
+        if not 0.0 < euclidean_bound < math.inf:  # too large for a float, as the numbers of the program would be
             return widest**-s
         # The angle of a typical pair's energy: where n is large for d, and s is large, only near pairs count.
         unit = 2 * math.asin(min(1.0, 0.5 * euclidean_bound ** (-1 / s)))

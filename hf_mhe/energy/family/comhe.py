@@ -31,7 +31,7 @@ def draw_projections(
     d = unit.shape[1]
     if d < 2:
         raise MHEError("a projection needs neurons of at least two dimensions; got d = 1")
-    check_count("dim", dim, 2, d)
+    check_count("dim", dim, at_least=2, at_most=d)
     return normal((count, dim, d), unit, generator, seed) / math.sqrt(dim * d)
 
 

@@ -1,0 +1,52 @@
+"""The exact walk as a `torch.library` operator, so that autograd, `torch.compile` and `torch.export` know it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_mhe.energy.autograd.once import Scale
+from hf_mhe.energy.potential import Potential
+from hf_mhe.energy.precision import energy_dtype
+from hf_mhe.energy.walks.exact import compute
+
+
+@torch.library.custom_op("hf_mhe::exact_energy", mutates_args=())
+def operator(
+    weight: Tensor,
+    s: float,
+    distance: str,
+    space: str,
+    softening: float,
+    reduction: str,
+    dead: str,
+    gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """`exact.compute`, with a potential in the plain types that a schema has: `Potential.plain`."""
+    potential = Potential(s, distance, space, softening)  # type: ignore[arg-type]
+    energy, found = compute(weight, potential, reduction=reduction, dead=dead, gradient=gradient)  # type: ignore[arg-type]
+    return energy, found.contiguous()  # however the weight lies and whichever walk it was: the fake kernel has to know
+
+
+@operator.register_fake
+def _(weight: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    *_, gradient = options
+    energy = weight.new_empty(weight.shape[:-2], dtype=energy_dtype(weight))
+    empty = (0,) if weight.dim() == 2 else (weight.shape[0], 0)
+    return energy, weight.new_empty(weight.shape if gradient else empty)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(output[1], inputs[0])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, upstream: Tensor | None, _upstream_of_gradient: Tensor | None) -> tuple[Tensor | None, ...]:
+    gradient, weight = ctx.saved_tensors
+    return None if upstream is None else Scale.apply(upstream, gradient, weight), *((None,) * 7)
+
+
+operator.register_autograd(_backward, setup_context=_setup_context)
