@@ -163,7 +163,7 @@ class Comparison:
                 f"the two reports have no group in common: before has {listed(only_before, 3) or 'none'}, "
                 f"after has {listed(only_after, 3) or 'none'}"
             )
-        return cls(before, after, rows, only_before, only_after, matching.notes)
+        return cls(before, after, rows, only_before, only_after, (*matching.notes, *_other_threshold(before, after)))
 
     @cached_property
     def summary(self) -> ComparisonSummary:
@@ -270,6 +270,14 @@ class Comparison:
         from hf_mhe.analysis.plots import comparison_figure, save_figure
 
         return save_figure(comparison_figure(self), path)
+
+
+def _other_threshold(before: EnergyReport, after: EnergyReport) -> list[str]:
+    """A remark where the two counts of near-duplicates are not of the same thing."""
+    sides = before.duplicate_cosine, after.duplicate_cosine
+    if sides[0] == sides[1]:
+        return []
+    return [f"near-duplicates are counted from a cosine of {sides[0]:g} before, {sides[1]:g} after"]
 
 
 def _row_dict(row: ComparisonRow) -> dict[str, Any]:
