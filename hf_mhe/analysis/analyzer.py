@@ -17,6 +17,7 @@ from hf_mhe.analysis.reader import CheckpointReader, check_finite, open_checkpoi
 from hf_mhe.analysis.report import EnergyReport
 from hf_mhe.analysis.weights import listed
 from hf_mhe.energy import Potential, energy_score, pair_statistics
+from hf_mhe.energy.statistics import check_duplicate_cosine
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import Adapters, Coverage, NeuronGroup, Shared, below, checkpoint_groups, coverage, select_groups
 
@@ -54,7 +55,7 @@ def analyze(
     queries, keys and values of each attention head a group of their own. Experts and heads are reported one by one,
     and together in `report.stacks`. A layer with adapters of peft is measured by the weight that it computes with, or
     with `adapters="own"` by its base weight, with the adapter's matrices as groups of their own (see
-    `neuron_groups`). Pairs whose cosine reaches `duplicate_cosine` are counted as near-duplicates.
+    `neuron_groups`). Pairs whose cosine reaches `duplicate_cosine`, in (0, 1], are counted as near-duplicates.
     `progress(done, total, name)` is called as each group begins, and once at the end. A group that cannot be measured
     (fewer than two neurons with a direction) is in `report.skipped` with the reason, as is every other parameter of
     two or more dimensions that is in no group.
@@ -67,9 +68,7 @@ def analyze(
             option out of its range, a pattern that matches nothing, no group that can be measured.
     """
     potential = Potential(s, distance, space)  # type: ignore[arg-type]
-    if not -1.0 < duplicate_cosine <= 1.0:
-        raise MHEError(f"duplicate_cosine must be a cosine above -1 and at most 1, got {duplicate_cosine!r}")
-    settings = _Settings(potential, include, exclude, duplicate_cosine, progress)
+    settings = _Settings(potential, include, exclude, check_duplicate_cosine(duplicate_cosine), progress)
     module = as_module(model)
     if module is not None:
         if revision is not None:

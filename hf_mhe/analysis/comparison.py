@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_mhe.analysis.files import write_atomic, write_json
 from hf_mhe.analysis.group_energy import GroupEnergy
+from hf_mhe.analysis.matching import match_groups
 from hf_mhe.analysis.report import EnergyReport
 from hf_mhe.analysis.summary import mean_score, plain_dict, redundancy
 from hf_mhe.analysis.weights import is_index, listed
@@ -27,12 +28,13 @@ FORMAT_VERSION = 1
 # A change of score smaller than this is rounding of float32 weights and walks, not a change of the layer.
 UNCHANGED = 1e-6
 
+_OF_A_SIDE = ("name", "n", "d")  # which may differ: a model inside another, a vocabulary that has grown
 _COMPARED = ("energy", "score", "z", "max_cosine", "mean_nearest_cosine", "near_duplicates", "coincident", "dead")
 
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One group, before and after."""
+    """One group, before and after; name, kind, role and shape are those after."""
 
     before: GroupEnergy
     after: GroupEnergy
@@ -40,6 +42,10 @@ class ComparisonRow:
     @property
     def name(self) -> str:
         return self.after.name
+
+    @property
+    def name_before(self) -> str:
+        return self.before.name
 
     @property
     def kind(self) -> str:
@@ -127,13 +133,19 @@ class Comparison:
     """Groups that `after` does not have."""
     only_after: list[str]
     """Groups that `before` does not have."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know of how the groups were matched."""
 
     @classmethod
     def of(cls, before: EnergyReport, after: EnergyReport) -> Comparison:
-        """Match the groups of two reports by name.
+        """Match the groups of two reports by name, also where one model stands inside the other.
+
+        A bare model is matched with the same model under a head (`encoder.layer.0...` with `bert.encoder.layer.0...`),
+        inside a pipeline or another module, and behind what wrappers put in front of its names.
 
         Raises:
-            MHEError: the reports are of different potentials, or have no group in common.
+            MHEError: the reports are of different potentials, have no group in common, or one model stands in several
+                places inside the other and nothing tells which is meant.
         """
         if (before.s, before.distance, before.space) != (after.s, after.distance, after.space):
             raise MHEError(
@@ -141,16 +153,17 @@ class Comparison:
                 f"after is {after.potential.describe()}; analyze both with the same s, distance and space"
             )
         earlier = {group.name: group for group in before.groups}
-        later = {group.name for group in after.groups}
-        rows = [ComparisonRow(earlier[group.name], group) for group in after.groups if group.name in earlier]
-        only_before = sorted(set(earlier) - later)
-        only_after = sorted(later - set(earlier))
+        matching = match_groups(before.groups, after.groups)
+        pairs = matching.pairs
+        rows = [ComparisonRow(earlier[pairs[group.name]], group) for group in after.groups if group.name in pairs]
+        only_before = sorted(set(earlier) - set(pairs.values()))
+        only_after = sorted({group.name for group in after.groups} - set(pairs))
         if not rows:
             raise MHEError(
                 f"the two reports have no group in common: before has {listed(only_before, 3) or 'none'}, "
                 f"after has {listed(only_after, 3) or 'none'}"
             )
-        return cls(before, after, rows, only_before, only_after)
+        return cls(before, after, rows, only_before, only_after, (*matching.notes, *_other_threshold(before, after)))
 
     @cached_property
     def summary(self) -> ComparisonSummary:
@@ -190,6 +203,7 @@ class Comparison:
             "before": {"source": self.before.source, "revision": self.before.revision},
             "after": {"source": self.after.source, "revision": self.after.revision},
             "potential": {"s": self.after.s, "distance": self.after.distance, "space": self.after.space},
+            "notes": list(self.notes),
             "summary": plain_dict(self.summary),
             "rows": [_row_dict(row) for row in self.rows],
             "only_before": list(self.only_before),
@@ -205,13 +219,14 @@ class Comparison:
         return write_json(path, self.to_dict())
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One row per group: name, shape, score change, and each number before and after."""
+        """One row per group: name and shape after, score change, name and shape before, and each number of both."""
         import pandas
 
         rows = []
         for row in self.rows:
             values: dict[str, Any] = {key: getattr(row, key) for key in ("name", "kind", "role", "n", "d", "verdict")}
             values["score_change"] = row.score_change
+            values |= {f"{key}_before": getattr(row.before, key) for key in _OF_A_SIDE}
             for key in _COMPARED:
                 values[f"{key}_before"] = getattr(row.before, key)
                 values[f"{key}_after"] = getattr(row.after, key)
@@ -257,12 +272,20 @@ class Comparison:
         return save_figure(comparison_figure(self), path)
 
 
+def _other_threshold(before: EnergyReport, after: EnergyReport) -> list[str]:
+    """A remark where the two counts of near-duplicates are not of the same thing."""
+    sides = before.duplicate_cosine, after.duplicate_cosine
+    if sides[0] == sides[1]:
+        return []
+    return [f"near-duplicates are counted from a cosine of {sides[0]:g} before, {sides[1]:g} after"]
+
+
 def _row_dict(row: ComparisonRow) -> dict[str, Any]:
     before, after = row.before.to_dict(), row.after.to_dict()
     content: dict[str, Any] = {key: after[key] for key in ("name", "kind", "role", "n", "d")}
     content["score_change"], content["verdict"] = row.score_change, row.verdict
-    content["before"] = {key: before[key] for key in _COMPARED}
-    content["after"] = {key: after[key] for key in _COMPARED}
+    content["before"] = {key: before[key] for key in (*_OF_A_SIDE, *_COMPARED)}
+    content["after"] = {key: after[key] for key in (*_OF_A_SIDE, *_COMPARED)}
     return content
 
 
@@ -276,11 +299,15 @@ def compare(
 ) -> Comparison:
     """Set two models side by side, group by group: what training, or a change of it, did to the neurons.
 
+    Groups are matched by name, also where one model stands inside the other (see `Comparison.of`): a bare model and
+    the same model fine-tuned under a head, a component and its pipeline.
+
     Each side is an `EnergyReport`, the path of one saved as JSON, or whatever `analyze` takes. A side that has to be
     analyzed is analyzed with the potential and `duplicate_cosine` of the side that is a report already.
 
     Raises:
-        MHEError: as `analyze` and `EnergyReport.load`; the reports are of different potentials; no group in common.
+        MHEError: as `analyze` and `EnergyReport.load`; the reports are of different potentials; no group in common, or
+            several places in one model where the other may be.
     """
     sides = [_report_in(before), _report_in(after)]
     known = next((side for side in sides if side is not None), None)

@@ -64,13 +64,13 @@ def comparison_page(comparison: Comparison, facts: Mapping[str, tuple[str, str]]
     sections = [
         tiles([(label, *entry) for label, entry in (facts or {}).items()] + _comparison_tiles(comparison)),
         _explanation(after),
-        paragraphs(dict.fromkeys((*before.notes, *after.notes)), "note"),
+        paragraphs(dict.fromkeys((*comparison.notes, *before.notes, *after.notes)), "note"),
         figure(
             lambda: comparison_figure(comparison),
             "Score of each layer, before and after",
             "Hollow: before. Filled: after. A move to the left means that the neurons have spread out.",
         ),
-        table("groups", "Layers, most redundant first", _ROW_COLUMNS, comparison.rows, "score after"),
+        table("groups", "Layers, most redundant first", _row_columns(comparison), comparison.rows, "score after"),
         definitions(
             f"Only in one of the two ({len(comparison.only_before) + len(comparison.only_after)})",
             dict.fromkeys(comparison.only_before, "before") | dict.fromkeys(comparison.only_after, "after"),
@@ -188,6 +188,7 @@ _STACK_COLUMNS = [
     Column("near-duplicates", _of("near_duplicates"), title="pairs"),
     Column("dead", _of("dead"), title="rows of zeros"),
 ]
+_NAME_BEFORE = Column("layer before", _of("name_before"), text=True, css=_name_css)
 _ROW_COLUMNS = [
     *_NAMED,
     Column("score before", _of("score_before"), 3),
@@ -201,3 +202,9 @@ _ROW_COLUMNS = [
     Column("near-duplicates after", _side("after", "near_duplicates"), title="pairs"),
     Column("dead after", _side("after", "dead"), title="rows of zeros"),
 ]
+
+
+def _row_columns(comparison: Comparison) -> list[Column]:
+    """With the names before, where any is another than after."""
+    renamed = any(row.name_before != row.name for row in comparison.rows)
+    return [_ROW_COLUMNS[0], _NAME_BEFORE, *_ROW_COLUMNS[1:]] if renamed else _ROW_COLUMNS

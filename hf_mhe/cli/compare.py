@@ -50,6 +50,11 @@ def compare_command(
     heading = f"{comparison.before.source} -> {comparison.after.source}: {comparison.after.potential.describe()}"
     print_table(heading, comparison_table(comparison))
     emit(summary_line(comparison) + "\n")
+    for remark in comparison.notes:
+        note(f"note: {remark}")
+    for side, report in (("before", comparison.before), ("after", comparison.after)):
+        for remark in report.notes:
+            note(f"note: {side}: {remark}")
     for side, names in (("before", comparison.only_before), ("after", comparison.only_after)):
         for name in names:
             note(f"only {side}: {name}")

@@ -12,6 +12,7 @@ from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.precision import product_dtype, without_autocast
 from hf_mhe.energy.rows import check_weight, unit_rows
 from hf_mhe.energy.walks.blocked import walk
+from hf_mhe.energy.walks.close_pairs import coincident_below, squared_chords
 from hf_mhe.energy.walks.panels import Panel
 
 
@@ -26,7 +27,8 @@ class PairStatistics:
         max_cosine: largest cosine of any pair.
         min_cosine: smallest cosine of any pair.
         nearest_pair: the rows (numbered as in the weight) whose cosine is the largest.
-        near_duplicates: unordered pairs with a cosine of at least `duplicate_cosine`; in half space by absolute value.
+        near_duplicates: unordered pairs with a cosine of at least `duplicate_cosine`, the coincident ones included; in
+            half space by absolute value.
         coincident: unordered pairs at distance zero, which the energy leaves out.
         dead: rows of zeros, numbered as in the weight.
         nearest_cosine: `(n,)` float32, each live neuron's largest cosine.
@@ -60,14 +62,16 @@ def pair_statistics(
         bins: of the histogram of cosines.
 
     Raises:
-        MHEError: wrong rank or dtype, a value that is not finite, or fewer than two live neurons.
+        MHEError: wrong rank or dtype, a value that is not finite, fewer than two live neurons, or an option out of its
+            range.
     """
-    check_number("duplicate_cosine", duplicate_cosine, above=0, at_most=1, right="in (0, 1]")
+    duplicate_cosine = check_duplicate_cosine(duplicate_cosine)
     bins = check_integer("bins", bins, at_least=1, right="at least 1")
     check_weight(weight, ranks=(2,))
     rows = unit_rows(weight, product_dtype(weight), dead="skip")
     source = weight if rows.live is None else weight[rows.live]
-    seen = _Cosines(len(rows.unit), duplicate_cosine, bins, potential.space == "half", rows.unit)
+    duplicates = _Duplicates(duplicate_cosine, weight.dtype, rows.unit, source, mirrored=potential.space == "half")
+    seen = _Cosines(bins, rows.unit, duplicates)
     pairs = walk(rows.unit, source, potential, gradient=False, observer=seen, leave_out_coincident=True)
 
     live = rows.live if rows.live is not None else torch.arange(len(weight), device=weight.device)
@@ -83,7 +87,7 @@ def pair_statistics(
         max_cosine=min(1.0, float(seen.nearest.max())),
         min_cosine=max(-1.0, seen.smallest),
         nearest_pair=(int(live[min(first, second)]), int(live[max(first, second)])),
-        near_duplicates=seen.near_duplicates,
+        near_duplicates=duplicates.count,
         coincident=pairs.coincident,
         dead=tuple((~is_live).nonzero().flatten().tolist()),
         nearest_cosine=seen.nearest.clamp(-1, 1).float().cpu(),
@@ -91,24 +95,35 @@ def pair_statistics(
     )
 
 
+def check_duplicate_cosine(value: object) -> float:
+    """The cosine from which on two neurons are near-duplicates, as a number in (0, 1].
+
+    A right angle and what lies beyond are no limits: of random neurons every second pair would be a duplicate, and in
+    half space, where the absolute cosine counts, all of them.
+
+    Raises:
+        MHEError: not a number, or out of this range.
+    """
+    check_number("duplicate_cosine", value, above=0, at_most=1, right="a number above 0 and at most 1")
+    return float(value)  # type: ignore[arg-type]
+
+
 class _Cosines:
     """The observer: nearest neighbours, extremes, near-duplicates and the histogram."""
 
-    def __init__(self, n: int, duplicate_cosine: float, bins: int, mirrored: bool, like: Tensor) -> None:
-        self.nearest = torch.full((n,), -1.0, dtype=like.dtype, device=like.device)
-        self.histogram = torch.zeros(bins, dtype=torch.float64, device=like.device)
+    def __init__(self, bins: int, unit: Tensor, duplicates: _Duplicates) -> None:
+        self.nearest = torch.full((len(unit),), -1.0, dtype=unit.dtype, device=unit.device)
+        self.histogram = torch.zeros(bins, dtype=torch.float64, device=unit.device)
         self.smallest = 1.0
-        self.near_duplicates = 0
-        self._duplicate_cosine = duplicate_cosine
-        self._mirrored = mirrored
+        self._duplicates = duplicates
 
     def observe(self, cos: Tensor, panel: Panel) -> None:
         if panel.diagonal:
             upper = tuple(torch.triu_indices(panel.rows, panel.rows, offset=1, device=cos.device))
-            self._count(cos[upper])
+            self._count(cos[upper], cos, panel)
             self._raise_nearest(panel.row, cos.clone().fill_diagonal_(-1.0).amax(1))
             return
-        self._count(cos)
+        self._count(cos, cos, panel)
         self._raise_nearest(panel.row, cos.amax(1))
         self._raise_nearest(panel.column, cos.amax(0))
 
@@ -116,16 +131,58 @@ class _Cosines:
         part = self.nearest[start : start + len(cosines)]
         torch.maximum(part, cosines, out=part)
 
-    def _count(self, cos: Tensor) -> None:
-        if cos.numel() == 0:
+    def _count(self, each: Tensor, cos: Tensor, panel: Panel) -> None:
+        """Count `each` pair of a panel once."""
+        if each.numel() == 0:
             return
-        low, high = (float(x) for x in torch.aminmax(cos))
+        low, high = (float(x) for x in torch.aminmax(each))
         self.smallest = min(self.smallest, low)
+        self._duplicates.see(cos, panel, low, high)
         # Rounding may carry a cosine just beyond 1, outside the histogram's last bin.
         if high > 1 or low < -1:
-            cos = cos.clamp(-1, 1)
-        self.histogram += torch.histc(cos, bins=len(self.histogram), min=-1, max=1).double()
-        if high >= self._duplicate_cosine:
-            self.near_duplicates += int((cos >= self._duplicate_cosine).sum())
-        if self._mirrored and low <= -self._duplicate_cosine:
-            self.near_duplicates += int((cos <= -self._duplicate_cosine).sum())
+            each = each.clamp(-1, 1)
+        self.histogram += torch.histc(each, bins=len(self.histogram), min=-1, max=1).double()
+
+
+# Note [At the threshold]
+# A cosine out of a float32 product is right to a few 1e-7, so a threshold of 1 loses copies that came out as
+# 0.9999999, and any threshold counts the pairs next to it by the order in which the product was summed. So the pairs
+# within this of the threshold are recomputed in float64 from their rows, which costs O(d) a pair; away from 1 there
+# are hardly any. A pair that coincides reaches every threshold: at 1 the two counts are the same number. Rejected:
+# a threshold lowered by the error, which counts pairs that are none; float64 products, at twice the time.
+_BAND = {torch.float32: 4e-6, torch.float64: 1e-13}
+# Nor does the last place of a float64 decide about a pair that lies at a threshold such as 0.8, which has no exact
+# float: of a squared chord.
+_ROUNDING = 1e-15
+_PAIRS_AT_A_TIME = 1 << 21  # elements of one temporary: 16 MiB
+
+
+class _Duplicates:
+    """How many pairs have a cosine of at least a threshold; see Note [At the threshold]."""
+
+    def __init__(self, threshold: float, stored: torch.dtype, unit: Tensor, source: Tensor, *, mirrored: bool) -> None:
+        self.count = 0
+        self._threshold, self._mirrored = threshold, mirrored
+        self._band = _BAND[unit.dtype]
+        self._rows = unit if unit.dtype == torch.float64 else source
+        coincident = coincident_below(stored)
+        self._limit = coincident if threshold == 1 else max(2 - 2 * threshold + _ROUNDING, coincident)
+
+    def see(self, cos: Tensor, panel: Panel, low: float, high: float) -> None:
+        """Count the pairs of a panel, of which `low` and `high` are the extremes."""
+        if high >= self._threshold - self._band:
+            self._add(cos, panel, opposite=False)
+        if self._mirrored and low <= self._band - self._threshold:
+            self._add(-cos, panel, opposite=True)
+
+    def _add(self, cos: Tensor, panel: Panel, *, opposite: bool) -> None:
+        within, beyond = cos >= self._threshold - self._band, cos > self._threshold + self._band
+        close = within & ~beyond
+        if panel.diagonal:  # which shows each pair twice
+            beyond, close = beyond.triu(1), close.triu(1)
+        self.count += int(beyond.sum())
+        row, column = close.nonzero(as_tuple=True)
+        step = max(1, _PAIRS_AT_A_TIME // self._rows.shape[1])
+        for first, second in zip((row + panel.row).split(step), (column + panel.column).split(step), strict=True):
+            near, far = squared_chords(self._rows, first, second)
+            self.count += int(((far if opposite else near) <= self._limit).sum())

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from hf_mhe.errors import MHEError
 from hf_mhe.neurons.by_shape import groups_by_shape
 from hf_mhe.neurons.cover import Coverage, coverage
 from hf_mhe.neurons.group import Get, NeuronGroup, Source, Stored
@@ -18,6 +17,7 @@ from hf_mhe.neurons.patterns import Patterns, select_groups
 from hf_mhe.neurons.quantized.stored import Tensors
 from hf_mhe.neurons.quantized.unpack import READ_METHODS, Unpacked, unpack
 from hf_mhe.neurons.skeleton import build_skeleton
+from hf_mhe.neurons.ties import check_shape, tie_as_loaded
 
 
 def checkpoint_groups(
@@ -39,9 +39,10 @@ def checkpoint_groups(
     device, without weights and without code from outside transformers, diffusers, timm and sentence-transformers;
     names are matched by the rules the library loads by. Every tensor of two or more dimensions is in a group or in
     `skipped`, and every weight that the model has and the checkpoint does not is in `skipped` too. Where two tied
-    names are both stored, they are taken to be equal, as the config says. Where no class is known, groups are made by
-    shape, kind "unknown", and `note` says why. `by_head` is that of `neuron_groups`. Groups that share tensors follow
-    each other, so that reading them in order reads each tensor once.
+    names are both stored, `get` reads them, and they are one matrix only if they are equal, as loading ties them;
+    without `get` they are taken to be equal. Where no class is known, groups are made by shape, kind "unknown", and
+    `note` says why. `by_head` is that of `neuron_groups`. Groups that share tensors follow each other, so that reading
+    them in order reads each tensor once.
 
     Quantized weights are read as the numbers that they stand for, and their groups name the tensors that they are made
     of. They are found by the tensors' `dtypes` (name -> safetensors dtype), the files' `metadata`, and the config's
@@ -62,7 +63,7 @@ def checkpoint_groups(
         tensors = replace(tensors, classes_of=_classes(skeleton, loaded), loaded_as=loaded)
     plain = unpack(tensors)
     if isinstance(skeleton, nn.Module):
-        found = _by_module(plain, skeleton, tensors.method, by_head)
+        found = _by_module(plain, skeleton, tensors, by_head)
     else:
         found = Coverage(*groups_by_shape(plain.shapes), skeleton)
     found = plain.restore(found)
@@ -79,9 +80,11 @@ def _classes(model: nn.Module, loaded: Callable[[str], str]) -> Callable[[str], 
     return classes_of
 
 
-def _by_module(plain: Unpacked, model: nn.Module, method: str, by_head: bool) -> Coverage:
-    shapes = plain.shapes
+def _by_module(plain: Unpacked, model: nn.Module, tensors: Tensors, by_head: bool) -> Coverage:
+    shapes, method = plain.shapes, tensors.method
     plan = plan_loading(model, shapes)
+    if tensors.get is not None and (not method or method in READ_METHODS):
+        tie_as_loaded(model, plan, plain.reading(tensors.get))
     match = _Match(model, plan, method, plain.why)
     known = coverage(model, by_head=by_head)
     groups: list[NeuronGroup] = []
@@ -175,13 +178,10 @@ class _Match:
             stored, found = self._plan.sources[targets[0]], self._plan.shapes[targets[0]]
             if any(name.rpartition(".")[0] in self._quantized for name in stored.names):
                 return dict.fromkeys(stored.names, f"{self._method}: directions need its scales")
-            if found != shape:
-                if self._method:
-                    return dict.fromkeys(stored.names, f"{self._method}: shape {found}, unpacked {shape}")
-                raise MHEError(
-                    f"tensor {' + '.join(stored.names)} of the checkpoint has shape {found}, but {own} of the "
-                    f"model that config.json describes has shape {shape}"
-                )
+            if found != shape and self._method:
+                return dict.fromkeys(stored.names, f"{self._method}: shape {found}, unpacked {shape}")
+            for target in targets:
+                check_shape(self._plan, target, shape)
             if isinstance(stored, ConvertedTensor):
                 layout, stored, shape = _narrowed(group.layout, stored, shape)
                 group = replace(group, layout=layout)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons.adapters import effective as _effective  # noqa: F401  # it registers its weights
@@ -17,7 +16,8 @@ from hf_mhe.neurons.adapters.layers import is_adapter_layer
 from hf_mhe.neurons.adapters.own import own_matrices
 from hf_mhe.neurons.adapters.walk import Visit, standing, visits
 from hf_mhe.neurons.binding import Binding
-from hf_mhe.neurons.group import NeuronGroup, Role, Source, StoredTensor, full_shape, is_dtensor
+from hf_mhe.neurons.group import NeuronGroup, Role, Source, StoredTensor, full_shape, why_no_rows
+from hf_mhe.neurons.identity import identity
 from hf_mhe.neurons.kinds import TABLES, Division, Piece, divide, divisions, heads, pieces
 from hf_mhe.neurons.kinds.bare import why_not
 from hf_mhe.neurons.patterns import Patterns, matching, select_groups
@@ -31,8 +31,6 @@ from hf_mhe.neurons.weight import Weight, attribute_at, find_weight
 from hf_mhe.neurons.wrappers import bare, clean, unwrap
 
 Adapters = Literal["effective", "own"]
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -173,12 +171,13 @@ def _matrices(
     visited: Iterable[Visit], divided: Mapping[int, Division], by_head: bool, adapters: Adapters
 ) -> Iterable[list[_Use]]:
     """The uses of each matrix, in the order of first use."""
-    matrices: dict[object, list[_Use]] = {}
+    matrices: dict[Hashable, list[_Use]] = {}
     for visit in visited:
         for use in _uses(visit, adapters):
-            tensors = tuple(id(attribute_at(use.module, part)) for part in use.weight.parts)
+            tensors = [attribute_at(use.module, part) for part in use.weight.parts]
             for part in _parts(use, divided.get(id(use.layer)), by_head):
-                matrices.setdefault((tensors, part.layout), []).append(replace(use, piece=part))
+                key = identity(use.weight, tensors, part.layout)
+                matrices.setdefault(key, []).append(replace(use, piece=part))
     return matrices.values()
 
 
@@ -216,30 +215,16 @@ def _rows(use: _Use) -> int:
 def _group(root: nn.Module, uses: list[_Use], names: dict[int, list[str]], outputs: set[int]) -> NeuronGroup:
     use = next((use for use in uses if use.piece.kind in TABLES), uses[0])
     tensors, shapes = _tensors_of(use)
-    own_names = [clean(f"{use.path}.{part}".lstrip(".")) for part in use.weight.parts]
-    aliases = [
-        [name, *(other for other in names.get(id(t), ()) if other != name)]
-        for name, t in zip(own_names, tensors, strict=True)
-    ]
-    listed = zip(tensors, aliases, strict=True)
-    parameters = tuple(name for t, all_names in listed if isinstance(t, nn.Parameter) for name in all_names)
+    own_names = _own_names(use)
+    others = [other for other in uses if other is not use]
+    parameters = tuple(dict.fromkeys(name for each in (use, *others) for name in _parameters(each, names)))
     if use.weight.refusal is not None:
         raise _RefusedError(parameters, use.weight.refusal)
     for part, tensor in zip(use.weight.parts, tensors, strict=True):
         if part in use.weight.fixed:
             continue
-        if is_lazy(tensor):
-            raise _RefusedError(parameters, LAZY)
-        if tensor.layout is not torch.strided:
-            raise _RefusedError(parameters, f"held as {tensor.layout}: not a plain tensor whose rows can be compared")
-        if not is_dtensor(tensor) and is_traceable_wrapper_subclass(tensor):
-            held = type(tensor).__name__
-            raise _RefusedError(parameters, f"held as {held}: not a plain tensor whose rows can be compared")
-        if tensor.dtype not in _DTYPES:
-            dtype = str(tensor.dtype).removeprefix("torch.")
-            raise _RefusedError(
-                parameters, f"stored as {dtype}: a quantized weight has no directions without its scales"
-            )
+        if (reason := why_no_rows(tensor)) is not None:
+            raise _RefusedError(parameters, reason)
     n, d = _matrix_shape(use, tensors, shapes, parameters)
     reason = size_refusal(n, d)
     if reason is not None:
@@ -256,7 +241,7 @@ def _group(root: nn.Module, uses: list[_Use], names: dict[int, list[str]], outpu
         n=n,
         d=d,
         parameters=parameters,
-        aliases=tuple(_dotted(other) for other in uses if other is not use),
+        aliases=tuple(map(_dotted, others)),
         module=use.name,
         layout=use.piece.layout,
         source=Source(
@@ -272,6 +257,18 @@ def _group(root: nn.Module, uses: list[_Use], names: dict[int, list[str]], outpu
         ),
         quantized=use.weight.quantized,
     )
+
+
+def _own_names(use: _Use) -> list[str]:
+    return [clean(f"{use.path}.{part}".lstrip(".")) for part in use.weight.parts]
+
+
+def _parameters(use: _Use, names: dict[int, list[str]]) -> Iterator[str]:
+    """The names of the parameters of a use, each with its other names behind it."""
+    for name, tensor in zip(_own_names(use), _tensors_of(use)[0], strict=True):
+        if isinstance(tensor, nn.Parameter):
+            yield name
+            yield from (other for other in names.get(id(tensor), ()) if other != name)
 
 
 def _tensors_of(use: _Use) -> tuple[list[Tensor], tuple[tuple[int, ...], ...]]:

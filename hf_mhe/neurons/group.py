@@ -10,7 +10,8 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons.adapters.layers import AGAIN, check_copies
@@ -21,6 +22,7 @@ from hf_mhe.neurons.weight import attribute_at
 
 Role = Literal["hidden", "output", "embedding"]
 Get = Callable[[str], Tensor]
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _UNINITIALIZED = (UninitializedParameter, UninitializedBuffer)  # torch.compile does not trace `is_lazy`
 Shared = dict[tuple[str, tuple[str, ...]], Tensor]
 """Whole weights by their module and its parts, so that the groups that are cut from one weight make it once."""
@@ -261,6 +263,20 @@ def is_dtensor(tensor: Tensor) -> bool:
     """Whether a tensor is a DTensor; torch.distributed.tensor is not imported for the question."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
+
+
+def why_no_rows(tensor: Tensor) -> str | None:
+    """Why the rows of a tensor cannot be compared, whatever its shape; None where they can."""
+    if is_lazy(tensor):
+        return LAZY
+    if tensor.layout is not torch.strided:
+        return f"held as {tensor.layout}: not a plain tensor whose rows can be compared"
+    if not is_dtensor(tensor) and is_traceable_wrapper_subclass(tensor):
+        return f"held as {type(tensor).__name__}: not a plain tensor whose rows can be compared"
+    if tensor.dtype not in _DTYPES:
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        return f"stored as {dtype}: a quantized weight has no directions without its scales"
+    return None
 
 
 def full_shape(parameter: Tensor) -> tuple[int, ...]:

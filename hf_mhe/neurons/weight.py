@@ -9,7 +9,7 @@ no half-precision kernels on a CPU.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -29,7 +29,8 @@ class Weight:
     `outline` gives a tensor of the weight's shape from tensors without values, where `combine` cannot. `refusal` says
     why the weight cannot be read, for one that is there and cannot. `check` raises where the module no longer computes
     with the weight that `combine` makes. `quantized` is what the format of a quantized weight is called, and `fixed`
-    those parts that hold it, which are not trained.
+    those parts that hold it, which are not trained. `identity` is equal for weights that are one and the same though
+    they are made of other parts; None where the parts say it.
     """
 
     parts: tuple[str, ...]
@@ -39,6 +40,7 @@ class Weight:
     check: Callable[[], None] | None = None
     quantized: str | None = None
     fixed: tuple[str, ...] = ()
+    identity: Hashable = None
 
 
 @dataclass(frozen=True)

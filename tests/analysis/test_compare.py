@@ -78,6 +78,13 @@ def test_different_potentials_are_refused(bert: nn.Module, report: EnergyReport)
         hf_mhe.compare(report, hf_mhe.analyze(bert, s=1.0, space="half"))
 
 
+def test_counts_of_different_thresholds_are_said(bert: nn.Module, report: EnergyReport) -> None:
+    """If this fails, near-duplicates seem to have come or gone where only the threshold was another."""
+    comparison = hf_mhe.compare(report, hf_mhe.analyze(bert, duplicate_cosine=0.5))
+    assert comparison.notes == ("near-duplicates are counted from a cosine of 0.95 before, 0.5 after",)
+    assert hf_mhe.compare(report, bert).notes == ()
+
+
 def test_what_is_analyzed_takes_the_reports_potential(bert: nn.Module) -> None:
     """If this fails, a saved report of another potential cannot be compared with a model."""
     half = hf_mhe.analyze(bert, s=1.0, space="half")

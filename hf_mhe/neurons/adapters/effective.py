@@ -12,13 +12,14 @@ the columns, it does, and the penalty's gradient flows through the norm.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
 from hf_mhe.neurons.adapters.layers import State, check_state, is_adapter_layer, method_of, own_parameters, state_of
 from hf_mhe.neurons.adapters.methods import METHODS, OF_THE_INPUT, Method
+from hf_mhe.neurons.identity import place
 from hf_mhe.neurons.weight import Weight, attribute_at, family, find_weight
 from hf_mhe.neurons.wrappers import inner_path
 
@@ -100,7 +101,22 @@ def adapted(module: nn.Module, attribute: str) -> Weight | None:
         refusal=refusal,
         check=combine.check,
         fixed=fixed,
+        identity=_identity(base_layer, base, steps),
     )
+
+
+def _identity(base_layer: nn.Module, base: Weight, steps: list[_Step]) -> Hashable:
+    """What the weight is made of, wherever it lies; None for the base weight itself."""
+    changes = [
+        (method_of(step.layer), step.method.identity(step.layer, step.state.active, _tensors(step)))
+        for step in steps
+        if step.method is not None
+    ]
+    return (*(place(attribute_at(base_layer, part)) for part in base.parts), *changes) if changes else None
+
+
+def _tensors(step: _Step) -> dict[str, Tensor]:
+    return {name: attribute_at(step.layer, name) for name in step.own}
 
 
 def _refusal(layer: nn.Module, active: tuple[str, ...], method: Method | None, base_layer: nn.Module) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from hf_mhe.neurons.adapters.borrowed import is_transposed
+from hf_mhe.neurons.identity import place
 from hf_mhe.neurons.wrappers import bare
 
 # What peft calls a variant of LoRA is decided where its forward pass is: these have that of LoRA itself, or of DoRA.
@@ -37,6 +38,23 @@ def change(layer: Any, active: tuple[str, ...], own: Mapping[str, Tensor], weigh
             norm = torch.linalg.vector_norm(original + delta, dim=others, keepdim=True)
             weight = weight * (magnitude.flatten().view(norm.shape) / norm)
     return weight
+
+
+def identity(layer: Any, active: tuple[str, ...], own: Mapping[str, Tensor]) -> Hashable:
+    """Equal for layers that add the same product: peft ties the head's B and A to the embedding's A and B, transposed.
+
+    With another scaling the same two matrices make another weight.
+    """
+    found: list[Hashable] = []
+    for adapter in active:
+        if f"lora_embedding_A.{adapter}" in own:
+            factors = [place(own[f"lora_embedding_{letter}.{adapter}"], transposed=True) for letter in "AB"]
+        else:
+            factors = [place(own.get(f"lora_{letter}.{adapter}.weight")) for letter in "BA"]
+        magnitude = own.get(f"lora_magnitude_vector.{adapter}.weight")
+        scaled = () if magnitude is None else (place(magnitude),)
+        found.append((layer.scaling.get(adapter), type(layer.lora_variant.get(adapter)), *factors, *scaled))
+    return tuple(found)
 
 
 def refuses(layer: Any, active: tuple[str, ...], base_layer: nn.Module) -> str | None:

@@ -6,13 +6,14 @@ by tests, which compare each with the layer's own forward pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from hf_mhe.neurons.adapters import borrowed, lora, orthogonal, scaling
+from hf_mhe.neurons.identity import place
 
 Change = Callable[[Any, tuple[str, ...], Mapping[str, Tensor], Tensor, Tensor], Tensor]
 """(layer, active adapters, their parameters, weight as changed so far, the base layer's weight) -> the weight."""
@@ -22,16 +23,22 @@ def _never(layer: Any, active: tuple[str, ...], base_layer: nn.Module) -> str | 
     return None
 
 
+def _by_its_parameters(layer: Any, active: tuple[str, ...], own: Mapping[str, Tensor]) -> Hashable:
+    return tuple(place(tensor) for tensor in own.values())
+
+
 @dataclass(frozen=True)
 class Method:
     """How a method changes a weight, differentiably, and the reason why it cannot be told in one layer, or None.
 
-    `biases` are the containers of parameters that change a bias alone.
+    `biases` are the containers of parameters that change a bias alone; `identity` is equal for layers that change one
+    and the same weight to one and the same.
     """
 
     change: Change
     refuses: Callable[[Any, tuple[str, ...], nn.Module], str | None] = _never
     biases: tuple[str, ...] = ()
+    identity: Callable[[Any, tuple[str, ...], Mapping[str, Tensor]], Hashable] = _by_its_parameters
 
 
 _ADDED = Method(borrowed.added)
@@ -54,7 +61,7 @@ METHODS: dict[str, Method] = {
     "ia3": Method(scaling.ia3),
     "loha": Method(scaling.loha),
     "lokr": _ADDED,
-    "lora": Method(lora.change, lora.refuses),
+    "lora": Method(lora.change, lora.refuses, identity=lora.identity),
     "miss": _RUN,
     "oft": Method(orthogonal.rotated, orthogonal.refuses_rotation),
     "osf": _RUN,

@@ -45,6 +45,10 @@ class Unpacked:
             codes=frozenset(packed.parts[0] for packed in self.packed.values()),
         )
 
+    def reading(self, get: Get) -> Get:
+        """`get` by the names of the plain checkpoint."""
+        return _GetDequantized(get, self.packed) if self.packed else get
+
     def _stored_names(self, names: Iterable[str]) -> list[str]:
         parts = ((self.packed[name].parts if name in self.packed else (name,)) for name in names)
         return list(dict.fromkeys(name for of_name in parts for name in of_name))
