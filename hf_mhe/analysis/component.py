@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from hf_mhe.analysis.weights import (
     weight_files,
 )
 from hf_mhe.errors import MHEError
+from hf_mhe.json_files import read_json, read_json_object
 
 _ADAPTER_CONFIG = "adapter_config.json"
 
@@ -150,7 +150,7 @@ def indexed(
     Raises:
         MHEError: the index is no JSON index, names a file outside its folder, or a shard that is not there.
     """
-    content = read_json_file(index)
+    content = read_json(index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise MHEError(f"{index} is not a safetensors index: it has no weight_map from tensor names to files")
@@ -184,23 +184,4 @@ def read_config(path: Path) -> dict[str, Any] | None:
     Raises:
         MHEError: the file is there and is not a JSON object.
     """
-    if not path.is_file():
-        return None
-    content = read_json_file(path)
-    if not isinstance(content, dict):
-        raise MHEError(f"{path} is not a model config: it holds a {type(content).__name__}, not an object")
-    return content
-
-
-def read_json_file(path: Path) -> Any:
-    """What a JSON file holds.
-
-    Raises:
-        MHEError: the file cannot be read, or is no JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MHEError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise MHEError(f"{path} is not JSON: {error}") from error
+    return read_json_object(path) if path.is_file() else None

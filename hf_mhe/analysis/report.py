@@ -9,11 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_mhe.analysis.files import read_json, write_atomic, write_json
+from hf_mhe.analysis.files import write_atomic, write_json
 from hf_mhe.analysis.group_energy import GroupEnergy
 from hf_mhe.analysis.stacks import STACK_COLUMNS, StackEnergy, stacked
 from hf_mhe.analysis.summary import ReportSummary, plain_dict, redundancy, summarize
 from hf_mhe.errors import MHEError
+from hf_mhe.json_files import read_json_object
 
 if TYPE_CHECKING:
     import pandas
@@ -159,7 +160,7 @@ class EnergyReport:
         Raises:
             MHEError: the file cannot be read or is no energy report; names the file.
         """
-        content = read_json(path, "energy report")
+        content = read_json_object(path, "energy report")
         try:
             return cls.from_dict(content)
         except MHEError as error:

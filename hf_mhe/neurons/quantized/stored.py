@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -14,6 +13,7 @@ from packaging.version import Version
 from torch import Tensor
 
 from hf_mhe.errors import MHEError
+from hf_mhe.json_files import parse_json_object
 from hf_mhe.neurons.group import Get
 
 PLAIN_DTYPES = ("F64", "F32", "F16", "BF16")
@@ -132,13 +132,11 @@ class Tensors:
             MHEError: the bytes are no JSON object.
         """
         values = self.read(name)
+        text = bytes(values.to(torch.uint8).flatten().tolist())
         try:
-            content = json.loads(bytes(values.to(torch.uint8).flatten().tolist()).decode("utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise MHEError(f"tensor {name!r} should spell JSON, and does not: {error}") from error
-        if not isinstance(content, dict):
-            raise MHEError(f"tensor {name!r} should spell a JSON object, and spells a {type(content).__name__}")
-        return content
+            return parse_json_object(text, "its text")
+        except MHEError as error:
+            raise MHEError(f"tensor {name!r} should spell JSON, an object: {error}") from error
 
 
 def needs(package: str, distribution: str | None = None, at_least: str | None = None) -> str | None:
