@@ -20,6 +20,7 @@ from hf_mhe.analysis.weights import (
 )
 from hf_mhe.errors import MHEError
 from hf_mhe.json_files import read_json, read_json_object
+from hf_mhe.neurons.adapters.keys import PEFT_REMEDY, UnmergedAdapterError
 
 _ADAPTER_CONFIG = "adapter_config.json"
 
@@ -126,16 +127,21 @@ def _without_weights(place: Place, folder: str, where: str, adapter_config: Path
     return f"{where} has no weights: looked for {SINGLE}, {INDEX} and *.safetensors, found {listed(top) or 'nothing'}"
 
 
-def adapter_refusal(where: str, adapter_config: Path | None) -> str:
-    """Why an adapter alone is not analyzed, and what to do instead, in one line."""
+def adapter_refusal(where: str, adapter_config: Path | None, found: UnmergedAdapterError | None = None) -> str:
+    """Why an adapter alone is not analyzed, and what to do instead, in one line; `found` where its keys told it."""
     config = read_config(adapter_config) or {} if adapter_config else {}
     base = config.get("base_model_name_or_path") or "its base model"
-    method = config.get("peft_type") or "peft"
-    return (
-        f"{where} holds a {method} adapter of {base} and not the weights of a model: merge it, "
-        f"PeftModel.from_pretrained(base, FOLDER).merge_and_unload().save_pretrained(NEW_FOLDER), and analyze that; "
-        "or analyze the PeftModel in memory"
-    )
+    method = config.get("peft_type") or (found.method if found is not None else "peft")
+    remedy = found.remedy if found is not None else PEFT_REMEDY
+    return f"{where} holds a {method} adapter of {base} and not the weights of a model: {remedy}"
+
+
+def unmerged_refusal(location: Location, found: UnmergedAdapterError) -> str:
+    """Why a checkpoint in which an adapter's tensors are is not analyzed, and what to do instead, in one line."""
+    if not found.alone:
+        return f"{location.source}: {found}"
+    config = location.files[0].parent / _ADAPTER_CONFIG if location.files else None
+    return adapter_refusal(location.source, config if config is not None and config.is_file() else None, found)
 
 
 def indexed(

@@ -52,6 +52,9 @@ class EnergyReport:
     torch_version: str = ""
     notes: tuple[str, ...] = field(default=())
     """What a reader must know of how the groups were found."""
+    unseen: float | None = 0.0
+    """Share of the model's weights that could not be measured, though asked for; None where a part of unknown size
+    could not be read. Biases, positions and what patterns leave out do not count. `notes` says so above 5%."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", sorted(self.groups, key=redundancy))
@@ -104,6 +107,7 @@ class EnergyReport:
             "hf_mhe_version": self.hf_mhe_version,
             "torch_version": self.torch_version,
             "notes": list(self.notes),
+            "unseen": self.unseen,
             "summary": plain_dict(self.summary),
             "stacks": [plain_dict(stack) for stack in self.stacks],
             "groups": [group.to_dict() for group in self.groups],
@@ -139,6 +143,7 @@ class EnergyReport:
                 hf_mhe_version=str(content.get("hf_mhe_version", "")),
                 torch_version=str(content.get("torch_version", "")),
                 notes=tuple(str(note) for note in content.get("notes", ())),
+                unseen=None if (unseen := content.get("unseen", 0.0)) is None else float(unseen),
             )
         except KeyError as error:
             raise MHEError(f"the energy report has no {error.args[0]!r}") from error

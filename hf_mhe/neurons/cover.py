@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -20,12 +21,13 @@ from hf_mhe.neurons.binding import Binding
 from hf_mhe.neurons.group import NeuronGroup, Role, Source, StoredTensor, full_shape, is_dtensor
 from hf_mhe.neurons.kinds import TABLES, Division, Piece, divide, divisions, heads, pieces
 from hf_mhe.neurons.kinds.bare import why_not
+from hf_mhe.neurons.offloaded import offloaded_ties
 from hf_mhe.neurons.patterns import Patterns, matching, select_groups
 from hf_mhe.neurons.quantized import layers as _layers  # noqa: F401  # it registers its weights
 from hf_mhe.neurons.quantized.live import codes_in_buffers
 from hf_mhe.neurons.quantized.mxfp4 import held_for_a_kernel
 from hf_mhe.neurons.quantized.training import check_asked, nothing_but_quantized, why_untrained
-from hf_mhe.neurons.reasons import LAZY, size_refusal
+from hf_mhe.neurons.reasons import LAZY, Unseen, dtype_refusal, size_refusal
 from hf_mhe.neurons.roles import output_modules
 from hf_mhe.neurons.weight import Weight, attribute_at, find_weight
 from hf_mhe.neurons.wrappers import bare, clean, unwrap
@@ -134,15 +136,18 @@ def coverage(
     divided = divisions(root)
     # One walk for all that follows: peft's MultiheadAttention replaces its parameters at each.
     modules = list(root.named_modules(remove_duplicate=False))
+    ties = offloaded_ties(root)
     names: dict[int, list[str]] = {}
     for path, module in modules:
         for attribute, parameter in module.named_parameters(path, recurse=False, remove_duplicate=False):
-            names.setdefault(id(parameter), []).append(clean(attribute))
+            same = names.setdefault(ties.get(id(parameter), id(parameter)), [])
+            names[id(parameter)] = same
+            same.append(clean(attribute))
     visited = list(visits(modules))
 
     groups: list[NeuronGroup] = []
     refused: dict[str, str] = {}
-    for uses in _matrices(visited, divided, by_head, adapters):
+    for uses in _matrices(visited, divided, by_head, adapters, ties):
         try:
             group = _group(root, uses, names, outputs)
         except _RefusedError as refusal:
@@ -170,13 +175,18 @@ class _RefusedError(Exception):
 
 
 def _matrices(
-    visited: Iterable[Visit], divided: Mapping[int, Division], by_head: bool, adapters: Adapters
+    visited: Iterable[Visit],
+    divided: Mapping[int, Division],
+    by_head: bool,
+    adapters: Adapters,
+    ties: Mapping[int, int],
 ) -> Iterable[list[_Use]]:
     """The uses of each matrix, in the order of first use."""
     matrices: dict[object, list[_Use]] = {}
     for visit in visited:
         for use in _uses(visit, adapters):
-            tensors = tuple(id(attribute_at(use.module, part)) for part in use.weight.parts)
+            held = (id(attribute_at(use.module, part)) for part in use.weight.parts)
+            tensors = tuple(ties.get(each, each) for each in held)
             for part in _parts(use, divided.get(id(use.layer)), by_head):
                 matrices.setdefault((tensors, part.layout), []).append(replace(use, piece=part))
     return matrices.values()
@@ -223,23 +233,23 @@ def _group(root: nn.Module, uses: list[_Use], names: dict[int, list[str]], outpu
     ]
     listed = zip(tensors, aliases, strict=True)
     parameters = tuple(name for t, all_names in listed if isinstance(t, nn.Parameter) for name in all_names)
+    elements = math.prod(shapes[0])
     if use.weight.refusal is not None:
-        raise _RefusedError(parameters, use.weight.refusal)
+        raise _RefusedError(parameters, Unseen(use.weight.refusal, elements))
     for part, tensor in zip(use.weight.parts, tensors, strict=True):
         if part in use.weight.fixed:
             continue
         if is_lazy(tensor):
             raise _RefusedError(parameters, LAZY)
         if tensor.layout is not torch.strided:
-            raise _RefusedError(parameters, f"held as {tensor.layout}: not a plain tensor whose rows can be compared")
+            held = f"held as {tensor.layout}: not a plain tensor whose rows can be compared"
+            raise _RefusedError(parameters, Unseen(held, elements))
         if not is_dtensor(tensor) and is_traceable_wrapper_subclass(tensor):
-            held = type(tensor).__name__
-            raise _RefusedError(parameters, f"held as {held}: not a plain tensor whose rows can be compared")
+            held = f"held as {type(tensor).__name__}: not a plain tensor whose rows can be compared"
+            raise _RefusedError(parameters, Unseen(held, elements))
         if tensor.dtype not in _DTYPES:
             dtype = str(tensor.dtype).removeprefix("torch.")
-            raise _RefusedError(
-                parameters, f"stored as {dtype}: a quantized weight has no directions without its scales"
-            )
+            raise _RefusedError(parameters, Unseen(dtype_refusal(dtype), elements))
     n, d = _matrix_shape(use, tensors, shapes, parameters)
     reason = size_refusal(n, d)
     if reason is not None:
@@ -291,11 +301,12 @@ def _matrix_shape(
             matrix = use.piece.layout(make(dict(zip(use.weight.parts, blank, strict=True))))
     except (RuntimeError, IndexError, ValueError) as error:
         reason = f"shapes {', '.join(map(str, shapes))} do not fit {use.piece.kind} of {type(use.layer).__name__}"
-        raise _RefusedError(parameters, f"{reason}: {str(error).splitlines()[0]}") from error
-    if matrix.ndim != 2:
         raise _RefusedError(
-            parameters, f"{use.piece.kind} of {type(use.layer).__name__} gives rank {matrix.ndim}, not 2"
-        )
+            parameters, Unseen.of_shape(f"{reason}: {str(error).splitlines()[0]}", shapes[0])
+        ) from error
+    if matrix.ndim != 2:
+        rank = f"{use.piece.kind} of {type(use.layer).__name__} gives rank {matrix.ndim}, not 2"
+        raise _RefusedError(parameters, Unseen.of_shape(rank, shapes[0]))
     return matrix.shape[0], matrix.shape[1]
 
 
@@ -322,14 +333,14 @@ def _skipped(
         for attribute, reason in {**held_for_a_kernel(visit.module), **codes_in_buffers(visit.module)}.items():
             held = f"{visit.path}.{attribute}".lstrip(".")
             if held not in parts:
-                skipped[clean(held)] = reason
+                skipped[clean(held)] = Unseen.of_shape(reason, attribute_at(visit.module, attribute).shape)
         for attribute, parameter in visit.module.named_parameters(recurse=False):
             if not is_lazy(parameter) and len(full_shape(parameter)) < 2:
                 continue
-            for name in names[id(parameter)]:
-                if name not in taken:
-                    reason = refused.get(name) or visit.aside or _unread(root, visit.path, attribute, parameter)
-                    skipped.setdefault(name, reason)
+            left = [name for name in names[id(parameter)] if name not in taken]
+            unread = visit.aside or (_unread(root, visit.path, attribute, parameter) if left else "")
+            for name in left:
+                skipped.setdefault(name, refused.get(name) or unread)
     return skipped
 
 

@@ -16,6 +16,7 @@ from hf_mhe.errors import MHEError
 from hf_mhe.neurons.adapters.layers import AGAIN, check_copies
 from hf_mhe.neurons.binding import Binding
 from hf_mhe.neurons.layout import ROWS, Layout, Slab, Then
+from hf_mhe.neurons.offloaded import offloaded_value
 from hf_mhe.neurons.reasons import LAZY
 from hf_mhe.neurons.weight import attribute_at
 
@@ -167,7 +168,8 @@ class NeuronGroup:
     def matrix(self, shared: Shared | None = None) -> Tensor:
         """The neurons as rows (n, d), in the parameter's dtype, on its device; gradients reach the parameter.
 
-        A parametrized or normed weight of half precision is float32. `shared` keeps the weights that are made for one
+        A parametrized or normed weight of half precision is float32. A weight that accelerate has offloaded is read
+        where it is kept, without a gradient. `shared` keeps the weights that are made for one
         walk over many groups, for those that come after: an adapted stack of experts is one product, not one for each
         expert. It holds for as long as no parameter changes.
 
@@ -176,8 +178,8 @@ class NeuronGroup:
                 device, sharded, partitioned away (ZeRO-3), gone, or of another shape than when the group was made; or
                 other adapters of peft are active than then.
         """
-        tensors = self.tensors()
         source = self._bound()
+        tensors = tuple(map(self._fetched, source.parts, self.tensors()))
         for part, tensor, shape in zip(source.parts, tensors, source.shapes, strict=True):
             self._check_live(f"{source.owner}.{part}".lstrip("."), tensor, shape)
         return self._rows(source, tensors, shared)
@@ -223,6 +225,14 @@ class NeuronGroup:
                 "make the groups again"
             )
         return rows
+
+    def _fetched(self, part: str, tensor: Tensor) -> Tensor:
+        """A part's tensor, or the value that accelerate keeps elsewhere; a quantized one is more than its values."""
+        source = self._bound()
+        if not tensor.is_meta or source.root is None or part in source.fixed:
+            return tensor
+        value = offloaded_value(source.root, f"{source.owner}.{part}".lstrip("."))
+        return tensor if value is None else value
 
     def _check_live(self, parameter: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
         where = f"neuron group {self.name!r}: parameter {parameter}"
