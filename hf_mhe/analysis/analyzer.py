@@ -61,7 +61,8 @@ def analyze(
     `neuron_groups`). Pairs whose cosine reaches `duplicate_cosine` are counted as near-duplicates.
     `progress(done, total, name)` is called as each group begins, and once at the end. A group that cannot be measured
     (fewer than two neurons with a direction) is in `report.skipped` with the reason, as is every other parameter of
-    two or more dimensions that is in no group.
+    two or more dimensions that is in no group. `report.unseen` is the share of the weights that could not be measured
+    though they were asked for; above 5% a note says why.
 
     Source: Liu et al., "Learning towards Minimum Hyperspherical Energy", NeurIPS 2018, arXiv:1805.09298; the score is
     defined at `GroupEnergy.score`.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -10,7 +9,6 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons.adapters import effective as _effective  # noqa: F401  # it registers its weights
@@ -18,7 +16,8 @@ from hf_mhe.neurons.adapters.layers import is_adapter_layer
 from hf_mhe.neurons.adapters.own import own_matrices
 from hf_mhe.neurons.adapters.walk import Visit, standing, visits
 from hf_mhe.neurons.binding import Binding
-from hf_mhe.neurons.group import NeuronGroup, Role, Source, StoredTensor, full_shape, is_dtensor
+from hf_mhe.neurons.group import NeuronGroup, Role, Source, StoredTensor, full_shape
+from hf_mhe.neurons.held import held_refusal
 from hf_mhe.neurons.kinds import TABLES, Division, Piece, divide, divisions, heads, pieces
 from hf_mhe.neurons.kinds.bare import why_not
 from hf_mhe.neurons.offloaded import offloaded_ties
@@ -27,14 +26,12 @@ from hf_mhe.neurons.quantized import layers as _layers  # noqa: F401  # it regis
 from hf_mhe.neurons.quantized.live import codes_in_buffers
 from hf_mhe.neurons.quantized.mxfp4 import held_for_a_kernel
 from hf_mhe.neurons.quantized.training import check_asked, nothing_but_quantized, why_untrained
-from hf_mhe.neurons.reasons import LAZY, Unseen, dtype_refusal, size_refusal
+from hf_mhe.neurons.reasons import LAZY, Unseen, size_refusal
 from hf_mhe.neurons.roles import output_modules
 from hf_mhe.neurons.weight import Weight, attribute_at, find_weight
 from hf_mhe.neurons.wrappers import bare, clean, unwrap
 
 Adapters = Literal["effective", "own"]
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -233,23 +230,11 @@ def _group(root: nn.Module, uses: list[_Use], names: dict[int, list[str]], outpu
     ]
     listed = zip(tensors, aliases, strict=True)
     parameters = tuple(name for t, all_names in listed if isinstance(t, nn.Parameter) for name in all_names)
-    elements = math.prod(shapes[0])
     if use.weight.refusal is not None:
-        raise _RefusedError(parameters, Unseen(use.weight.refusal, elements))
+        raise _RefusedError(parameters, Unseen.of_shape(use.weight.refusal, shapes[0]))
     for part, tensor in zip(use.weight.parts, tensors, strict=True):
-        if part in use.weight.fixed:
-            continue
-        if is_lazy(tensor):
-            raise _RefusedError(parameters, LAZY)
-        if tensor.layout is not torch.strided:
-            held = f"held as {tensor.layout}: not a plain tensor whose rows can be compared"
-            raise _RefusedError(parameters, Unseen(held, elements))
-        if not is_dtensor(tensor) and is_traceable_wrapper_subclass(tensor):
-            held = f"held as {type(tensor).__name__}: not a plain tensor whose rows can be compared"
-            raise _RefusedError(parameters, Unseen(held, elements))
-        if tensor.dtype not in _DTYPES:
-            dtype = str(tensor.dtype).removeprefix("torch.")
-            raise _RefusedError(parameters, Unseen(dtype_refusal(dtype), elements))
+        if part not in use.weight.fixed and (held := held_refusal(tensor)) is not None:
+            raise _RefusedError(parameters, held)
     n, d = _matrix_shape(use, tensors, shapes, parameters)
     reason = size_refusal(n, d)
     if reason is not None:
