@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from hf_mhe._version import __version__
+from hf_mhe.analysis.component import unmerged_refusal
 from hf_mhe.analysis.group_energy import GroupEnergy
 from hf_mhe.analysis.in_memory import Pipeline, as_module
 from hf_mhe.analysis.reader import CheckpointReader, check_finite, open_checkpoint
 from hf_mhe.analysis.report import EnergyReport
+from hf_mhe.analysis.unseen import unseen_note, unseen_share
 from hf_mhe.analysis.weights import listed
 from hf_mhe.energy import Potential, energy_score, pair_statistics
 from hf_mhe.energy.statistics import check_duplicate_cosine
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import Adapters, Coverage, NeuronGroup, Shared, below, checkpoint_groups, coverage, select_groups
+from hf_mhe.neurons.adapters.keys import UnmergedAdapterError
+from hf_mhe.neurons.reasons import Unseen
 
 Progress = Callable[[int, int, str], None]
 Patterns = str | Sequence[str] | None
@@ -58,7 +62,8 @@ def analyze(
     `neuron_groups`). Pairs whose cosine reaches `duplicate_cosine`, in (0, 1], are counted as near-duplicates.
     `progress(done, total, name)` is called as each group begins, and once at the end. A group that cannot be measured
     (fewer than two neurons with a direction) is in `report.skipped` with the reason, as is every other parameter of
-    two or more dimensions that is in no group.
+    two or more dimensions that is in no group. `report.unseen` is the share of the weights that could not be measured
+    though they were asked for; above 5% a note says why.
 
     Source: Liu et al., "Learning towards Minimum Hyperspherical Energy", NeurIPS 2018, arXiv:1805.09298; the score is
     defined at `GroupEnergy.score`.
@@ -86,6 +91,7 @@ def analyze(
         found = _checkpoint_coverage(reader, by_head)
         get = _remember_last(reader.get)
         location = reader.location
+        settings = replace(settings, stored=frozenset(reader.tensors))
         return _report(location.source, location.revision, found, lambda group: _stored_matrix(group, get), settings)
 
 
@@ -98,27 +104,32 @@ class _Settings:
     exclude: Patterns
     duplicate_cosine: float
     progress: Progress | None
+    stored: frozenset[str] | None = None
+    """Names of a checkpoint's tensors."""
 
 
 def _checkpoint_coverage(reader: CheckpointReader, by_head: bool) -> Coverage:
     if reader.components:
         return _components_coverage(reader, by_head)
-    found = checkpoint_groups(
-        reader.shapes(),
-        reader.config,
-        dtypes=reader.dtypes(),
-        by_head=by_head,
-        declared=reader.location.declared,
-        metadata=reader.metadata,
-        get=reader.get,
-    )
+    try:
+        found = checkpoint_groups(
+            reader.shapes(),
+            reader.config,
+            dtypes=reader.dtypes(),
+            by_head=by_head,
+            declared=reader.location.declared,
+            metadata=reader.metadata,
+            get=reader.get,
+        )
+    except UnmergedAdapterError as error:
+        raise MHEError(unmerged_refusal(reader.location, error)) from error
     reader.codes = found.codes
     return found
 
 
 def _components_coverage(reader: CheckpointReader, by_head: bool) -> Coverage:
     groups: list[NeuronGroup] = []
-    skipped = dict(reader.location.left_out)
+    skipped: dict[str, str] = {name: Unseen(reason) for name, reason in reader.location.left_out.items()}
     notes = [f"{name} is left out: {reason}" for name, reason in skipped.items()]
     for name, component in reader.components.items():
         found = below(name, _checkpoint_coverage(component, by_head))
@@ -144,8 +155,9 @@ def _live_reader() -> Callable[[NeuronGroup], Tensor]:
 
 def _stored_matrix(group: NeuronGroup, get: Callable[[str], Tensor]) -> Tensor:
     matrix = group.build(get)
-    if group.quantized is not None:  # what was read was checked, what its codes and scales make of each other was not
-        check_finite(matrix, f"{' + '.join(group.parameters)}, dequantized,")
+    # What was read was checked; what codes and scales, or lengths and directions, make of each other was not.
+    made = "dequantized" if group.quantized is not None else "put together"
+    check_finite(matrix, f"{' + '.join(group.parameters)}, {made},")
     return matrix
 
 
@@ -186,11 +198,13 @@ def _report(
     if progress is not None and chosen:
         progress(len(chosen), len(chosen), chosen[-1].name)
     skipped = {**found.skipped, **_skipped(left_out, rows)}
+    unseen = unseen_share(chosen, found.skipped, settings.stored, settings.include, settings.exclude)
+    notes = filter(None, (found.note, unseen_note(unseen, found.skipped, settings.include, settings.exclude)))
     if not rows:
         raise MHEError(f"{source} has no group of neurons that can be measured: {_reasons(skipped)}")
     return EnergyReport(
         groups=rows,
-        skipped=skipped,
+        skipped={name: str(reason) for name, reason in skipped.items()},
         source=source,
         revision=revision,
         s=potential.s,
@@ -199,7 +213,8 @@ def _report(
         duplicate_cosine=settings.duplicate_cosine,
         hf_mhe_version=__version__,
         torch_version=str(torch.__version__),
-        notes=(found.note,) if found.note else (),
+        notes=(told,) if (told := "; ".join(notes)) else (),
+        unseen=unseen,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +19,8 @@ from hf_mhe.analysis.weights import (
     weight_files,
 )
 from hf_mhe.errors import MHEError
+from hf_mhe.json_files import read_json, read_json_object
+from hf_mhe.neurons.adapters.keys import PEFT_REMEDY, UnmergedAdapterError
 
 _ADAPTER_CONFIG = "adapter_config.json"
 
@@ -126,16 +127,21 @@ def _without_weights(place: Place, folder: str, where: str, adapter_config: Path
     return f"{where} has no weights: looked for {SINGLE}, {INDEX} and *.safetensors, found {listed(top) or 'nothing'}"
 
 
-def adapter_refusal(where: str, adapter_config: Path | None) -> str:
-    """Why an adapter alone is not analyzed, and what to do instead, in one line."""
+def adapter_refusal(where: str, adapter_config: Path | None, found: UnmergedAdapterError | None = None) -> str:
+    """Why an adapter alone is not analyzed, and what to do instead, in one line; `found` where its keys told it."""
     config = read_config(adapter_config) or {} if adapter_config else {}
     base = config.get("base_model_name_or_path") or "its base model"
-    method = config.get("peft_type") or "peft"
-    return (
-        f"{where} holds a {method} adapter of {base} and not the weights of a model: merge it, "
-        f"PeftModel.from_pretrained(base, FOLDER).merge_and_unload().save_pretrained(NEW_FOLDER), and analyze that; "
-        "or analyze the PeftModel in memory"
-    )
+    method = config.get("peft_type") or (found.method if found is not None else "peft")
+    remedy = found.remedy if found is not None else PEFT_REMEDY
+    return f"{where} holds a {method} adapter of {base} and not the weights of a model: {remedy}"
+
+
+def unmerged_refusal(location: Location, found: UnmergedAdapterError) -> str:
+    """Why a checkpoint in which an adapter's tensors are is not analyzed, and what to do instead, in one line."""
+    if not found.alone:
+        return f"{location.source}: {found}"
+    config = location.files[0].parent / _ADAPTER_CONFIG if location.files else None
+    return adapter_refusal(location.source, config if config is not None and config.is_file() else None, found)
 
 
 def indexed(
@@ -150,7 +156,7 @@ def indexed(
     Raises:
         MHEError: the index is no JSON index, names a file outside its folder, or a shard that is not there.
     """
-    content = read_json_file(index)
+    content = read_json(index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise MHEError(f"{index} is not a safetensors index: it has no weight_map from tensor names to files")
@@ -184,23 +190,4 @@ def read_config(path: Path) -> dict[str, Any] | None:
     Raises:
         MHEError: the file is there and is not a JSON object.
     """
-    if not path.is_file():
-        return None
-    content = read_json_file(path)
-    if not isinstance(content, dict):
-        raise MHEError(f"{path} is not a model config: it holds a {type(content).__name__}, not an object")
-    return content
-
-
-def read_json_file(path: Path) -> Any:
-    """What a JSON file holds.
-
-    Raises:
-        MHEError: the file cannot be read, or is no JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MHEError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise MHEError(f"{path} is not JSON: {error}") from error
+    return read_json_object(path) if path.is_file() else None

@@ -1,4 +1,4 @@
-"""Writing a report's files whole or not at all, and reading them back."""
+"""Writing a report's files whole or not at all."""
 
 from __future__ import annotations
 
@@ -42,20 +42,3 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> Path:
 def write_json(path: str | os.PathLike[str], content: dict[str, Any]) -> Path:
     """Write strict JSON (a NaN or an infinity is a bug here, not a token), keys in the order given."""
     return write_atomic(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
-
-
-def read_json(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        MHEError: the file cannot be read, is no JSON, or holds something else than an object.
-    """
-    try:
-        content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MHEError(f"{what} {path} cannot be read: {error.strerror or error}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise MHEError(f"{what} {path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise MHEError(f"{what} {path} holds a {type(content).__name__}, not an object")
-    return content

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_mhe.analysis.component import Location, Place, check_inside, locate_component, names_inside, read_json_file
+from hf_mhe.analysis.component import Location, Place, check_inside, locate_component, names_inside
 from hf_mhe.analysis.weights import is_pickle, listed
 from hf_mhe.errors import MHEError
+from hf_mhe.json_files import read_json, read_json_object
 from hf_mhe.neurons.skeleton import holds_transformer, transformer_attribute
 
 PIPELINE_INDEX = "model_index.json"
@@ -27,9 +28,7 @@ def locate_pipeline(place: Place, source: str, index: Path) -> Location:
     Raises:
         MHEError: the index is damaged, or no component has weights that can be read.
     """
-    content = read_json_file(index)
-    if not isinstance(content, dict):
-        raise MHEError(f"{index} is not a pipeline's index: it holds a {type(content).__name__}, not an object")
+    content = read_json_object(index)
     parts: dict[str, tuple[str, str | None]] = {}
     left_out: dict[str, str] = {}
     for name, entry in content.items():
@@ -60,7 +59,7 @@ def locate_modules(place: Place, source: str, index: Path) -> Location | None:
     Raises:
         MHEError: the index leads outside the checkpoint, or no module has weights that can be read.
     """
-    content = read_json_file(index)
+    content = read_json(index)
     if not (isinstance(content, list) and all(_is_module(entry) for entry in content)):
         return None
     parts: dict[str, tuple[str, str]] = {}

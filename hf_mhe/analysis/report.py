@@ -9,11 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_mhe.analysis.files import read_json, write_atomic, write_json
+from hf_mhe.analysis.files import write_atomic, write_json
 from hf_mhe.analysis.group_energy import GroupEnergy
 from hf_mhe.analysis.stacks import STACK_COLUMNS, StackEnergy, stacked
 from hf_mhe.analysis.summary import ReportSummary, plain_dict, redundancy, summarize
 from hf_mhe.errors import MHEError
+from hf_mhe.json_files import read_json_object
 
 if TYPE_CHECKING:
     import pandas
@@ -51,6 +52,9 @@ class EnergyReport:
     torch_version: str = ""
     notes: tuple[str, ...] = field(default=())
     """What a reader must know of how the groups were found."""
+    unseen: float | None = 0.0
+    """Share of the model's weights that could not be measured, though asked for; None where a part of unknown size
+    could not be read. Biases, positions and what patterns leave out do not count. `notes` says so above 5%."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", sorted(self.groups, key=redundancy))
@@ -103,6 +107,7 @@ class EnergyReport:
             "hf_mhe_version": self.hf_mhe_version,
             "torch_version": self.torch_version,
             "notes": list(self.notes),
+            "unseen": self.unseen,
             "summary": plain_dict(self.summary),
             "stacks": [plain_dict(stack) for stack in self.stacks],
             "groups": [group.to_dict() for group in self.groups],
@@ -138,6 +143,7 @@ class EnergyReport:
                 hf_mhe_version=str(content.get("hf_mhe_version", "")),
                 torch_version=str(content.get("torch_version", "")),
                 notes=tuple(str(note) for note in content.get("notes", ())),
+                unseen=None if (unseen := content.get("unseen", 0.0)) is None else float(unseen),
             )
         except KeyError as error:
             raise MHEError(f"the energy report has no {error.args[0]!r}") from error
@@ -159,7 +165,7 @@ class EnergyReport:
         Raises:
             MHEError: the file cannot be read or is no energy report; names the file.
         """
-        content = read_json(path, "energy report")
+        content = read_json_object(path, "energy report")
         try:
             return cls.from_dict(content)
         except MHEError as error:

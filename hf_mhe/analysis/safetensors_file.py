@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hf_mhe.errors import MHEError
+from hf_mhe.json_files import parse_json_object
+from hf_mhe.stand_ins import other_format, stand_in
 
 # The format's own limit; a larger number means that the first eight bytes are not a safetensors header length.
 _MAX_HEADER_BYTES = 100_000_000
+
+# As much of a file's start as tells what else it is.
+_LONGEST_MARK = 512
 
 # Bits per element. Dtypes that are not here are newer than this table: their sizes are not checked.
 _BITS = {
@@ -46,6 +51,12 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     try:
         size = path.stat().st_size
         with path.open("rb") as stream:
+            start = stream.read(_LONGEST_MARK)
+            # A header begins with a brace behind its length, whose own bytes may look like anything.
+            other = None if start[8:9] == b"{" else stand_in(start) or other_format(start)
+            if other is not None:
+                raise MHEError(f"{path} is not a safetensors file: it is {other}")
+            stream.seek(0)
             length = int.from_bytes(stream.read(8), "little")
             if size < 8:
                 raise MHEError(f"{path} is truncated: it has {size} bytes, a safetensors file has at least 8")
@@ -59,24 +70,19 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
             raw = stream.read(length)
     except OSError as error:
         raise MHEError(f"{path} cannot be read: {error.strerror or error}") from error
-    try:
-        header = json.loads(raw)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise MHEError(f"{path} is not a safetensors file: its header is not JSON ({error})") from error
+    header = parse_json_object(raw, f"{path} is not a safetensors file: its header", unique=True)
     tensors, data_bytes = _tensors(header, path)
     expected = 8 + length + data_bytes
     if size < expected:
         raise MHEError(f"{path} is truncated: it has {size} bytes, its header asks for {expected}")
     if size > expected:
         raise MHEError(f"{path} is damaged: it has {size} bytes, its header accounts for only {expected}")
-    metadata = header.get("__metadata__") if isinstance(header, dict) else None
+    metadata = header.get("__metadata__")
     return tensors, {str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {}
 
 
-def _tensors(header: object, path: Path) -> tuple[dict[str, TensorInfo], int]:
+def _tensors(header: dict[str, Any], path: Path) -> tuple[dict[str, TensorInfo], int]:
     """The header's entries, and how many bytes of data they take together."""
-    if not isinstance(header, dict):
-        raise MHEError(f"{path} is not a safetensors file: its header is a {type(header).__name__}, not an object")
     tensors: dict[str, TensorInfo] = {}
     end = 0
     for name, entry in header.items():
@@ -86,7 +92,7 @@ def _tensors(header: object, path: Path) -> tuple[dict[str, TensorInfo], int]:
             dtype, shape = str(entry["dtype"]), tuple(int(length) for length in entry["shape"])
             start, stop = (int(offset) for offset in entry["data_offsets"])
         except (KeyError, TypeError, ValueError) as error:
-            raise MHEError(f"{path} is damaged: its header entry for tensor {name!r} is {entry!r}") from error
+            raise MHEError(f"{path} is damaged: its header entry for tensor {name!r} is {entry!r:.80}") from error
         info = TensorInfo(dtype, shape, path)
         if dtype in _BITS and stop - start != info.nbytes:
             raise MHEError(

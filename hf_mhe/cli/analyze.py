@@ -50,7 +50,10 @@ def analyze_command(
     top: Annotated[Optional[int], typer.Option(min=1, help="Print only the N most redundant layers.")] = None,  # noqa: UP045
     fail_above: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option(metavar="SCORE", help="Exit with status 1 if the score of any layer is above this."),
+        typer.Option(
+            metavar="SCORE",
+            help="Exit with status 1 if any layer's score is above this, or over 5% of the weights are not read.",
+        ),
     ] = None,
     revision: options.Revision = None,
     token: options.Token = None,
@@ -80,6 +83,7 @@ def analyze_command(
             progress=progress,
         )
     above = [] if fail_above is None else _above(report, fail_above)
+    unseen = None if fail_above is None else _unseen(report, fail_above)
     if json is not None and not json_to_stdout:
         report.save(json)
     if csv is not None:
@@ -106,7 +110,9 @@ def analyze_command(
             note(f"skipped {name}: {reason}")
     for name, score in above:
         note(f"above {fail_above:g}: {name} has score {score:.3f}")
-    if above:
+    if unseen is not None:
+        note(unseen)
+    if above or unseen is not None:
         raise typer.Exit(EXIT_CHECK_FAILED)
 
 
@@ -186,6 +192,16 @@ def figure(value: float | None, digits: int) -> str:
     if value is None or math.isnan(value):
         return "-"
     return f"{value:.{digits}f}"
+
+
+def _unseen(report: EnergyReport, limit: float) -> str | None:
+    """Why the check fails on what could not be measured; None where that is no considerable part."""
+    from hf_mhe.analysis.unseen import described, is_considerable
+
+    if not is_considerable(report.unseen):
+        return None
+    share = described(report.unseen)
+    return f"--fail-above {limit:g} does not pass: {share} could not be measured (--verbose lists them)"
 
 
 def _above(report: EnergyReport, limit: float) -> list[tuple[str, float]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_mhe.analysis import Comparison, EnergyReport, analyze, compare
-from hf_mhe.analysis.files import read_json, write_atomic, write_json
+from hf_mhe.analysis.files import write_atomic, write_json
 from hf_mhe.errors import MHEError
 from hf_mhe.hub.card import CardKeywords, check_card_keywords, check_metrics, check_reports, model_card
 from hf_mhe.hub.folder import check_finite, check_weights, read_facts
@@ -25,6 +25,7 @@ from hf_mhe.hub.names import (
     check_repo_id,
 )
 from hf_mhe.hub.readme import merge_readme
+from hf_mhe.json_files import read_json_object
 from hf_mhe.training import MHEConfig
 from hf_mhe.training.config import CONFIG_NAME
 
@@ -154,7 +155,7 @@ def claims_of_folder(folder: Path, given: Claims) -> tuple[Claims, Comparison | 
         after = analyze(folder, **_settings_of(before if earlier is None else earlier))
     metrics, metrics_before = given.metrics, given.metrics_before
     if (folder / METRICS).is_file():
-        stored = read_json(folder / METRICS, "task metrics")
+        stored = read_json_object(folder / METRICS, "task metrics")
         metrics = stored.get("after") if metrics is None else metrics
         metrics_before = stored.get("before") if metrics_before is None else metrics_before
     comparison = None if before is None else compare(before, after)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from hf_mhe.errors import MHEError
+from hf_mhe.json_files import read_json_object
 
 # The endings of transformers' class names that name a task: (ending, Auto class, the Hub's name of the task).
 _TASKS = (
@@ -63,7 +63,7 @@ def read_facts(folder: Path) -> ModelFacts:
             known = ", ".join(["config.json", *(file for file, _ in _LIBRARIES)])
             raise MHEError(f"folder {str(folder)!r} is no saved model: it has none of {known}")
         return ModelFacts(library)
-    content = _read_json(config)
+    content = read_json_object(config)
     if library is None:
         library = "diffusers" if "_diffusers_version" in content else None
         library = "transformers" if "model_type" in content else library
@@ -103,7 +103,7 @@ def check_weights(folder: Path) -> None:
         except SafetensorError as error:
             raise MHEError(f"{path} is no whole safetensors file: {error}") from error
     for path in folder.glob("*.safetensors.index.json"):
-        named = set(_read_json(path).get("weight_map", {}).values())
+        named = set(read_json_object(path).get("weight_map", {}).values())
         missing = sorted(name for name in named if not (folder / name).is_file())
         if missing:
             raise MHEError(f"{path} names {missing[0]!r}, which is not in the folder")
@@ -135,13 +135,3 @@ def published_files(folder: Path) -> list[Path]:
         if path.is_file() and not (hidden or state or aside):
             found.append(path)
     return found
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise MHEError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise MHEError(f"{path} must hold a JSON object; it holds a {type(content).__name__}")
-    return content

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
+from hf_mhe.neurons.adapters.keys import check_merged
 from hf_mhe.neurons.by_shape import groups_by_shape
 from hf_mhe.neurons.cover import Coverage, coverage
 from hf_mhe.neurons.group import Get, NeuronGroup, Source, Stored
 from hf_mhe.neurons.layout import Layout, Slab, Then
 from hf_mhe.neurons.loading import ConvertedTensor, Loading, loaded_as, plan_loading
 from hf_mhe.neurons.patterns import Patterns, select_groups
+from hf_mhe.neurons.prefixes import look_through
 from hf_mhe.neurons.quantized.stored import Tensors
 from hf_mhe.neurons.quantized.unpack import READ_METHODS, Unpacked, unpack
+from hf_mhe.neurons.reasons import Unseen
 from hf_mhe.neurons.skeleton import build_skeleton
 from hf_mhe.neurons.ties import check_shape, tie_as_loaded
 
@@ -46,43 +51,64 @@ def checkpoint_groups(
 
     Quantized weights are read as the numbers that they stand for, and their groups name the tensors that they are made
     of. They are found by the tensors' `dtypes` (name -> safetensors dtype), the files' `metadata`, and the config's
-    `quantization_config`; `get` reads the small tensors in which some formats keep the shapes of the others.
+    `quantization_config`; `get` reads the small tensors in which some formats keep the shapes of the others. So are
+    weights that are stored pruned or normed. What wrappers of training put before the names is looked through, and
+    `note` says what it was.
 
     Raises:
-        MHEError: a tensor's shape is not its module's, the config builds no model, a pattern matches nothing, or the
-            scales of quantized values are missing or do not fit them.
+        MHEError: a tensor's shape is not its module's, the config builds no model, a pattern matches nothing, the
+            tensors are those of an adapter, or the scales of quantized values are missing or do not fit them.
     """
-    shapes = {name: tuple(shape) for name, shape in shapes.items()}
     skeleton = build_skeleton(config, declared)
+    model = skeleton if isinstance(skeleton, nn.Module) else None
+    known = None if model is None else _Known(model)
+    names = look_through(shapes, None if known is None else lambda name: known.role(name) == "parameter")
+    shapes = {name: tuple(shape) for name, shape in names.seen(shapes).items()}
     quantization = (config or {}).get("quantization_config")
     tensors = Tensors(
-        shapes, dtypes or {}, quantization if isinstance(quantization, dict) else {}, metadata or {}, get
+        shapes,
+        names.seen(dtypes or {}),
+        quantization if isinstance(quantization, dict) else {},
+        metadata or {},
+        names.get(get),
     )
-    if isinstance(skeleton, nn.Module):
-        loaded = loaded_as(skeleton)
-        tensors = replace(tensors, classes_of=_classes(skeleton, loaded), loaded_as=loaded)
+    if known is not None:
+        tensors = replace(tensors, classes_of=known.classes_of, loaded_as=known.loaded, role=known.role)
     plain = unpack(tensors)
     if isinstance(skeleton, nn.Module):
         found = _by_module(plain, skeleton, tensors, by_head)
     else:
+        check_merged(shapes, shapes)
         found = Coverage(*groups_by_shape(plain.shapes), skeleton)
-    found = plain.restore(found)
+    found = names.restore(plain.restore(found))
     return replace(found, groups=select_groups(found.groups, include, exclude))
 
 
-def _classes(model: nn.Module, loaded: Callable[[str], str]) -> Callable[[str], tuple[str, ...]]:
-    """The class and base classes of a module that a checkpoint names; none of what is no module of the model's."""
-    classes = {path: type(module).__mro__ for path, module in model.named_modules()}
+class _Known:
+    """What the model that a config describes says of the names of a checkpoint's tensors."""
 
-    def classes_of(path: str) -> tuple[str, ...]:
-        return tuple(cls.__name__ for cls in classes.get(loaded(f"{path}.weight").removesuffix(".weight"), ()))
+    def __init__(self, model: nn.Module) -> None:
+        self.loaded = loaded_as(model)
+        self._parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        self._others = set(model.state_dict()) - self._parameters
+        self._classes = {path: type(module).__mro__ for path, module in model.named_modules()}
+        self.role = functools.cache(self._role)
 
-    return classes_of
+    def classes_of(self, path: str) -> tuple[str, ...]:
+        """The class and base classes of a module that a checkpoint names; none of what is no module of the model's."""
+        own = self.loaded(f"{path}.weight").removesuffix(".weight")
+        return tuple(cls.__name__ for cls in self._classes.get(own, ()))
+
+    def _role(self, name: str) -> str:
+        """Whether a stored tensor is a "parameter" or a "buffer" of the model, "" where it is neither."""
+        target = self.loaded(name)
+        return "parameter" if target in self._parameters else "buffer" if target in self._others else ""
 
 
 def _by_module(plain: Unpacked, model: nn.Module, tensors: Tensors, by_head: bool) -> Coverage:
     shapes, method = plain.shapes, tensors.method
     plan = plan_loading(model, shapes)
+    check_merged(plan.unused, shapes)
     if tensors.get is not None and (not method or method in READ_METHODS):
         tie_as_loaded(model, plan, plain.reading(tensors.get))
     match = _Match(model, plan, method, plain.why)
@@ -99,7 +125,8 @@ def _by_module(plain: Unpacked, model: nn.Module, tensors: Tensors, by_head: boo
         if match.stored_as(name):
             skipped.update(dict.fromkeys(plan.sources[match.stored_as(name)[0]].names, reason))
         else:
-            skipped[name] = f"{match.missing}; {reason}"
+            both = f"{match.missing}; {reason}"
+            skipped[name] = Unseen(both, reason.elements) if isinstance(reason, Unseen) else both
     read = {name for group in groups for stored in _source(group).stored for name in stored.names}
     read |= {name for group in groups for name in group.parameters}
     for target, stored in plan.sources.items():
@@ -107,9 +134,12 @@ def _by_module(plain: Unpacked, model: nn.Module, tensors: Tensors, by_head: boo
         skipped.update(
             {name: reason for name in stored.names if len(shapes[name]) >= 2 and name not in {*read, *skipped}}
         )
+    ignored = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
     for name in plan.unused:
         if len(shapes[name]) >= 2:
-            skipped[name] = f"no parameter of {type(model).__name__} takes it"
+            reason = f"no parameter of {type(model).__name__} takes it"
+            by_rule = any(pattern.search(name) for pattern in ignored)  # as the model's library leaves it out
+            skipped[name] = reason if by_rule else Unseen.of_shape(reason, shapes[name])
     return Coverage(groups, skipped)
 
 
@@ -174,12 +204,14 @@ class _Match:
             own = f"{source.owner}.{part}".lstrip(".")
             targets = self.stored_as(own)
             if not targets:
-                return {own: self.missing}
+                return {own: Unseen.of_shape(self.missing, shape)}
             stored, found = self._plan.sources[targets[0]], self._plan.shapes[targets[0]]
             if any(name.rpartition(".")[0] in self._quantized for name in stored.names):
-                return dict.fromkeys(stored.names, f"{self._method}: directions need its scales")
+                reason = f"{self._method}: directions need its scales"
+                return dict.fromkeys(stored.names, Unseen.of_shape(reason, shape))
             if found != shape and self._method:
-                return dict.fromkeys(stored.names, f"{self._method}: shape {found}, unpacked {shape}")
+                reason = f"{self._method}: shape {found}, unpacked {shape}"
+                return dict.fromkeys(stored.names, Unseen.of_shape(reason, shape))
             for target in targets:
                 check_shape(self._plan, target, shape)
             if isinstance(stored, ConvertedTensor):

@@ -16,16 +16,18 @@ from hf_mhe.neurons.adapters.layers import is_adapter_layer
 from hf_mhe.neurons.adapters.own import own_matrices
 from hf_mhe.neurons.adapters.walk import Visit, standing, visits
 from hf_mhe.neurons.binding import Binding
-from hf_mhe.neurons.group import NeuronGroup, Role, Source, StoredTensor, full_shape, why_no_rows
+from hf_mhe.neurons.group import NeuronGroup, Role, Source, StoredTensor, full_shape
+from hf_mhe.neurons.held import held_refusal
 from hf_mhe.neurons.identity import identity
 from hf_mhe.neurons.kinds import TABLES, Division, Piece, divide, divisions, heads, pieces
 from hf_mhe.neurons.kinds.bare import why_not
+from hf_mhe.neurons.offloaded import offloaded_ties
 from hf_mhe.neurons.patterns import Patterns, matching, select_groups
 from hf_mhe.neurons.quantized import layers as _layers  # noqa: F401  # it registers its weights
 from hf_mhe.neurons.quantized.live import codes_in_buffers
 from hf_mhe.neurons.quantized.mxfp4 import held_for_a_kernel
 from hf_mhe.neurons.quantized.training import check_asked, nothing_but_quantized, why_untrained
-from hf_mhe.neurons.reasons import LAZY, size_refusal
+from hf_mhe.neurons.reasons import LAZY, Unseen, size_refusal
 from hf_mhe.neurons.roles import output_modules
 from hf_mhe.neurons.weight import Weight, attribute_at, find_weight
 from hf_mhe.neurons.wrappers import bare, clean, unwrap
@@ -132,15 +134,18 @@ def coverage(
     divided = divisions(root)
     # One walk for all that follows: peft's MultiheadAttention replaces its parameters at each.
     modules = list(root.named_modules(remove_duplicate=False))
+    ties = offloaded_ties(root)
     names: dict[int, list[str]] = {}
     for path, module in modules:
         for attribute, parameter in module.named_parameters(path, recurse=False, remove_duplicate=False):
-            names.setdefault(id(parameter), []).append(clean(attribute))
+            same = names.setdefault(id(ties.get(id(parameter), parameter)), [])
+            names[id(parameter)] = same
+            same.append(clean(attribute))
     visited = list(visits(modules))
 
     groups: list[NeuronGroup] = []
     refused: dict[str, str] = {}
-    for uses in _matrices(visited, divided, by_head, adapters):
+    for uses in _matrices(visited, divided, by_head, adapters, ties):
         try:
             group = _group(root, uses, names, outputs)
         except _RefusedError as refusal:
@@ -168,13 +173,18 @@ class _RefusedError(Exception):
 
 
 def _matrices(
-    visited: Iterable[Visit], divided: Mapping[int, Division], by_head: bool, adapters: Adapters
+    visited: Iterable[Visit],
+    divided: Mapping[int, Division],
+    by_head: bool,
+    adapters: Adapters,
+    ties: Mapping[int, Tensor],
 ) -> Iterable[list[_Use]]:
     """The uses of each matrix, in the order of first use."""
     matrices: dict[Hashable, list[_Use]] = {}
     for visit in visited:
         for use in _uses(visit, adapters):
-            tensors = [attribute_at(use.module, part) for part in use.weight.parts]
+            held = (attribute_at(use.module, part) for part in use.weight.parts)
+            tensors = [ties.get(id(tensor), tensor) for tensor in held]
             for part in _parts(use, divided.get(id(use.layer)), by_head):
                 key = identity(use.weight, tensors, part.layout)
                 matrices.setdefault(key, []).append(replace(use, piece=part))
@@ -219,12 +229,10 @@ def _group(root: nn.Module, uses: list[_Use], names: dict[int, list[str]], outpu
     others = [other for other in uses if other is not use]
     parameters = tuple(dict.fromkeys(name for each in (use, *others) for name in _parameters(each, names)))
     if use.weight.refusal is not None:
-        raise _RefusedError(parameters, use.weight.refusal)
+        raise _RefusedError(parameters, Unseen.of_shape(use.weight.refusal, shapes[0]))
     for part, tensor in zip(use.weight.parts, tensors, strict=True):
-        if part in use.weight.fixed:
-            continue
-        if (reason := why_no_rows(tensor)) is not None:
-            raise _RefusedError(parameters, reason)
+        if part not in use.weight.fixed and (held := held_refusal(tensor)) is not None:
+            raise _RefusedError(parameters, held)
     n, d = _matrix_shape(use, tensors, shapes, parameters)
     reason = size_refusal(n, d)
     if reason is not None:
@@ -288,11 +296,12 @@ def _matrix_shape(
             matrix = use.piece.layout(make(dict(zip(use.weight.parts, blank, strict=True))))
     except (RuntimeError, IndexError, ValueError) as error:
         reason = f"shapes {', '.join(map(str, shapes))} do not fit {use.piece.kind} of {type(use.layer).__name__}"
-        raise _RefusedError(parameters, f"{reason}: {str(error).splitlines()[0]}") from error
-    if matrix.ndim != 2:
         raise _RefusedError(
-            parameters, f"{use.piece.kind} of {type(use.layer).__name__} gives rank {matrix.ndim}, not 2"
-        )
+            parameters, Unseen.of_shape(f"{reason}: {str(error).splitlines()[0]}", shapes[0])
+        ) from error
+    if matrix.ndim != 2:
+        rank = f"{use.piece.kind} of {type(use.layer).__name__} gives rank {matrix.ndim}, not 2"
+        raise _RefusedError(parameters, Unseen.of_shape(rank, shapes[0]))
     return matrix.shape[0], matrix.shape[1]
 
 
@@ -319,14 +328,14 @@ def _skipped(
         for attribute, reason in {**held_for_a_kernel(visit.module), **codes_in_buffers(visit.module)}.items():
             held = f"{visit.path}.{attribute}".lstrip(".")
             if held not in parts:
-                skipped[clean(held)] = reason
+                skipped[clean(held)] = Unseen.of_shape(reason, attribute_at(visit.module, attribute).shape)
         for attribute, parameter in visit.module.named_parameters(recurse=False):
             if not is_lazy(parameter) and len(full_shape(parameter)) < 2:
                 continue
-            for name in names[id(parameter)]:
-                if name not in taken:
-                    reason = refused.get(name) or visit.aside or _unread(root, visit.path, attribute, parameter)
-                    skipped.setdefault(name, reason)
+            left = [name for name in names[id(parameter)] if name not in taken]
+            unread = visit.aside or (_unread(root, visit.path, attribute, parameter) if left else "")
+            for name in left:
+                skipped.setdefault(name, refused.get(name) or unread)
     return skipped
 
 

@@ -17,6 +17,7 @@ from hf_mhe.errors import MHEError
 from hf_mhe.neurons.adapters.layers import AGAIN, check_copies
 from hf_mhe.neurons.binding import Binding
 from hf_mhe.neurons.layout import ROWS, Layout, Slab, Then
+from hf_mhe.neurons.offloaded import offloaded_value
 from hf_mhe.neurons.reasons import LAZY
 from hf_mhe.neurons.weight import attribute_at
 
@@ -169,7 +170,8 @@ class NeuronGroup:
     def matrix(self, shared: Shared | None = None) -> Tensor:
         """The neurons as rows (n, d), in the parameter's dtype, on its device; gradients reach the parameter.
 
-        A parametrized or normed weight of half precision is float32. `shared` keeps the weights that are made for one
+        A parametrized or normed weight of half precision is float32. A weight that accelerate has offloaded is read
+        where it is kept, without a gradient. `shared` keeps the weights that are made for one
         walk over many groups, for those that come after: an adapted stack of experts is one product, not one for each
         expert. It holds for as long as no parameter changes.
 
@@ -178,8 +180,8 @@ class NeuronGroup:
                 device, sharded, partitioned away (ZeRO-3), gone, or of another shape than when the group was made; or
                 other adapters of peft are active than then.
         """
-        tensors = self.tensors()
         source = self._bound()
+        tensors = tuple(map(self._fetched, source.parts, self.tensors()))
         for part, tensor, shape in zip(source.parts, tensors, source.shapes, strict=True):
             self._check_live(f"{source.owner}.{part}".lstrip("."), tensor, shape)
         return self._rows(source, tensors, shared)
@@ -226,6 +228,14 @@ class NeuronGroup:
             )
         return rows
 
+    def _fetched(self, part: str, tensor: Tensor) -> Tensor:
+        """A part's tensor, or the value that accelerate keeps elsewhere; a quantized one is more than its values."""
+        source = self._bound()
+        if not tensor.is_meta or source.root is None or part in source.fixed:
+            return tensor
+        value = offloaded_value(source.root, f"{source.owner}.{part}".lstrip("."))
+        return tensor if value is None else value
+
     def _check_live(self, parameter: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
         where = f"neuron group {self.name!r}: parameter {parameter}"
         if isinstance(tensor, _UNINITIALIZED):
@@ -263,20 +273,6 @@ def is_dtensor(tensor: Tensor) -> bool:
     """Whether a tensor is a DTensor; torch.distributed.tensor is not imported for the question."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
-
-
-def why_no_rows(tensor: Tensor) -> str | None:
-    """Why the rows of a tensor cannot be compared, whatever its shape; None where they can."""
-    if is_lazy(tensor):
-        return LAZY
-    if tensor.layout is not torch.strided:
-        return f"held as {tensor.layout}: not a plain tensor whose rows can be compared"
-    if not is_dtensor(tensor) and is_traceable_wrapper_subclass(tensor):
-        return f"held as {type(tensor).__name__}: not a plain tensor whose rows can be compared"
-    if tensor.dtype not in _DTYPES:
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        return f"stored as {dtype}: a quantized weight has no directions without its scales"
-    return None
 
 
 def full_shape(parameter: Tensor) -> tuple[int, ...]:

@@ -58,6 +58,17 @@ def matched(groups: Sequence[NeuronGroup], pattern: str, option: str) -> set[int
     return {index for index, group in enumerate(groups) if any(regex.search(name) for name in names_of(group))}
 
 
+def asks_for(parameter: str, include: Patterns, exclude: Patterns) -> bool:
+    """Whether `include` and `exclude` would ask for a parameter that is in no group, by its name or its module's."""
+    names = (parameter, parameter.rpartition(".")[0])
+
+    def any_of(patterns: Patterns, option: str) -> bool:
+        compiled = (_compile(pattern, option) for pattern in as_patterns(patterns, option))
+        return any(regex.search(name) for regex in compiled for name in names)
+
+    return (include is None or any_of(include, "include")) and not any_of(exclude, "exclude")
+
+
 def as_patterns(patterns: Patterns, option: str) -> list[str]:
     """The patterns of an option as a list.
 

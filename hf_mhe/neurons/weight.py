@@ -109,7 +109,7 @@ def _parametrized(module: nn.Module, attribute: str) -> Weight:
     names = [name for name, _ in [*chain.named_parameters(), *chain.named_buffers()]]
 
     def combine(tensors: Mapping[str, Tensor]) -> Tensor:
-        own = {name: _widened(tensors[prefix + name]) for name in names}
+        own = {name: widened(tensors[prefix + name]) for name in names}
         with _at_rest(chain):
             return torch.func.functional_call(chain, own, ())
 
@@ -141,7 +141,7 @@ def _at_rest(module: nn.Module) -> Iterator[None]:
 def _weight_norm(attribute: str, dim: int) -> Weight:
     magnitude, direction = f"{attribute}_g", f"{attribute}_v"
     return Weight(
-        (magnitude, direction), lambda t: torch._weight_norm(_widened(t[direction]), _widened(t[magnitude]), dim)
+        (magnitude, direction), lambda t: torch._weight_norm(widened(t[direction]), widened(t[magnitude]), dim)
     )
 
 
@@ -149,8 +149,8 @@ def _spectral_norm(attribute: str, dim: int) -> Weight:
     stored, left, right = f"{attribute}_orig", f"{attribute}_u", f"{attribute}_v"
 
     def combine(tensors: Mapping[str, Tensor]) -> Tensor:
-        weight = _widened(tensors[stored])
-        sigma = torch.dot(_widened(tensors[left]), weight.movedim(dim, 0).flatten(1).mv(_widened(tensors[right])))
+        weight = widened(tensors[stored])
+        sigma = torch.dot(widened(tensors[left]), weight.movedim(dim, 0).flatten(1).mv(widened(tensors[right])))
         return weight / sigma
 
     return Weight((stored, left, right), combine)
@@ -158,9 +158,14 @@ def _spectral_norm(attribute: str, dim: int) -> Weight:
 
 def _pruned(attribute: str) -> Weight:
     stored, mask = f"{attribute}_orig", f"{attribute}_mask"
-    return Weight((stored, mask), lambda tensors: tensors[stored] * tensors[mask].to(tensors[stored].dtype))
+    return Weight((stored, mask), lambda tensors: masked(tensors[stored], tensors[mask]))
 
 
-def _widened(tensor: Tensor) -> Tensor:
+def masked(weight: Tensor, mask: Tensor) -> Tensor:
+    """A pruned weight, in its own dtype."""
+    return weight * mask.to(weight.dtype)
+
+
+def widened(tensor: Tensor) -> Tensor:
     """Half precision as float32; see Note [Half precision in parts]."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor

@@ -7,19 +7,22 @@ from torch import nn
 from hf_mhe.neurons.adapters.layers import held
 
 # Modules that hold the wrapped module under this attribute, and so put it into every dotted name below them.
-_TRANSPARENT = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_TRANSPARENT = frozenset(WRAPPED)
+# Whole models that hold the wrapped one as `module`; the last two are of packages that are not imported to ask.
+_MODULES = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+_MODULES_BY_NAME = ("DeepSpeedEngine", "AveragedModel")
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's own model under DistributedDataParallel, DataParallel, a DeepSpeed engine or torch.compile.
+    """The user's own model under DistributedDataParallel, DataParallel, an AveragedModel, DeepSpeed or torch.compile.
 
     A `PeftModel` stays: its forward pass, its parameters' names and its prompt embeddings are its own.
     """
     while True:
         inner = next((model._modules[name] for name in _TRANSPARENT if model._modules.get(name) is not None), None)
         if inner is None and (
-            isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel))
-            or any(cls.__name__ == "DeepSpeedEngine" for cls in type(model).__mro__)
+            isinstance(model, _MODULES) or any(cls.__name__ in _MODULES_BY_NAME for cls in type(model).__mro__)
         ):
             inner = model._modules["module"]
         if inner is None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_mhe.errors import MHEError
+from hf_mhe.json_files import read_json_object
 
 MANIFEST = "quickstart.json"
 
@@ -73,8 +74,8 @@ def _own_files(folder: Path) -> Iterator[Path]:
     if not manifest.is_file():
         return
     try:
-        digests = json.loads(manifest.read_text(encoding="utf-8"))["files"]
-    except (ValueError, KeyError, TypeError):
+        digests = read_json_object(manifest)["files"]
+    except (MHEError, KeyError, TypeError):
         return  # not a manifest of ours: nothing here is known to be ours
     yield manifest
     for file in _files(folder):

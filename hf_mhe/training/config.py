@@ -15,6 +15,7 @@ from hf_mhe.checks import check_number, check_option
 from hf_mhe.choices import Distance, Space
 from hf_mhe.energy import Potential
 from hf_mhe.errors import MHEError
+from hf_mhe.json_files import read_json
 from hf_mhe.neurons import Adapters
 from hf_mhe.training.schedule import Decay, Schedule
 
@@ -230,10 +231,7 @@ class MHEConfig:
             MHEError: the folder, the repository or the file is not there, or the file is not a valid config.
         """
         path = _find(pretrained_model_name_or_path, revision=revision, token=token, cache_dir=cache_dir)
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise MHEError(f"{path} is not valid JSON: {error}") from error
+        values = read_json(path)
         try:
             return cls.from_dict(values)
         except MHEError as error:

@@ -22,6 +22,7 @@ from hf_mhe.neurons.group import full_shape
 from hf_mhe.neurons.kinds.by_use import Use, uses
 from hf_mhe.neurons.kinds.registry import Piece, reads_the_rest
 from hf_mhe.neurons.layout import ByAxes
+from hf_mhe.neurons.reasons import Unseen
 
 _TABLES = {
     "position": re.compile(r"(^|_)(ape|pos|positions?|positional|emb_rel|rel_emb)(_|$)|pos_?emb"),
@@ -132,7 +133,10 @@ def why_not(module: nn.Module, name: str, shape: tuple[int, ...]) -> str:
     if _FACTOR.search(own) or "norm" in cls.lower():
         return f"elementwise factor {name!r} of {cls} ({rank}): scales single values, no direction"
     if len(shape) == 3 and "expert" in cls.lower():
-        return f"three-dimensional experts: parameter {name!r} of {cls}"
-    if table_kind(module, own):
-        return f"{table_kind(module, own)} table {name!r} of {cls}: shape {shape} does not tell its vectors"
-    return f"bare parameter {name!r} of {cls} ({rank}): no product or look-up in the code of {cls} tells its neurons"
+        reason = f"three-dimensional experts: parameter {name!r} of {cls}"
+    elif table_kind(module, own):
+        reason = f"{table_kind(module, own)} table {name!r} of {cls}: shape {shape} does not tell its vectors"
+    else:
+        lacks = f"no product or look-up in the code of {cls} tells its neurons"
+        reason = f"bare parameter {name!r} of {cls} ({rank}): {lacks}"
+    return Unseen.of_shape(reason, shape)

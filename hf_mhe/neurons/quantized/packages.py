@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hf_mhe.neurons.quantized.stored import PLAIN_DTYPES, Packed, Tensors, Unread, needs
+from hf_mhe.neurons.reasons import dtype_refusal
 
 # quant_method -> what the format is called, the package to import, and the name to install it by
 _OWNERS = {
@@ -45,11 +46,14 @@ def stored_weights(tensors: Tensors) -> Iterator[Packed | Unread]:
         module, _, attribute = name.rpartition(".")
         beside = module in modules and any(word in attribute for word in _BESIDE)
         if len(shape) >= 2 and (name in coded or beside):
-            yield Unread((name,), _reason(tensors, name), bool(tensors.method) and tensors.dtype(name) not in _COUNTS)
+            weights = tensors.dtype(name) not in _COUNTS and tensors.role(name) != "buffer"
+            yield Unread((name,), _reason(tensors, name), bool(tensors.method) and weights, weights)
 
 
 def _reason(tensors: Tensors, name: str) -> str:
     owner = _OWNERS.get(tensors.method)
+    if tensors.dtype(name) == "C64":
+        return dtype_refusal("C64")
     if tensors.dtype(name) in _COUNTS:
         return f"dtype {tensors.dtype(name)}: positions, counts or flags, no weights"
     if owner is not None:

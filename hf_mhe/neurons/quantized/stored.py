@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -14,6 +13,7 @@ from packaging.version import Version
 from torch import Tensor
 
 from hf_mhe.errors import MHEError
+from hf_mhe.json_files import parse_json_object
 from hf_mhe.neurons.group import Get
 
 PLAIN_DTYPES = ("F64", "F32", "F16", "BF16")
@@ -32,6 +32,7 @@ class Packed:
     """A weight that a checkpoint stores quantized: `parts` are its tensors, the values first.
 
     `shape` is the weight's own, `form` what its format is called; `dequantize` makes the weight, reading by name.
+    `quantized` is False where the parts are numbers as they stand, such as a weight and the mask that prunes it.
     """
 
     name: str
@@ -39,15 +40,20 @@ class Packed:
     shape: tuple[int, ...]
     form: str
     dequantize: Callable[[Get], Tensor]
+    quantized: bool = True
 
 
 @dataclass(frozen=True)
 class Unread:
-    """Tensors that cannot be read as a weight, with the reason; `quantized` where they were one once."""
+    """Tensors that cannot be read as a weight, with the reason; `quantized` where they were one once.
+
+    `weights` is False where there is no weight to see in them: positions, flags, masks.
+    """
 
     parts: tuple[str, ...]
     reason: str
     quantized: bool = True
+    weights: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +61,9 @@ class Tensors:
     """A checkpoint's tensors by name: shapes, dtypes as safetensors spells them (none: not known), and what it says.
 
     `config` is the config's `quantization_config`, `metadata` that of the files' headers, and `get` reads a tensor
-    (None: nothing can be read yet). `classes_of` names the class of a module and its bases, by its dotted name, and
-    `loaded_as` tells what a stored tensor is called in the model that loads it.
+    (None: nothing can be read yet). `classes_of` names the class of a module and its bases, by its dotted name;
+    `loaded_as` tells what a stored tensor is called in the model that loads it, and `role` whether it is a "parameter"
+    or a "buffer" there, "" where the model does not take it or is not known.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -66,6 +73,7 @@ class Tensors:
     get: Get | None = None
     classes_of: Callable[[str], tuple[str, ...]] = lambda module: ()
     loaded_as: Callable[[str], str] = lambda name: name
+    role: Callable[[str], str] = lambda name: ""
 
     @property
     def method(self) -> str:
@@ -132,13 +140,11 @@ class Tensors:
             MHEError: the bytes are no JSON object.
         """
         values = self.read(name)
+        text = bytes(values.to(torch.uint8).flatten().tolist())
         try:
-            content = json.loads(bytes(values.to(torch.uint8).flatten().tolist()).decode("utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise MHEError(f"tensor {name!r} should spell JSON, and does not: {error}") from error
-        if not isinstance(content, dict):
-            raise MHEError(f"tensor {name!r} should spell a JSON object, and spells a {type(content).__name__}")
-        return content
+            return parse_json_object(text, "its text")
+        except MHEError as error:
+            raise MHEError(f"tensor {name!r} should spell JSON, an object: {error}") from error
 
 
 def needs(package: str, distribution: str | None = None, at_least: str | None = None) -> str | None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_mhe.errors import MHEError
+from hf_mhe.json_files import parse_json
 from hf_mhe.neurons.group import Get
 from hf_mhe.neurons.quantized.live import held_parameter, of_class, quantized_weight, unreadable
 from hf_mhe.neurons.quantized.stored import TORCH_DTYPES, Packed, Tensors, Unread, needs
@@ -174,8 +175,8 @@ def _names(tensors: Tensors) -> list[str]:
 
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
+        return parse_json(text, "torchao's metadata")
+    except MHEError:
         return None
 
 

@@ -8,13 +8,17 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from hf_mhe.errors import MHEError
+from hf_mhe.neurons import stored_parts
 from hf_mhe.neurons.cover import Coverage
 from hf_mhe.neurons.group import Get, NeuronGroup, Stored
 from hf_mhe.neurons.loading import LastConversion
-from hf_mhe.neurons.quantized import bitsandbytes, block_fp8, compressed, mxfp4, packages, torchao
+from hf_mhe.neurons.quantized import bitsandbytes, block_fp8, cast_float8, compressed, mxfp4, packages, torchao
 from hf_mhe.neurons.quantized.stored import Packed, Tensors, Unread
+from hf_mhe.neurons.reasons import Unseen
 
-_FORMATS = (bitsandbytes, torchao, block_fp8, mxfp4, compressed)
+_FORMATS = (bitsandbytes, torchao, block_fp8, mxfp4, compressed, stored_parts)
+# Asked for what none of those has taken, in this order.
+_LEFT_OVER = (cast_float8, packages)
 
 READ_METHODS = ("bitsandbytes", "torchao", "fp8", "mxfp4", "compressed-tensors")
 """What configs call the methods whose tensors are read; those of others are known by nothing but their dtypes."""
@@ -41,8 +45,20 @@ class Unpacked:
             found,
             groups=[self._restored(group, last) for group in found.groups],
             skipped={**skipped, **self.unread},
-            note="; ".join(filter(None, (found.note, self.why and f"some weights are not read: {self.why}"))) or None,
-            codes=frozenset(packed.parts[0] for packed in self.packed.values()),
+            note="; ".join(
+                filter(None, (found.note, self._cast(), self.why and f"some weights are not read: {self.why}"))
+            )
+            or None,
+            codes=frozenset(packed.parts[0] for packed in self.packed.values() if packed.quantized),
+        )
+
+    def _cast(self) -> str | None:
+        """What to say of float8 weights that are read as they stand."""
+        cast = [name for name, packed in self.packed.items() if packed.form == cast_float8.FORM]
+        if not cast:
+            return None
+        return (
+            f"{len(cast)} weights (such as {cast[0]}) are float8 without scales, and measured by the values they hold"
         )
 
     def reading(self, get: Get) -> Get:
@@ -63,7 +79,7 @@ class Unpacked:
             group,
             parameters=tuple(self._stored_names(group.parameters)),
             source=replace(group.source, stored=stored),
-            quantized=used[0].form,
+            quantized=next((packed.form for packed in used if packed.quantized), None),
         )
 
 
@@ -127,8 +143,11 @@ def unpack(tensors: Tensors) -> Unpacked:
     taken = {part for each in found for part in each.parts}
     for form in _FORMATS:
         form.check_complete(tensors, taken)
-    rest = {name: shape for name, shape in tensors.shapes.items() if name not in taken}
-    found += packages.stored_weights(replace(tensors, shapes=rest))
+    for form in _LEFT_OVER:
+        rest = {name: shape for name, shape in tensors.shapes.items() if name not in taken}
+        more = list(form.stored_weights(replace(tensors, shapes=rest)))
+        found += more
+        taken |= {part for each in more for part in each.parts}
 
     unread: dict[str, str] = {}
     first_part: dict[str, Packed] = {}
@@ -136,8 +155,9 @@ def unpack(tensors: Tensors) -> Unpacked:
         if isinstance(each, Packed):
             first_part[each.parts[0]] = each
         else:
-            unread.update({part: each.reason for part in each.parts if len(tensors.shapes[part]) >= 2})
-    taken = {part for each in found for part in each.parts}
+            for part in each.parts:
+                if len(shape := tensors.shapes[part]) >= 2:
+                    unread[part] = Unseen.of_shape(each.reason, shape) if each.weights else each.reason
     shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in tensors.shapes.items():
         if name in first_part:
