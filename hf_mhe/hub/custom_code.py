@@ -73,7 +73,9 @@ def _imported(node: ast.ImportFrom, here: PurePosixPath) -> Iterator[PurePosixPa
     if node.module:
         yield base.with_name(f"{base.name}.py")
     yield base / "__init__.py"
-    yield from (base / f"{name.name}.py" for name in node.names if name.name != "*")
+    for name in node.names:
+        yield base / f"{name.name}.py"
+        yield base / name.name / "__init__.py"
 
 
 def _is_file_name(text: str) -> bool:

@@ -17,7 +17,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from hf_mhe.analysis.weights import is_index, is_pickle, weight_files
+from hf_mhe.analysis.weights import is_index, weight_files
 from hf_mhe.errors import MHEError
 from hf_mhe.hub.custom_code import modules_named_by, read_by_module
 from hf_mhe.hub.linked import links
@@ -35,6 +35,7 @@ _ENTRIES = (
 # Weights that a loader looks for by this name, or as a variant of it (`model.fp16.safetensors`).
 _WEIGHTS = ("model", "diffusion_pytorch_model", "adapter_model", "pytorch_lora_weights")
 _PICKLED_WEIGHTS = ("pytorch_model*.bin", "diffusion_pytorch_model*.bin", "adapter_model*.bin")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".distcp")
 # A part of a model that one of its configs calls for under a name of the loader's own.
 _INNER_FILES = (
     "additional_chat_templates/*.jinja",
@@ -116,7 +117,7 @@ class _Walk:
         for index in indices:
             weight_map = _mapping(_mapping(_json(self._folder / where / index)).get("weight_map"))
             weights += [str(shard) for shard in weight_map.values()]
-        if not weights:
+        if not weights and not any(index in names for index in ("model_index.json", "modules.json")):
             weights = weight_files(names, where or str(self._folder))
         pickles = [name for name in names if any(fnmatch(name, pattern) for pattern in _PICKLED_WEIGHTS)]
         if where and pickles and not weights:
@@ -185,7 +186,7 @@ class _Walk:
     def _add(self, name: str, *, binary: bool = False) -> bool:
         """Take a file up, if there is such a one; never a pickle, nor a hidden file that is not meant for the Hub."""
         path = self._folder / name
-        if not self._is_inside(name) or not path.is_file() or (is_pickle(path.name) and not binary):
+        if not self._is_inside(name) or not path.is_file() or (path.suffix.lower() in _PICKLES and not binary):
             return False
         self._check_link(path)
         self.files.add(PurePosixPath(name).as_posix())

@@ -25,8 +25,6 @@ def vocabulary_files(names: list[str], contents: Mapping[str, Any]) -> list[str]
     config = contents.get(_TOKENIZER_CONFIG)
     config = config if isinstance(config, dict) else {}
     wanted = {*_KNOWN, *_named(config)}
-    if wanted.issuperset(names):
-        return names
     classes = {config.get("tokenizer_class"), _of_model(contents.get("config.json"))}
     for name in classes:
         if isinstance(name, str):
@@ -59,8 +57,10 @@ def _of_class(name: str) -> set[str]:
     import transformers
 
     for candidate in (name, name.removesuffix("Fast")):
-        # A class that needs a package that is not installed stands there as a placeholder without these names.
-        named = getattr(getattr(transformers, candidate, None), "vocab_files_names", None)
+        try:
+            named = getattr(getattr(transformers, candidate, None), "vocab_files_names", None)
+        except ImportError:  # a placeholder for a class whose own package is not installed: its files are _KNOWN ones
+            continue
         if isinstance(named, dict):
             return {str(file) for file in named.values()}
     return set()
