@@ -13,11 +13,9 @@ from __future__ import annotations
 import io
 import os
 import sys
-import unicodedata
 from typing import TextIO
 
-_UNSEEN = ("Cc", "Zl", "Zp")  # control characters, separators of lines and of paragraphs
-_DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f")
+from hf_mhe.text import escaped
 
 
 def let_any_text_through() -> None:
@@ -29,17 +27,8 @@ def let_any_text_through() -> None:
 
 def shown(text: str, stream: TextIO | None) -> str:
     """One line of text as it will stand on a stream: see Note [Characters that a stream cannot carry]."""
-    escaped = "".join(_escape(character) if _is_unseen(character) else character for character in text)
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    return escaped.encode(encoding, "backslashreplace").decode(encoding)
-
-
-def _is_unseen(character: str) -> bool:
-    return unicodedata.category(character) in _UNSEEN or character in _DIRECTIONS
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
+    return escaped(text).encode(encoding, "backslashreplace").decode(encoding)
 
 
 def carries_unicode(stream: TextIO | None) -> bool:

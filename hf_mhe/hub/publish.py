@@ -203,6 +203,9 @@ def _send(
         raise MHEError(f"{repo_id} is there already and is {is_now}; {asked} would not change that: set it on the Hub")
     operations = _operations(api, repo_id, files, remote)
     if not remote.exists:
+        with hub_errors("push to", repo_id):
+            # The commit asks the same, when the repository is there already: a card that is refused must not make one.
+            ModelCard(files[README].read_text(encoding="utf-8"), ignore_metadata_errors=True).validate()
         with hub_errors("create", repo_id):
             url = api.create_repo(repo_id, private=private)
     try:
