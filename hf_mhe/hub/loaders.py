@@ -123,7 +123,7 @@ class _Walk:
         if where and pickles and not weights:
             raise MHEError(
                 f"{where} in {str(self._folder)!r} has its weights in {pickles[0]!r} only, a pickle, which is not "
-                "published: save the model again with safe_serialization=True"
+                "published: save it again as safetensors"
             )
         self._add_all(_join(where, name) for name in (*indices, *weights))
 

@@ -69,7 +69,7 @@ cases = {
     "stored metrics": (folder("metrics", write("task_metrics.json", b"[")), {}),
     "readme": (folder("readme", write("README.md", b"---\n: [\n---\n")), {}),
     "link": (folder("link", link), {}),
-    "card": (folder("card", write("README.md", b"---\nlicense: [3, {}]\ntags: [mine]\n---\n# Mine\n")), {}),
+    "card": (folder("card", write("README.md", b"---\ntags: [3]\n---\n# Mine\n")), {}),
     "token": (good, {"token": "hf_nobody"}),
     "namespace": (good, {"token": "hf_bob"}),
     "private": (good, {"private": True, "repo_id": "alice/public"}),
@@ -109,4 +109,4 @@ def test_every_refusal_leaves_nothing(hub: HubServer, tmp_path: Path) -> None:
         entry for entry in hub.requests("*", ".") if entry.method in ("PUT", "DELETE") or "/commit/" in entry.path
     ]
     assert written == []
-    assert "license" in found["card"]
+    assert "tags" in found["card"]
