@@ -14,6 +14,7 @@ from hf_mhe._version import __version__
 from hf_mhe.analysis.component import unmerged_refusal
 from hf_mhe.analysis.group_energy import GroupEnergy
 from hf_mhe.analysis.in_memory import Pipeline, as_module
+from hf_mhe.analysis.masks import MASK
 from hf_mhe.analysis.reader import CheckpointReader, check_finite, open_checkpoint
 from hf_mhe.analysis.report import EnergyReport
 from hf_mhe.analysis.unseen import unseen_note, unseen_share
@@ -124,6 +125,7 @@ def _checkpoint_coverage(reader: CheckpointReader, by_head: bool) -> Coverage:
     except UnmergedAdapterError as error:
         raise MHEError(unmerged_refusal(reader.location, error)) from error
     reader.codes = found.codes
+    reader.may_hold_masks = all(group.kind == "unknown" for group in found.groups)
     return found
 
 
@@ -225,6 +227,8 @@ def _measure(group: NeuronGroup, matrix_of: Callable[[NeuronGroup], Tensor], set
     if group.d < 2:
         return "neurons of dimension 1 have no direction to compare"
     matrix = matrix_of(group)
+    if group.kind == "unknown" and torch.isneginf(matrix.float()).any():
+        return MASK
     live = int(torch.count_nonzero(matrix.detach().ne(0).any(dim=1)))
     if live < 2:
         return f"{live} of {group.n} neurons has a direction, the others are zero: there is no pair to compare"

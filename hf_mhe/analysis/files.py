@@ -18,7 +18,8 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> Path:
         MHEError: the place cannot be written to.
     """
     target = Path(path).expanduser()
-    data = content.encode("utf-8") if isinstance(content, str) else content
+    # A name of bytes that are no characters keeps them as an escape, which JSON reads as it was.
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     temporary: str | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hf_mhe.analysis.files import write_atomic
 from hf_mhe.analysis.summary import scores
 from hf_mhe.errors import MHEError
+from hf_mhe.text import escaped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -257,6 +258,7 @@ def _labels(names: list[str]) -> list[str]:
 
 def _shortened(text: str, most: int) -> str:
     """The text with its middle left out, since module names differ at both ends, and with no mathematics in it."""
+    text = escaped(text)
     if len(text) > most:
         head = (most - 1) // 2
         text = f"{text[:head]}…{text[len(text) - (most - 1 - head) :]}"

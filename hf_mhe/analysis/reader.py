@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from hf_mhe.analysis.component import Location
 from hf_mhe.analysis.hub_files import is_repo_id, locate_repo
 from hf_mhe.analysis.locate import locate_path
+from hf_mhe.analysis.masks import is_mask
 from hf_mhe.analysis.safetensors_file import TensorInfo, read_header
 from hf_mhe.analysis.weights import is_pickle, listed, pickle_refusal
 from hf_mhe.errors import MHEError
@@ -30,9 +31,10 @@ class CheckpointReader:
     """The tensors of a safetensors checkpoint, read by name; peak memory is about one tensor.
 
     `tensors` and `metadata` are known on opening, from the files' headers; `config` is the parsed config.json, or
-    None. `codes` may be set to the names of tensors whose bytes are no numbers, which are not looked at for NaN. A
-    pipeline's `components` are readers of their own, by name; in the pipeline's reader their tensors have that name in
-    front. Use it as a context manager, or call `close`.
+    None. `codes` may be set to the names of tensors whose bytes are no numbers, which are not looked at for NaN;
+    `may_hold_masks` where no class says which tensors are weights, so that -inf in what looks like a mask is let
+    through. A pipeline's `components` are readers of their own, by name; in the pipeline's reader their tensors have
+    that name in front. Use it as a context manager, or call `close`.
     """
 
     def __init__(self, location: Location) -> None:
@@ -48,6 +50,7 @@ class CheckpointReader:
         }
         self.metadata: dict[str, str] = {}
         self.codes: frozenset[str] = frozenset()
+        self.may_hold_masks = False
         for file in location.files:
             tensors, metadata = read_header(file)
             self.metadata.update(metadata)
@@ -113,7 +116,7 @@ class CheckpointReader:
         except (SafetensorError, OSError) as error:
             raise MHEError(f"{info.file}: tensor {name!r} cannot be read: {error}") from error
         self._bytes_read += info.nbytes
-        if name not in self.codes:
+        if name not in self.codes and not (self.may_hold_masks and is_mask(name, tensor)):
             check_finite(tensor, f"{info.file}: tensor {name!r}")
         return tensor
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json as json_format
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 from rich.table import Table
-from rich.text import Text
 
 from hf_mhe.cli import options
-from hf_mhe.cli.console import emit, note, plain_table, print_table, progress_on_stderr
+from hf_mhe.cli.console import cell, emit_json, emit_line, note, plain_table, print_table, progress_on_stderr
 from hf_mhe.cli.outputs import check_outputs
 from hf_mhe.errors import MHEError
 
@@ -93,7 +91,7 @@ def analyze_command(
     if plot is not None:
         report.plot(plot)
     if json_to_stdout:
-        emit(json_format.dumps(report.to_dict(), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+        emit_json(report.to_dict())
     else:
         title = f"{report.source}: {report.potential.describe()}"
         if aggregate:
@@ -102,7 +100,7 @@ def analyze_command(
             print_table(title, report_table(report, top))
             if report.stacks:
                 print_table("experts and heads, each stack together", stack_table(report.stacks, top))
-        emit(summary_line(report) + "\n")
+        emit_line(summary_line(report))
         for remark in report.notes:
             note(f"note: {remark}")
     if verbose:
@@ -125,7 +123,7 @@ def report_table(report: EnergyReport, top: int | None) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for group in report.groups[:top]:
         table.add_row(
-            Text(group.name),  # a name is no markup: [0] stays [0]
+            cell(group.name),
             group.role,
             str(group.n),
             str(group.d),
@@ -148,7 +146,7 @@ def stack_table(stacks: list[StackEnergy], top: int | None) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for stack in stacks[:top]:
         table.add_row(
-            Text(stack.name),
+            cell(stack.name),
             stack.role,
             str(stack.groups),
             str(stack.neurons),

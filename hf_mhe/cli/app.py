@@ -17,7 +17,7 @@ from hf_mhe.cli.quickstart import quickstart_command
 app = typer.Typer(
     name="hf-mhe",
     help="Measure how redundantly the neurons of a checkpoint point, fine-tune so that they spread out, publish it.",
-    epilog="Exit status: 0 done; 1 the check that was asked for failed (analyze --fail-above); 2 bad input.",
+    epilog="Exit status: 0 done; 1 the check that was asked for failed (analyze --fail-above); 2 bad input; 70 a bug.",
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 from rich.table import Table
-from rich.text import Text
 
 from hf_mhe.cli import options
 from hf_mhe.cli.analyze import figure
-from hf_mhe.cli.console import emit, note, plain_table, print_table, progress_on_stderr
+from hf_mhe.cli.console import cell, emit_line, note, plain_table, print_table, progress_on_stderr
 from hf_mhe.cli.outputs import check_outputs
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def compare_command(
         comparison.to_html(html)
     heading = f"{comparison.before.source} -> {comparison.after.source}: {comparison.after.potential.describe()}"
     print_table(heading, comparison_table(comparison))
-    emit(summary_line(comparison) + "\n")
+    emit_line(summary_line(comparison))
     for remark in comparison.notes:
         note(f"note: {remark}")
     for side, report in (("before", comparison.before), ("after", comparison.after)):
@@ -69,7 +68,7 @@ def comparison_table(comparison: Comparison) -> Table:
     for row in comparison.rows:
         change = row.score_change
         table.add_row(
-            Text(row.name),
+            cell(row.name),
             str(row.n),
             str(row.d),
             figure(row.score_before, 3),

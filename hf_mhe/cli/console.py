@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import functools
-import os
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from typing import NoReturn, ParamSpec, Protocol, TextIO, TypeVar
+from typing import Any, NoReturn, ParamSpec, Protocol, TextIO, TypeVar
 
-from rich.box import SIMPLE_HEAD
+from rich.box import SIMPLE_HEAD, Box
 from rich.console import Console
 from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from hf_mhe.cli.streams import carries_unicode, say, shown, to_nowhere
+from hf_mhe.errors import MHEError
+
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, as the shell has it
 NARROWEST = 100  # columns that a table's numbers and a little of each name need
 LINE_SECONDS = 2.0  # between two lines of progress in a log
 
 
+# SIMPLE_HEAD in characters that every encoding has. Rich's own stand-in would put bars between the columns.
+_ASCII_HEAD = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
-_kept_stdout: TextIO | None = None
+_kept_stdout: list[TextIO | None] = []  # what was stdout outside the command that runs; None where it was closed
 
 
 def stdout_is_for_results(command: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
@@ -35,19 +41,21 @@ def stdout_is_for_results(command: Callable[_Arguments, _Result]) -> Callable[_A
 
     @functools.wraps(command)
     def run(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-        global _kept_stdout
-        _kept_stdout = sys.stdout
+        _kept_stdout.append(sys.stdout)
         try:
             with redirect_stdout(sys.stderr):
                 return command(*args, **kwargs)
         finally:
-            _kept_stdout = None
+            _kept_stdout.pop()
 
     return run
 
 
 def _results() -> TextIO:
-    return sys.stdout if _kept_stdout is None else _kept_stdout
+    stream = _kept_stdout[-1] if _kept_stdout else sys.stdout
+    if stream is None:  # the caller closed it (`>&-`)
+        raise MHEError("stdout is closed, there is nowhere to write the result; send it to a file or to /dev/null")
+    return stream
 
 
 class ProgressCallback(Protocol):
@@ -58,8 +66,7 @@ class ProgressCallback(Protocol):
 
 def closed_pipe() -> NoReturn:
     """Exit quietly after the reader of stdout has gone away (`hf-mhe analyze ... | head -1`)."""
-    # Python flushes stdout once more at exit, and would complain there.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), _results().fileno())
+    to_nowhere(_results())
     sys.exit(EXIT_BROKEN_PIPE)
 
 
@@ -70,17 +77,34 @@ class _Console(Console):
 
 
 def emit(text: str) -> None:
-    """Write `text` to stdout as it is, without markup, colour or wrapping."""
+    """Write `text` to stdout as it is, without markup, colour or wrapping; a line of data goes through `emit_line`."""
+    stream = _results()
     try:
-        _results().write(text)
-        _results().flush()
+        stream.write(text)
+        stream.flush()
     except BrokenPipeError:
         closed_pipe()
 
 
+def emit_line(text: str) -> None:
+    """Write one line to stdout, whatever characters are in it."""
+    emit(shown(text, _results()) + "\n")
+
+
+def emit_json(content: dict[str, Any]) -> None:
+    """Write JSON to stdout: its own escapes stand for what the stream cannot carry, so that it stays JSON."""
+    ascii_only = not carries_unicode(_results())
+    emit(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=ascii_only) + "\n")
+
+
 def note(text: str) -> None:
     """Write one line to stderr."""
-    print(text, file=sys.stderr)
+    say(text)
+
+
+def cell(name: str) -> Text:
+    """A name for a table: no markup ([0] stays [0]), and nothing that would break the table."""
+    return Text(shown(name, _results()))
 
 
 def print_table(heading: str, table: Table) -> None:
@@ -91,13 +115,14 @@ def print_table(heading: str, table: Table) -> None:
     if not console.is_terminal:
         width = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
     console = _Console(file=_results(), width=width)
-    console.print(Text(heading, style="bold"), soft_wrap=True)
+    console.print(Text(shown(heading, _results()), style="bold"), soft_wrap=True)
     console.print(table)
 
 
 def plain_table() -> Table:
     """Return a table with one rule under its header, and no other lines."""
-    return Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    box = SIMPLE_HEAD if carries_unicode(_results()) else _ASCII_HEAD
+    return Table(box=box, pad_edge=False, collapse_padding=True)
 
 
 @contextmanager
@@ -107,7 +132,7 @@ def progress_on_stderr() -> Iterator[ProgressCallback]:
     if not console.is_terminal:
         yield _Lines()
         return
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=console, transient=True) as progress:
         yield _Bars(progress)
 
@@ -122,9 +147,9 @@ class _Bars:
 
     def __call__(self, done: int, total: int, what: str) -> None:
         if self._task is None or done < self._last:
-            self._task = self._progress.add_task(what, total=total)
+            self._task = self._progress.add_task("", total=total)
         self._last = done
-        self._progress.update(self._task, completed=done, description=what)
+        self._progress.update(self._task, completed=done, description=shown(what, sys.stderr))
 
 
 class _Lines:

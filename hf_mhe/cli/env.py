@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hf_mhe.cli.console import emit
+from hf_mhe.cli.console import emit_line
 
 PACKAGES = (
     "torch",
@@ -37,7 +37,8 @@ def env_command() -> None:
     lines = {"hf_mhe": __version__, "python": platform.python_version(), "platform": platform.platform()}
     lines |= {package: installed(package) for package in PACKAGES}
     lines |= _devices()
-    emit("".join(f"- {name}: {value}\n" for name, value in lines.items()))
+    for name, value in lines.items():
+        emit_line(f"- {name}: {value}")
 
 
 def _devices() -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from hf_mhe.cli import options
-from hf_mhe.cli.console import emit
+from hf_mhe.cli.console import emit_line
 
 
 def push_command(
@@ -42,8 +42,8 @@ def push_command(
     if dry_run:
         files = hf_mhe.push_to_hub(folder, repo_id, dry_run=True, **settings)
         for file in files:
-            emit(f"{file.size:>12} {file.path}\n")
-        emit(f"{sum(file.size for file in files):>12} bytes in {len(files)} files; nothing was sent\n")
+            emit_line(f"{file.size:>12} {file.path}")
+        emit_line(f"{sum(file.size for file in files):>12} bytes in {len(files)} files; nothing was sent")
         return
     commit = hf_mhe.push_to_hub(folder, repo_id, **settings)
-    emit(f"{commit.pr_url or commit.commit_url}\n")
+    emit_line(f"{commit.pr_url or commit.commit_url}")

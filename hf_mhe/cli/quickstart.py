@@ -11,7 +11,7 @@ from rich.text import Text
 
 from hf_mhe.cli import options
 from hf_mhe.cli.analyze import figure
-from hf_mhe.cli.console import emit, plain_table, print_table, progress_on_stderr
+from hf_mhe.cli.console import cell, emit_line, plain_table, print_table, progress_on_stderr
 
 if TYPE_CHECKING:
     from hf_mhe.analysis import EnergyReport
@@ -62,11 +62,11 @@ def quickstart_command(
         )
     images = f"{TRAIN_IMAGES} handwritten digits, tested on {TEST_IMAGES}"
     print_table(f"Small ResNet, {epochs} epochs on {images}, seed {seed}", result_table(result))
-    emit(
-        f"Written to {result.folder}: the MHE model (the plain one in plain/), reports, comparison.html, model card\n"
+    emit_line(
+        f"Written to {result.folder}: the MHE model (the plain one in plain/), reports, comparison.html, model card"
     )
     if result.commit is not None:
-        emit(f"Published: {result.commit.commit_url}\n")
+        emit_line(f"Published: {result.commit.commit_url}")
 
 
 def result_table(result: QuickstartResult) -> Table:
@@ -84,4 +84,4 @@ def result_table(result: QuickstartResult) -> Table:
 
 def _most_redundant(report: EnergyReport) -> Text:
     summary = report.summary
-    return Text(f"{summary.most_redundant} ({figure(summary.most_redundant_score, 3)})")
+    return cell(f"{summary.most_redundant} ({figure(summary.most_redundant_score, 3)})")

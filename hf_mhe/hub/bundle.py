@@ -12,7 +12,8 @@ from hf_mhe.analysis import Comparison, EnergyReport, analyze, compare
 from hf_mhe.analysis.files import write_atomic, write_json
 from hf_mhe.errors import MHEError
 from hf_mhe.hub.card import CardKeywords, check_card_keywords, check_metrics, check_reports, model_card
-from hf_mhe.hub.folder import check_finite, check_weights, read_facts
+from hf_mhe.hub.finite import check_finite
+from hf_mhe.hub.folder import check_weights, read_facts
 from hf_mhe.hub.names import (
     COMPARISON,
     FIGURE_COMPARISON,
@@ -24,7 +25,10 @@ from hf_mhe.hub.names import (
     REPORT_BEFORE,
     check_repo_id,
 )
+from hf_mhe.hub.own_model import check_same_model, own_model
 from hf_mhe.hub.readme import merge_readme
+from hf_mhe.hub.saving import save_model
+from hf_mhe.hub.staged import staged
 from hf_mhe.json_files import read_json_object
 from hf_mhe.training import MHEConfig
 from hf_mhe.training.config import CONFIG_NAME
@@ -87,7 +91,8 @@ def save_for_hub(
     its input was given. A README that is there keeps its text; only the section between our marks is rewritten.
 
     Args:
-        model: a model with `save_pretrained`, such as any of transformers.
+        model: a model with `save_pretrained`, such as any of transformers, as it is or as DDP, torch.compile or
+            `AveragedModel` wrapped it.
         folder: where to; made if needed.
         config: what was regularized.
         before: the energies of what the model is compared with: a report, the path of one, or a model, path or repo id
@@ -109,6 +114,7 @@ def save_for_hub(
     """
     claims = Claims(config, before, after, metrics, metrics_before, repo_id, card)
     claims.check()
+    model = own_model(model)
     target = Path(folder)
     if target.is_file():
         raise MHEError(f"folder must be a folder to write into; {str(target)!r} is a file")
@@ -121,16 +127,16 @@ def save_for_hub(
     if after is None:
         after = analyze(model, **_settings_of(before))
     else:
-        _check_same_model(model, after)
+        check_same_model(model, after)
     comparison = None if before is None else compare(before, after)
     if card.get("base_model") is None and (base_model := _hub_origin(model)) is not None:
         card["base_model"] = base_model
-    target.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(target)
-    if processor is not None:
-        processor.save_pretrained(target)
     complete = Claims(config, comparison and comparison.before, after, metrics, metrics_before, repo_id, card)
-    write_claims(target, target, complete, comparison)
+    with staged(target, begin_with=[README], replaced=OURS) as staging:
+        save_model(model, staging)
+        if processor is not None:
+            processor.save_pretrained(staging)
+        write_claims(staging, staging, complete, comparison)
     return target
 
 
@@ -226,17 +232,6 @@ def _settings_of(before: Any) -> dict[str, Any]:
         "space": before.space,
         "duplicate_cosine": before.duplicate_cosine,
     }
-
-
-def _check_same_model(model: Any, after: EnergyReport) -> None:
-    """Catch a report of another model: with none of its parameters in this one it cannot be this one's."""
-    present = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    named = {name for group in after.groups for name in group.parameters}
-    if not present & named:
-        raise MHEError(
-            f"the report after ({after.source}) is of another model: {type(model).__name__} has none of its "
-            f"parameters, such as {min(named)!r}"
-        )
 
 
 def _without_local_path(report: EnergyReport) -> EnergyReport:

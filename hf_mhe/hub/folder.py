@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 from hf_mhe.errors import MHEError
+from hf_mhe.hub.finite import StoredModel
+from hf_mhe.hub.loaders import published_files
 from hf_mhe.json_files import read_json_object
 
 # The endings of transformers' class names that name a task: (ending, Auto class, the Hub's name of the task).
@@ -29,12 +29,6 @@ _LIBRARIES = (
     ("modules.json", "sentence-transformers"),
     ("model_index.json", "diffusers"),
 )
-# Not part of a model: another step's checkpoint, the trainer's own state, what editors and caches leave behind.
-_NOT_PUBLISHED = (
-    *("optimizer*.pt", "optimizer*.bin", "scheduler*.pt", "scheduler*.bin", "rng_state*.pth", "scaler.pt"),
-    *("trainer_state.json", "*.tmp"),
-)
-_NOT_PUBLISHED_FOLDERS = ("checkpoint-*", "optimizer_*", "pytorch_model_fsdp_*", "__pycache__", "runs", "wandb")
 
 
 @dataclass(frozen=True)
@@ -85,53 +79,24 @@ def check_weights(folder: Path) -> None:
     """Make sure that a folder's weights are safetensors, all there, and finite.
 
     Raises:
-        MHEError: no safetensors file, a file that cannot be read, or a tensor with a NaN or an infinity (named).
+        MHEError: no safetensors file, a file that cannot be read, or a weight with a NaN or an infinity (named).
     """
-    import torch
     from safetensors import SafetensorError, safe_open
 
-    paths = [path for path in published_files(folder) if path.suffix == ".safetensors"]
-    if not paths:
-        raise MHEError(f"folder {str(folder)!r} has no *.safetensors weights; save_pretrained writes them")
-    for path in paths:
-        try:
-            with safe_open(path, framework="pt") as weights:
-                for name in weights.keys():  # noqa: SIM118 - safe_open is no mapping
-                    tensor = weights.get_tensor(name)
-                    if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
-                        raise MHEError(f"{path.name}: {name} is not finite; a model with NaN or inf is not published")
-        except SafetensorError as error:
-            raise MHEError(f"{path} is no whole safetensors file: {error}") from error
     for path in folder.glob("*.safetensors.index.json"):
         named = set(read_json_object(path).get("weight_map", {}).values())
         missing = sorted(name for name in named if not (folder / name).is_file())
         if missing:
             raise MHEError(f"{path} names {missing[0]!r}, which is not in the folder")
-
-
-def check_finite(model: Any) -> None:
-    """Make sure that every parameter and buffer of a model in memory is finite.
-
-    Raises:
-        MHEError: one is not, or has no values yet (meta device); names it.
-    """
-    import torch
-
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_meta:
-            raise MHEError(f"{name} is on the meta device and has no values to publish; load the weights first")
-        if tensor.is_floating_point() and not torch.isfinite(tensor.detach().float()).all():
-            raise MHEError(f"{name} is not finite; a model with NaN or inf is not published")
-
-
-def published_files(folder: Path) -> list[Path]:
-    """The files of a folder that belong to the model, sorted: none hidden, no trainer state, no other checkpoint."""
-    found = []
-    for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
-        hidden = any(part.startswith(".") for part in parts) and parts != (".gitattributes",)
-        state = any(fnmatch(path.name, pattern) for pattern in _NOT_PUBLISHED)
-        aside = any(fnmatch(part, pattern) for part in parts[:-1] for pattern in _NOT_PUBLISHED_FOLDERS)
-        if path.is_file() and not (hidden or state or aside):
-            found.append(path)
-    return found
+    paths = [path for path in published_files(folder) if path.suffix == ".safetensors"]
+    if not paths:
+        raise MHEError(f"folder {str(folder)!r} has no *.safetensors weights; save_pretrained writes them")
+    models: dict[Path, StoredModel] = {}
+    for path in paths:
+        model = models.setdefault(path.parent, StoredModel(path.parent))
+        try:
+            with safe_open(path, framework="pt") as weights:
+                for name in weights.keys():  # noqa: SIM118 - safe_open is no mapping
+                    model.check(path, name, weights.get_tensor(name))
+        except SafetensorError as error:
+            raise MHEError(f"{path} is no whole safetensors file: {error}") from error

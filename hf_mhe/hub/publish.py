@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,20 +14,21 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 
 from hf_mhe._version import __version__
 from hf_mhe.analysis import EnergyReport
+from hf_mhe.analysis.weights import listed
 from hf_mhe.errors import MHEError
 from hf_mhe.hub.bundle import Claims, claims_of_folder, save_for_hub, write_claims
 from hf_mhe.hub.card import CardKeywords
-from hf_mhe.hub.folder import published_files
+from hf_mhe.hub.loaders import left_out, published_files
 from hf_mhe.hub.names import OURS, README, check_repo_id
 from hf_mhe.hub.readme import is_only_ours, merge_readme
 from hf_mhe.hub.remote import hub_errors
+from hf_mhe.hub.staged import STALE_WEIGHTS
 from hf_mhe.training import MHEConfig
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-# Weights of an earlier push that a loader would take up, or trip over, beside the new ones.
-_WEIGHTS = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,10 @@ def push_to_hub(
     earlier push that would be wrong beside the new ones (weights in other shards, a comparison) go with the commit.
 
     Args:
-        model_or_folder: a model with `save_pretrained`, or a folder that holds a saved one, which is left as it is;
-            hidden files, `checkpoint-*` folders and a trainer's optimizer state in it are not sent.
+        model_or_folder: a model with `save_pretrained`, or a folder that holds a saved one, which is left as it is.
+            Of a folder those files are sent that a loader of the model reads (weights, configs, tokenizer, custom
+            code, the folders that an index names), the README with what it links to, and the licence; the log names
+            what is not sent, such as a training's state.
         repo_id: `namespace/name`.
         config, before, after, metrics, metrics_before, processor, card: see `save_for_hub`. For a folder, what is not
             given is taken from what `save_for_hub` left in it, and the energies are measured anew.
@@ -157,12 +160,19 @@ def push_to_hub(
                 repo_id=repo_id,
                 **card,
             )
-        files |= {path.relative_to(built).as_posix(): path for path in published_files(built)}
+        files |= {path.relative_to(built).as_posix(): path for path in built.rglob("*") if path.is_file()}
+        if is_folder:
+            _name_left_out(folder)
         if dry_run:
             return [PlannedFile(name, path.stat().st_size) for name, path in sorted(files.items())]
         api = HfApi(token=token, library_name="hf_mhe", library_version=__version__)
         message = commit_message or "Upload model with its hyperspherical energy report"
         return _send(api, repo_id, files, private, revision, create_pr, message)
+
+
+def _name_left_out(folder: Path) -> None:
+    if names := left_out(folder):
+        _log.warning("not published, since no loader of the model reads it: %s", listed(names, 20))
 
 
 @dataclass(frozen=True)
@@ -193,6 +203,9 @@ def _send(
         raise MHEError(f"{repo_id} is there already and is {is_now}; {asked} would not change that: set it on the Hub")
     operations = _operations(api, repo_id, files, remote)
     if not remote.exists:
+        with hub_errors("push to", repo_id):
+            # The commit asks the same, when the repository is there already: a card that is refused must not make one.
+            ModelCard(files[README].read_text(encoding="utf-8"), ignore_metadata_errors=True).validate()
         with hub_errors("create", repo_id):
             url = api.create_repo(repo_id, private=private)
     try:
@@ -264,6 +277,6 @@ def _operations(
                 path = api.hf_hub_download(repo_id, README, revision=remote.head, local_dir=scratch)
                 existing = Path(path).read_text(encoding="utf-8")
             files[README].write_text(merge_readme(existing, ModelCard(local), repo_id), encoding="utf-8")
-    stale = {name for name in remote.files if name in OURS or _WEIGHTS.fullmatch(name)} - set(files)
+    stale = {name for name in remote.files if name in OURS or STALE_WEIGHTS.fullmatch(name)} - set(files)
     removed = [CommitOperationDelete(name) for name in sorted(stale)]
     return removed + [CommitOperationAdd(name, str(path)) for name, path in sorted(files.items())]

@@ -10,8 +10,7 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons.adapters.layers import AGAIN, check_copies
@@ -23,7 +22,6 @@ from hf_mhe.neurons.weight import attribute_at
 
 Role = Literal["hidden", "output", "embedding"]
 Get = Callable[[str], Tensor]
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _UNINITIALIZED = (UninitializedParameter, UninitializedBuffer)  # torch.compile does not trace `is_lazy`
 Shared = dict[tuple[str, tuple[str, ...]], Tensor]
 """Whole weights by their module and its parts, so that the groups that are cut from one weight make it once."""

@@ -21,7 +21,7 @@ Recognition of Handwritten Digits", UCI, 1998, doi:10.24432/C50P49) and tested o
 It was trained twice from the same initial weights on the same batches (AdamW, learning rate {LEARNING_RATE:g}
 falling linearly to 0, weight decay {WEIGHT_DECAY:g}, batches of {BATCH_SIZE}). **Before** stands for
 `transformers.Trainer`, whose model is in `plain/`; **after** for `hf_mhe.MHETrainer`, whose model is at the top of
-this repository. One run of each: no error bars.
+this repository. One run of each: no error bars. [comparison.html](comparison.html) sets the two side by side.
 
 The model takes grayscale images, light strokes on a black ground. `pipeline("image-classification")` would hand it
 RGB, so call processor and model directly:

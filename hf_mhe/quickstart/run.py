@@ -64,7 +64,7 @@ def run(
     Both start from the same weights and see the same batches. The folder holds the MHE model, loadable by
     `AutoModelForImageClassification.from_pretrained(output_dir)`, the plain one under `plain/`, the energy reports of
     both, their comparison (JSON and `comparison.html`), the model card and `mhe_config.json`. `push_to_hub` publishes
-    all of it, `plain/` included so that the comparison can be repeated, in one commit to the repository of that id.
+    it, `plain/` included so that the comparison can be repeated, in one commit to the repository of that id.
 
     Raises:
         MHEError: `epochs` or `seed` out of range, an output folder whose files would be lost, a Hub that refuses.

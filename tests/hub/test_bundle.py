@@ -141,7 +141,8 @@ def test_bad_folders_are_refused_before_the_hub_is_asked(resnet: PreTrainedModel
 
 def test_only_the_model_is_published(tmp_path: Path) -> None:
     """If this fails, secrets or a trainer's state go public, or a pipeline arrives without one of its parts."""
-    model = ["README.md", "config.json", "model.safetensors", "scheduler/scheduler_config.json", "unet/config.json"]
+    parts = ["scheduler/scheduler_config.json", "unet/config.json"]
+    model = ["README.md", "config.json", "model.safetensors", "model_index.json", *parts]
     rest = [
         ".env",
         ".git/config",
@@ -153,6 +154,8 @@ def test_only_the_model_is_published(tmp_path: Path) -> None:
     for name in [*model, *rest, "runs/events", "trainer_state.json", "rng_state_0.pth"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
+    index = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDPMScheduler"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
     assert [path.relative_to(tmp_path).as_posix() for path in published_files(tmp_path)] == model
 
 

@@ -130,10 +130,12 @@ def test_a_stranger_downloads_and_measures_the_same(story: Story, tmp_path: Path
     code = """
         from transformers import AutoModelForImageClassification
         from hf_mhe import MHEConfig
+        from huggingface_hub import HfApi
         for subfolder in ("", "plain"):
             model = AutoModelForImageClassification.from_pretrained(repo, subfolder=subfolder)
             out["sum" + subfolder] = float(sum(p.detach().double().sum() for p in model.parameters()))
         out["space"] = MHEConfig.from_pretrained(repo).space
+        out["files"] = [s.rfilename for s in HfApi().model_info(repo).siblings]
     """
     found = story.hub.call(code, tmp_path / "b", token=None, repo=REPO_ID)
     from transformers import AutoModelForImageClassification
@@ -142,3 +144,4 @@ def test_a_stranger_downloads_and_measures_the_same(story: Story, tmp_path: Path
         model = AutoModelForImageClassification.from_pretrained(story.folder, subfolder=subfolder)
         assert found["sum" + subfolder] == float(sum(p.detach().double().sum() for p in model.parameters()))
     assert found["space"] == "half"
+    assert set(found["files"]) >= FILES - {"quickstart.json"}  # by which a later run knows its own files on this disk
