@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 from hf_mhe.analysis import EnergyReport
-from hf_mhe.hub.folder import ModelFacts
+from hf_mhe.hub.loading import is_partial
 from hf_mhe.hub.markdown import code, number, table, text
 from hf_mhe.training import MHEConfig
 
@@ -30,7 +29,7 @@ _CITATION = """```bibtex
 def introduction(config: MHEConfig | None, before: EnergyReport | None, after: EnergyReport) -> str:
     """What was done and what a score is."""
     summary = after.summary
-    which = f"{summary.groups} of its groups" if _is_partial(after) else f"its {summary.groups} groups"
+    which = f"{summary.groups} of its groups" if is_partial(after) else f"its {summary.groups} groups"
     scored = f"The mean score of {which} of neurons is **{number(summary.mean_score)}**"
     if before is not None:
         scored += f"; it was **{number(before.summary.mean_score)}** before"
@@ -121,48 +120,6 @@ def figures(paths: Mapping[str, str]) -> str:
     return "\n\n".join(f"![{caption}]({path})" for path, caption in paths.items())
 
 
-def loading(facts: ModelFacts, repo_id: str) -> str:
-    """The lines that load a transformers model, as they are."""
-    return (
-        "### How to load\n\n```python\n"
-        f"from transformers import {facts.auto_class}\n\n"
-        f'model = {facts.auto_class}.from_pretrained("{repo_id}")\n```'
-    )
-
-
-def verifying(after: EnergyReport, where: str) -> str:
-    """How anyone repeats the measurement, and what must come out."""
-    if _is_partial(after):
-        return (
-            f"### How to verify\n\nThe report is of these {len(after.groups)} groups; the others were left out by "
-            "patterns.\n\n"
-            "```python\nimport hf_mhe\nfrom hf_mhe.hub import load_report\n\n"
-            f'published = load_report("{where}")\n'
-            'potential = {"s": published.s, "distance": published.distance, "space": published.space}\n'
-            f'measured = hf_mhe.analyze("{where}", **potential)\n'
-            "print(max(abs(measured[group.name].energy - group.energy) for group in published.groups))\n```\n\n"
-            "The largest difference must be that of rounding."
-        )
-    options = []
-    if after.s != 2.0:
-        options.append(("s", f"{after.s:g}"))
-    if after.distance != "euclidean":
-        options.append(("distance", after.distance))
-    if after.space != "full":
-        options.append(("space", after.space))
-    line = "".join(f" --{name} {value}" for name, value in options)
-    arguments = "".join(f", {name}={value if name == 's' else json.dumps(value)}" for name, value in options)
-    summary = after.summary
-    return (
-        "### How to verify\n\n"
-        f"```bash\nhf-mhe analyze {where}{line}\n```\n\n"
-        f'```python\nimport hf_mhe\n\nreport = hf_mhe.analyze("{where}"{arguments})\n'
-        f"print(report.summary.mean_score)\n```\n\n"
-        f"Both must give a mean score of **{number(summary.mean_score)}** over {summary.groups} groups and "
-        f"{summary.neurons} neurons."
-    )
-
-
 def versions() -> str:
     """What wrote this card."""
     found = [f"Python {'.'.join(map(str, sys.version_info[:3]))}"]
@@ -177,11 +134,6 @@ def versions() -> str:
 def citation() -> str:
     """The paper."""
     return f"### Citation\n\n{_CITATION}"
-
-
-def _is_partial(report: EnergyReport) -> bool:
-    """Whether patterns kept groups out of a report: `analyze` says so in their reason."""
-    return any(reason.startswith("left out by") for reason in report.skipped.values())
 
 
 def _most_redundant(report: EnergyReport) -> str:

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from hf_mhe.analysis import Comparison, EnergyReport, analyze, compare
 from hf_mhe.analysis.files import write_atomic, write_json
 from hf_mhe.errors import MHEError
+from hf_mhe.hub.adapter import Adapter, find_adapter, is_peft_model, measure_adapter, of_model, read_adapter, with_note
 from hf_mhe.hub.card import CardKeywords, check_card_keywords, check_metrics, check_reports, model_card
 from hf_mhe.hub.finite import check_finite
 from hf_mhe.hub.folder import check_weights, read_facts
+from hf_mhe.hub.loaders import published_files
 from hf_mhe.hub.names import (
     COMPARISON,
     FIGURE_COMPARISON,
@@ -26,7 +28,8 @@ from hf_mhe.hub.names import (
     check_repo_id,
 )
 from hf_mhe.hub.own_model import check_same_model, own_model
-from hf_mhe.hub.readme import merge_readme
+from hf_mhe.hub.paths import hub_id, public_name, without_local_paths
+from hf_mhe.hub.readme import BASE_MODEL, check_readme, merge_readme, read_readme
 from hf_mhe.hub.saving import save_model
 from hf_mhe.hub.staged import staged
 from hf_mhe.json_files import read_json_object
@@ -39,7 +42,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Claims:
-    """What is said of a model beside its weights; `card` holds further keywords of `model_card`."""
+    """What is said of a model beside its weights; `card` holds further keywords of `model_card`.
+
+    `adapter` is what is known of an adapter from the model in memory, `guessed` the metadata of which a README's owner
+    knows better.
+    """
 
     config: MHEConfig | None = None
     before: Any = None
@@ -48,6 +55,8 @@ class Claims:
     metrics_before: Mapping[str, float] | None = None
     repo_id: str | None = None
     card: CardKeywords = field(default_factory=CardKeywords)
+    adapter: Adapter | None = None
+    guessed: frozenset[str] = BASE_MODEL
 
     def check(self) -> None:
         """Find what is wrong with the claims before anything is computed or written.
@@ -124,18 +133,29 @@ def save_for_hub(
     if not hasattr(model, "named_parameters"):
         raise MHEError(f"model must be a torch module with save_pretrained; got {type(model).__name__}")
     check_finite(model)
+    readme = target / README
+    written = readme.read_bytes() if readme.is_file() else None
+    if written is not None:
+        check_readme(readme, bool(metrics))
     if after is None:
         after = analyze(model, **_settings_of(before))
     else:
         check_same_model(model, after)
     comparison = None if before is None else compare(before, after)
-    if card.get("base_model") is None and (base_model := _hub_origin(model)) is not None:
-        card["base_model"] = base_model
     complete = Claims(config, comparison and comparison.before, after, metrics, metrics_before, repo_id, card)
+    if card.get("base_model") is not None:
+        complete = replace(complete, guessed=frozenset())
+    elif not is_peft_model(model) and (base_model := _hub_origin(model)) is not None:
+        card["base_model"] = base_model
     with staged(target, begin_with=[README], replaced=OURS) as staging:
         save_model(model, staging)
+        if written is not None:  # some libraries write a README anew, and with it what an owner wrote
+            write_atomic(staging / README, written)
         if processor is not None:
             processor.save_pretrained(staging)
+        place = find_adapter(staging)
+        if is_peft_model(model) and place is not None:
+            complete = replace(complete, adapter=of_model(model, read_adapter(staging, place)))
         write_claims(staging, staging, complete, comparison)
     return target
 
@@ -148,7 +168,7 @@ def claims_of_folder(folder: Path, given: Claims) -> tuple[Claims, Comparison | 
     Raises:
         MHEError: the folder holds no whole, finite model, or a file in it cannot be read, or the claims do not fit.
     """
-    read_facts(folder)
+    facts = read_facts(folder)
     check_weights(folder)
     config, before, after = given.config, given.before, given.after
     if config is None and (folder / CONFIG_NAME).is_file():
@@ -158,12 +178,16 @@ def claims_of_folder(folder: Path, given: Claims) -> tuple[Claims, Comparison | 
     if after is None:
         measured = folder / REPORT
         earlier = EnergyReport.load(measured) if measured.is_file() else None
-        after = analyze(folder, **_settings_of(before if earlier is None else earlier))
+        settings = _settings_of(before if earlier is None else earlier)
+        place = find_adapter(folder) if facts.library == "peft" else None
+        after = analyze(folder, **settings) if place is None else measure_adapter(folder, place, earlier, settings)
     metrics, metrics_before = given.metrics, given.metrics_before
     if (folder / METRICS).is_file():
         stored = read_json_object(folder / METRICS, "task metrics")
         metrics = stored.get("after") if metrics is None else metrics
         metrics_before = stored.get("before") if metrics_before is None else metrics_before
+    if (folder / README).is_file():
+        check_readme(folder / README, bool(metrics))
     comparison = None if before is None else compare(before, after)
     claims = replace(
         given,
@@ -172,6 +196,7 @@ def claims_of_folder(folder: Path, given: Claims) -> tuple[Claims, Comparison | 
         after=after,
         metrics=metrics,
         metrics_before=metrics_before,
+        guessed=frozenset() if given.card.get("base_model") is not None else given.guessed,
     )
     claims.check()
     return claims, comparison
@@ -181,8 +206,16 @@ def write_claims(model_folder: Path, target: Path, claims: Claims, comparison: C
     """Write all but the weights of a saved model's bundle into a folder, which may be the model's own."""
     assert claims.after is not None
     facts = read_facts(model_folder)
+    files = {path.relative_to(model_folder).as_posix(): path for path in published_files(model_folder)}
+    base = claims.card.get("base_model")
+    without_local_paths({name: path for name, path in files.items() if name not in OURS}, target, base)
+    if facts.adapter is not None:
+        adapter = claims.adapter or facts.adapter
+        facts = replace(facts, adapter=replace(adapter, base=adapter.base or base))
     own_name = claims.repo_id or facts.architecture or model_folder.name
     after = replace(claims.after, source=own_name, revision=None)
+    if facts.adapter is not None:
+        after = replace(after, notes=with_note(after, model_folder / facts.adapter.folder))
     if target == model_folder:
         for name in OURS:
             (target / name).unlink(missing_ok=True)
@@ -191,7 +224,7 @@ def write_claims(model_folder: Path, target: Path, claims: Claims, comparison: C
     after.save(target / REPORT)
     figures = {}
     if comparison is not None:
-        before = _without_local_path(comparison.before)
+        before = replace(comparison.before, source=public_name(comparison.before.source))
         shown = Comparison.of(before, after)
         before.save(target / REPORT_BEFORE)
         shown.save(target / COMPARISON)
@@ -218,8 +251,8 @@ def write_claims(model_folder: Path, target: Path, claims: Claims, comparison: C
         **claims.card,
     )
     readme = model_folder / README
-    existing = readme.read_text(encoding="utf-8") if readme.is_file() else None
-    write_atomic(target / README, merge_readme(existing, card, str(readme)))
+    existing = read_readme(readme, str(readme)) if readme.is_file() else None
+    write_atomic(target / README, merge_readme(existing, card, str(readme), found=claims.guessed))
 
 
 def _settings_of(before: Any) -> dict[str, Any]:
@@ -234,21 +267,12 @@ def _settings_of(before: Any) -> dict[str, Any]:
     }
 
 
-def _without_local_path(report: EnergyReport) -> EnergyReport:
-    """A report whose source says nothing about the machine that it was made on."""
-    local = Path(report.source)
-    return replace(report, source=local.name) if local.is_absolute() or local.exists() else report
-
-
 def _hub_origin(model: Any) -> str | None:
     """The repo id that a transformers model was loaded from; None unless the Hub's cache shows that it was."""
     from huggingface_hub import try_to_load_from_cache
 
     name = getattr(getattr(model, "config", None), "_name_or_path", None)
-    if not isinstance(name, str) or name.count("/") != 1 or Path(name).exists():
+    known = hub_id(name)
+    if known is None or known.count("/") != 1:
         return None
-    try:
-        check_repo_id(name)
-    except MHEError:
-        return None
-    return name if isinstance(try_to_load_from_cache(name, "config.json"), str) else None
+    return known if isinstance(try_to_load_from_cache(known, "config.json"), str) else None

@@ -13,8 +13,10 @@ from hf_mhe.analysis import EnergyReport
 from hf_mhe.errors import MHEError
 from hf_mhe.hub import body
 from hf_mhe.hub.folder import ModelFacts
+from hf_mhe.hub.loading import loading, verifying
 from hf_mhe.hub.markdown import text
 from hf_mhe.hub.names import check_repo_id
+from hf_mhe.hub.paths import hub_id
 from hf_mhe.training import MHEConfig
 
 BEGIN, END = "<!-- hf_mhe: begin, rewritten by every push -->", "<!-- hf_mhe: end -->"
@@ -49,6 +51,9 @@ def check_card_keywords(given: Mapping[str, Any]) -> None:
         if not listed or not all(isinstance(item, str) for item in value):
             right = "a list of strings" if name == "tags" else "a string or a list" if name in lists else "a string"
             raise MHEError(f"{name} must be {right}; got {value!r}")
+    base = given.get("base_model")
+    if base is not None and hub_id(base) is None:
+        raise MHEError(f"base_model must be the id of a repository, such as 'google/vit-base'; got the path {base!r}")
 
 
 def model_card(
@@ -112,6 +117,9 @@ def model_card(
             )
             for metric, value in metrics.items()
         ]
+    if base_model is None and facts.adapter is not None:
+        base_model = facts.adapter.base
+    relation = {"base_model_relation": "adapter"} if base_model and facts.adapter is not None else {}
     data = ModelCardData(
         library_name=facts.library,
         pipeline_tag=facts.task,
@@ -123,6 +131,7 @@ def model_card(
         tags=[*TAGS, *tags],
         model_name=name if results else None,
         eval_results=results,
+        **relation,
     )
     sections = ["## Minimum hyperspherical energy", body.introduction(config, before, after)]
     if config is not None:
@@ -131,9 +140,10 @@ def model_card(
     sections.append(body.layers(before, after))
     if figures:
         sections.append(body.figures(figures))
-    if repo_id is not None and facts.library == "transformers" and facts.auto_class:
-        sections.append(body.loading(facts, repo_id))
-    sections += [body.verifying(after, repo_id or "."), body.versions(), body.citation()]
+    how_to_load = None if repo_id is None else loading(facts, repo_id)
+    if how_to_load is not None:
+        sections.append(how_to_load)
+    sections += [verifying(after, facts, repo_id or "."), body.versions(), body.citation()]
     section = "\n\n".join([BEGIN, *sections, END])
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {text(name)}\n\n{section}\n")
 

@@ -20,7 +20,7 @@ from hf_mhe.hub.bundle import Claims, claims_of_folder, save_for_hub, write_clai
 from hf_mhe.hub.card import CardKeywords
 from hf_mhe.hub.loaders import left_out, published_files
 from hf_mhe.hub.names import OURS, README, check_repo_id
-from hf_mhe.hub.readme import is_only_ours, merge_readme
+from hf_mhe.hub.readme import BASE_MODEL, is_only_ours, merge_readme, read_readme
 from hf_mhe.hub.remote import hub_errors
 from hf_mhe.hub.staged import STALE_WEIGHTS
 from hf_mhe.training import MHEConfig
@@ -167,7 +167,8 @@ def push_to_hub(
             return [PlannedFile(name, path.stat().st_size) for name, path in sorted(files.items())]
         api = HfApi(token=token, library_name="hf_mhe", library_version=__version__)
         message = commit_message or "Upload model with its hyperspherical energy report"
-        return _send(api, repo_id, files, private, revision, create_pr, message)
+        guessed = BASE_MODEL if card.get("base_model") is None else frozenset()
+        return _send(api, repo_id, files, guessed, private, revision, create_pr, message)
 
 
 def _name_left_out(folder: Path) -> None:
@@ -190,6 +191,7 @@ def _send(
     api: HfApi,
     repo_id: str,
     files: dict[str, Path],
+    guessed: frozenset[str],
     private: bool | None,
     revision: str | None,
     create_pr: bool,
@@ -201,7 +203,7 @@ def _send(
     if remote.exists and private is not None and private != remote.private:
         is_now, asked = ("private", "private=False") if remote.private else ("public", "private=True")
         raise MHEError(f"{repo_id} is there already and is {is_now}; {asked} would not change that: set it on the Hub")
-    operations = _operations(api, repo_id, files, remote)
+    operations = _operations(api, repo_id, files, guessed, remote)
     if not remote.exists:
         with hub_errors("push to", repo_id):
             # The commit asks the same, when the repository is there already: a card that is refused must not make one.
@@ -266,17 +268,17 @@ def _names(info: Any) -> list[str]:
 
 
 def _operations(
-    api: HfApi, repo_id: str, files: dict[str, Path], remote: _Remote
+    api: HfApi, repo_id: str, files: dict[str, Path], guessed: frozenset[str], remote: _Remote
 ) -> list[CommitOperationAdd | CommitOperationDelete]:
     """Every file of the push, and the removal of what an earlier one left that would be wrong beside it."""
     if README in remote.files:
-        local = files[README].read_text(encoding="utf-8")
+        local = read_readme(files[README], README)
         # A README with text of its own was written for this push; ours alone goes into the one on the Hub.
         if is_only_ours(local):
             with hub_errors(f"read {README} of", repo_id), tempfile.TemporaryDirectory() as scratch:
                 path = api.hf_hub_download(repo_id, README, revision=remote.head, local_dir=scratch)
-                existing = Path(path).read_text(encoding="utf-8")
-            files[README].write_text(merge_readme(existing, ModelCard(local), repo_id), encoding="utf-8")
+                existing = read_readme(Path(path), repo_id)
+            files[README].write_bytes(merge_readme(existing, local, repo_id, found=guessed).encode())
     stale = {name for name in remote.files if name in OURS or STALE_WEIGHTS.fullmatch(name)} - set(files)
     removed = [CommitOperationDelete(name) for name in sorted(stale)]
     return removed + [CommitOperationAdd(name, str(path)) for name, path in sorted(files.items())]

@@ -24,15 +24,17 @@ falling linearly to 0, weight decay {WEIGHT_DECAY:g}, batches of {BATCH_SIZE}). 
 this repository. One run of each: no error bars. [comparison.html](comparison.html) sets the two side by side.
 
 The model takes grayscale images, light strokes on a black ground. `pipeline("image-classification")` would hand it
-RGB, so call processor and model directly:
+RGB, so call processor and model directly. In this folder, or in a copy of the repository:
 
 ```python
 from PIL import Image
+from sklearn.datasets import load_digits
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-processor = AutoImageProcessor.from_pretrained(FOLDER_OR_REPO_ID)
-model = AutoModelForImageClassification.from_pretrained(FOLDER_OR_REPO_ID)  # subfolder="plain" for the other
-inputs = processor(Image.open(FILE).convert("L"), return_tensors="pt")
+processor = AutoImageProcessor.from_pretrained(".")
+model = AutoModelForImageClassification.from_pretrained(".")  # "plain" for the other
+digit = Image.fromarray((load_digits().images[0] * 255 / 16).astype("uint8"))
+inputs = processor(digit, return_tensors="pt")
 print(model.config.id2label[model(**inputs).logits.argmax().item()])
 ```
 """

@@ -109,7 +109,7 @@ def _card_data(request: HubHandler, commit: Commit) -> dict[str, Any] | None:
     readme = commit.files.get("README.md")
     if readme is None:
         return None
-    parts = request.hub.store.object_path(readme.sha256).read_text(encoding="utf-8").split("---\n", 2)
+    parts = request.hub.store.object_path(readme.sha256).read_text("utf-8", errors="replace").split("---\n", 2)
     return yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else None
 
 
