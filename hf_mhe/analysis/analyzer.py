@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from hf_mhe._version import __version__
-from hf_mhe.analysis.component import unmerged_refusal
-from hf_mhe.analysis.group_energy import GroupEnergy
+from hf_mhe.analysis.checkpoint.file_names import listed
+from hf_mhe.analysis.checkpoint.location import unmerged_refusal
+from hf_mhe.analysis.checkpoint.masks import MASK
+from hf_mhe.analysis.checkpoint.reader import CheckpointReader, check_finite, open_checkpoint
 from hf_mhe.analysis.in_memory import Pipeline, as_module
-from hf_mhe.analysis.masks import MASK
-from hf_mhe.analysis.reader import CheckpointReader, check_finite, open_checkpoint
-from hf_mhe.analysis.report import EnergyReport
-from hf_mhe.analysis.unseen import unseen_note, unseen_share
-from hf_mhe.analysis.weights import listed
+from hf_mhe.analysis.report.group_energy import GroupEnergy
+from hf_mhe.analysis.report.report import EnergyReport
+from hf_mhe.analysis.report.unseen import unseen_note, unseen_share
 from hf_mhe.energy import Potential, energy_score, pair_statistics
 from hf_mhe.energy.statistics import check_duplicate_cosine
 from hf_mhe.errors import MHEError

@@ -194,7 +194,7 @@ def figure(value: float | None, digits: int) -> str:
 
 def _unseen(report: EnergyReport, limit: float) -> str | None:
     """Why the check fails on what could not be measured; None where that is no considerable part."""
-    from hf_mhe.analysis.unseen import described, is_considerable
+    from hf_mhe.analysis.report.unseen import described, is_considerable
 
     if not is_considerable(report.unseen):
         return None

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 from hf_mhe.analysis import EnergyReport
-from hf_mhe.hub.loading import is_partial
+from hf_mhe.hub.load_lines import is_partial
 from hf_mhe.hub.markdown import code, number, table, text
 from hf_mhe.training import MHEConfig
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_mhe.analysis import Comparison, EnergyReport, analyze, compare
-from hf_mhe.analysis.files import write_atomic, write_json
+from hf_mhe.analysis.report.files import write_atomic, write_json
 from hf_mhe.errors import MHEError
 from hf_mhe.hub.adapter import Adapter, find_adapter, is_peft_model, measure_adapter, of_model, read_adapter, with_note
 from hf_mhe.hub.card import CardKeywords, check_card_keywords, check_metrics, check_reports, model_card
 from hf_mhe.hub.finite import check_finite
 from hf_mhe.hub.folder import check_weights, read_facts
-from hf_mhe.hub.loaders import published_files
+from hf_mhe.hub.loader_files import published_files
 from hf_mhe.hub.names import (
     COMPARISON,
     FIGURE_COMPARISON,

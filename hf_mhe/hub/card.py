@@ -13,7 +13,7 @@ from hf_mhe.analysis import EnergyReport
 from hf_mhe.errors import MHEError
 from hf_mhe.hub import body
 from hf_mhe.hub.folder import ModelFacts
-from hf_mhe.hub.loading import loading, verifying
+from hf_mhe.hub.load_lines import loading, verifying
 from hf_mhe.hub.markdown import text
 from hf_mhe.hub.names import check_repo_id
 from hf_mhe.hub.paths import hub_id

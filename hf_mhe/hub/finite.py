@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_mhe.analysis.masks import is_mask
+from hf_mhe.analysis.checkpoint.masks import is_mask
 from hf_mhe.errors import MHEError
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class StoredModel:
     def _is_weight(self, name: str, tensor: Tensor) -> bool:
         if self._model is None:
             return not is_mask(name, tensor)
-        from hf_mhe.neurons.loading import loaded_as
+        from hf_mhe.neurons.checkpoint.loading import loaded_as
 
         target = loaded_as(self._model)(name)
         buffer = target in dict(self._model.named_buffers(remove_duplicate=False))
@@ -99,8 +99,8 @@ class StoredModel:
 
     @cached_property
     def _model(self) -> nn.Module | None:
-        from hf_mhe.analysis.component import read_config
-        from hf_mhe.neurons.skeleton import build_skeleton
+        from hf_mhe.analysis.checkpoint.location import read_config
+        from hf_mhe.neurons.checkpoint.skeleton import build_skeleton
 
         found = build_skeleton(read_config(self._folder / "config.json"))
         return None if isinstance(found, str) else found
@@ -108,7 +108,7 @@ class StoredModel:
     @cached_property
     def _codes(self) -> frozenset[str]:
         """Tensors of a quantized checkpoint whose bytes are no numbers."""
-        from hf_mhe.analysis.reader import open_checkpoint
+        from hf_mhe.analysis.checkpoint.reader import open_checkpoint
         from hf_mhe.neurons import checkpoint_groups
 
         if (self._folder / "adapter_config.json").is_file():

@@ -9,7 +9,7 @@ from typing import Any
 from hf_mhe.errors import MHEError
 from hf_mhe.hub.adapter import Adapter, find_adapter, read_adapter
 from hf_mhe.hub.finite import StoredModel
-from hf_mhe.hub.loaders import published_files
+from hf_mhe.hub.loader_files import published_files
 from hf_mhe.json_files import read_json_object
 
 # The endings of transformers' class names that name a task: (ending, Auto class, the Hub's name of the task).

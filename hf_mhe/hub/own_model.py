@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hf_mhe.errors import MHEError
-from hf_mhe.neurons.loading import loaded_as
-from hf_mhe.neurons.wrappers import clean, unwrap
+from hf_mhe.neurons.checkpoint.loading import loaded_as
+from hf_mhe.neurons.model.unwrap import clean, unwrap
 
 if TYPE_CHECKING:
     from torch import nn

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from hf_mhe.analysis.files import write_json
+from hf_mhe.analysis.report.files import write_json
 
 # Where a Hub cache keeps a repository: it says what the path of one of its files is a copy of.
 _SNAPSHOT = re.compile(r"[\\/]models--([\w.-]+?)--([\w.-]+)[\\/]snapshots[\\/][0-9a-f]{7,40}[\\/]?$")

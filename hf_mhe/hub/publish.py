@@ -14,11 +14,11 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 
 from hf_mhe._version import __version__
 from hf_mhe.analysis import EnergyReport
-from hf_mhe.analysis.weights import listed
+from hf_mhe.analysis.checkpoint.file_names import listed
 from hf_mhe.errors import MHEError
 from hf_mhe.hub.bundle import Claims, claims_of_folder, save_for_hub, write_claims
 from hf_mhe.hub.card import CardKeywords
-from hf_mhe.hub.loaders import left_out, published_files
+from hf_mhe.hub.loader_files import left_out, published_files
 from hf_mhe.hub.names import OURS, README, check_repo_id
 from hf_mhe.hub.readme import BASE_MODEL, is_only_ours, merge_readme, read_readme
 from hf_mhe.hub.remote import hub_errors

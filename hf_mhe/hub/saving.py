@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_mhe.errors import MHEError
-from hf_mhe.neurons.wrappers import clean
+from hf_mhe.neurons.model.unwrap import clean
 
 
 def save_model(model: Any, folder: Path) -> None:

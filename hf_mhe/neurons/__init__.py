@@ -4,11 +4,11 @@ Knows modules, names and shapes; computes no energy.
 """
 
 from hf_mhe.neurons.below import below
-from hf_mhe.neurons.checkpoint import checkpoint_groups
-from hf_mhe.neurons.cover import Adapters, Coverage, coverage, neuron_groups
+from hf_mhe.neurons.checkpoint.groups import checkpoint_groups
+from hf_mhe.neurons.coverage import Adapters, Coverage, coverage, neuron_groups
 from hf_mhe.neurons.group import NeuronGroup, Role, Shared
+from hf_mhe.neurons.model.unwrap import unwrap
 from hf_mhe.neurons.patterns import select_groups
-from hf_mhe.neurons.wrappers import unwrap
 
 __all__ = [
     "Adapters",

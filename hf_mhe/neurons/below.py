@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from hf_mhe.neurons.cover import Coverage
+from hf_mhe.neurons.coverage import Coverage
 from hf_mhe.neurons.group import Get, NeuronGroup, Source, Stored
 
 

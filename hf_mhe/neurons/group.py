@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from hf_mhe.errors import MHEError
-from hf_mhe.neurons.adapters.layers import AGAIN, check_copies
-from hf_mhe.neurons.binding import Binding
 from hf_mhe.neurons.layout import ROWS, Layout, Slab, Then
-from hf_mhe.neurons.offloaded import offloaded_value
+from hf_mhe.neurons.model.offloaded import offloaded_value
+from hf_mhe.neurons.model.peft_layers import AGAIN, check_copies
+from hf_mhe.neurons.model.still_bound import Binding
+from hf_mhe.neurons.model.weight import attribute_at
 from hf_mhe.neurons.reasons import LAZY
-from hf_mhe.neurons.weight import attribute_at
 
 Role = Literal["hidden", "output", "embedding"]
 Get = Callable[[str], Tensor]

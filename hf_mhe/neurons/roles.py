@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from hf_mhe.neurons.group import full_shape
 from hf_mhe.neurons.kinds import pieces
 from hf_mhe.neurons.layout import ByAxes
-from hf_mhe.neurons.wrappers import bare
+from hf_mhe.neurons.model.unwrap import bare
 
 _LABELS = re.compile(r"(num_(\w+_)?(labels|classes)|head_out_channels)$")  # the last: PaddleOCR's characters
 _BOX = 4

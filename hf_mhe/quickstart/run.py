@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_mhe.errors import MHEError
-from hf_mhe.quickstart.folder import check_folder, filled
-from hf_mhe.quickstart.readme import opening
+from hf_mhe.quickstart.card_text import opening
+from hf_mhe.quickstart.output_folder import check_folder, filled
 from hf_mhe.quickstart.train import ProgressCallback, fine_tune
 
 if TYPE_CHECKING:

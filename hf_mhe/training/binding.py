@@ -6,7 +6,7 @@ from torch import nn
 
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import NeuronGroup, neuron_groups
-from hf_mhe.neurons.quantized.training import check_asked
+from hf_mhe.neurons.untrained import check_asked
 from hf_mhe.training.config import MHEConfig
 from hf_mhe.training.messages import nothing_left
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import NeuronGroup, coverage
-from hf_mhe.neurons.quantized.training import nothing_but_quantized
+from hf_mhe.neurons.untrained import nothing_but_quantized
 from hf_mhe.training.config import ROLES, MHEConfig
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hf_mhe.checks import check_integer
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import NeuronGroup
-from hf_mhe.neurons.wrappers import unwrap
+from hf_mhe.neurons.model.unwrap import unwrap
 from hf_mhe.training.binding import bind_groups
 from hf_mhe.training.budget import Budget, Drawn, candidates, dividing_ranks
 from hf_mhe.training.config import MHEConfig

@@ -21,7 +21,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.utils import is_sagemaker_mp_enabled
 
 from hf_mhe.errors import MHEError
-from hf_mhe.neurons.wrappers import unwrap
+from hf_mhe.neurons.model.unwrap import unwrap
 from hf_mhe.training.binding import bind_groups
 from hf_mhe.training.config import MHEConfig
 from hf_mhe.training.engines import find_engine, refuse_distributed_type

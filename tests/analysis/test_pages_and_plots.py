@@ -15,7 +15,7 @@ import torch
 
 import hf_mhe
 from hf_mhe.analysis import Comparison, EnergyReport
-from hf_mhe.analysis.plots import MOST_ROWS, comparison_figure, cosine_figure, random_shares, report_figure
+from hf_mhe.analysis.page.plots import MOST_ROWS, comparison_figure, cosine_figure, random_shares, report_figure
 from hf_mhe.errors import MHEError
 
 _VOID = {"meta", "input", "link", "img", "br", "hr", "wbr", "base", "source"}

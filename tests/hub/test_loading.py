@@ -248,8 +248,8 @@ def test_code_that_comes_with_a_model(auto_map: Any, right: str | None, tmp_path
 def test_quickstart_lines_run_in_its_folder(resnet: PreTrainedModel, tmp_path: Path, monkeypatch: Any) -> None:
     """If this fails, the card of the very first model that a user publishes has lines with gaps in them."""
     pytest.importorskip("PIL")
+    from hf_mhe.quickstart.card_text import opening
     from hf_mhe.quickstart.model import build_model, build_processor
-    from hf_mhe.quickstart.readme import opening
 
     (tmp_path / "README.md").write_text(opening(0, 1))
     save_for_hub(build_model(0), tmp_path, processor=build_processor())

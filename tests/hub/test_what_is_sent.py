@@ -12,7 +12,7 @@ import pytest
 from hf_mhe import MHEError
 from hf_mhe.hub import push_to_hub
 from hf_mhe.hub.folder import published_files
-from hf_mhe.hub.loaders import left_out
+from hf_mhe.hub.loader_files import left_out
 from hf_mhe.hub.names import OURS
 from tests.hub.folders import FOLDERS, TRAINING_STATE, bert, litter, tokenizer
 from tests.hub_server import HubServer

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from hf_mhe.neurons import neuron_groups
-from hf_mhe.neurons.kinds.division import DIVIDERS
+from hf_mhe.neurons.kinds.fused.split import DIVIDERS
 
 
 def test_registered_classes_hold_what_their_dividers_read() -> None:

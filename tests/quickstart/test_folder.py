@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hf_mhe.errors import MHEError
-from hf_mhe.quickstart.folder import MANIFEST, check_folder, filled
+from hf_mhe.quickstart.output_folder import MANIFEST, check_folder, filled
 
 
 def fill(folder: Path, **files: str) -> None:

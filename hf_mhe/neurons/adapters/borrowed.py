@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_mhe.neurons.kinds.registry import qualified
-from hf_mhe.neurons.wrappers import bare
+from hf_mhe.neurons.model.unwrap import bare
 
 _CONV1D = "transformers.pytorch_utils.Conv1D"
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from hf_mhe.neurons.adapters.layers import State, check_state, is_adapter_layer, method_of, own_parameters, state_of
 from hf_mhe.neurons.adapters.methods import METHODS, OF_THE_INPUT, Method
-from hf_mhe.neurons.identity import place
-from hf_mhe.neurons.weight import Weight, attribute_at, family, find_weight
-from hf_mhe.neurons.wrappers import inner_path
+from hf_mhe.neurons.model.identity import place
+from hf_mhe.neurons.model.peft_layers import State, check_state, is_adapter_layer, method_of, own_parameters, state_of
+from hf_mhe.neurons.model.unwrap import inner_path
+from hf_mhe.neurons.model.weight import Weight, attribute_at, family, find_weight
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from hf_mhe.neurons.adapters.borrowed import is_transposed
-from hf_mhe.neurons.identity import place
-from hf_mhe.neurons.wrappers import bare
+from hf_mhe.neurons.model.identity import place
+from hf_mhe.neurons.model.unwrap import bare
 
 # What peft calls a variant of LoRA is decided where its forward pass is: these have that of LoRA itself, or of DoRA.
 _DORA = ("DoraLinearVariant", "DoraEmbeddingVariant", "DoraConv1dVariant", "DoraConv2dVariant", "DoraConv3dVariant")

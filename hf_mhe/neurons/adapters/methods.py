@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hf_mhe.neurons.adapters import borrowed, lora, orthogonal, scaling
-from hf_mhe.neurons.identity import place
+from hf_mhe.neurons.model.identity import place
 
 Change = Callable[[Any, tuple[str, ...], Mapping[str, Tensor], Tensor, Tensor], Tensor]
 """(layer, active adapters, their parameters, weight as changed so far, the base layer's weight) -> the weight."""

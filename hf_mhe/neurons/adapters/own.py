@@ -13,10 +13,10 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from hf_mhe.neurons.adapters.layers import check_state, method_of, own_parameters, state_of
 from hf_mhe.neurons.kinds import Piece
 from hf_mhe.neurons.layout import ROWS, Rows, Take, Then
-from hf_mhe.neurons.weight import AsStored, Weight
+from hf_mhe.neurons.model.peft_layers import check_state, method_of, own_parameters, state_of
+from hf_mhe.neurons.model.weight import AsStored, Weight
 
 _READS = ("lora_A", "lora_embedding_A")
 _WRITES = ("lora_B", "lora_embedding_B")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_mhe.neurons.adapters.borrowed import ask, is_transposed
-from hf_mhe.neurons.wrappers import bare
+from hf_mhe.neurons.model.unwrap import bare
 
 
 def unchanged(

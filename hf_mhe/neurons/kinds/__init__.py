@@ -3,21 +3,16 @@
 One file per family of module types; importing this package registers them all.
 """
 
-from hf_mhe.neurons.kinds import (
+from hf_mhe.neurons.kinds import bare_by_class, bare_parameters, convolution, dense, experts, recurrent
+from hf_mhe.neurons.kinds.fused import (
     attention,
-    bare,
-    bare_by_class,
-    by_cut,
-    convolution,
-    dense,
+    by_source,
     diffusers_attention,
-    experts,
     gated,
-    projections,
-    recurrent,
     state_space,
+    transformers_attention,
 )
-from hf_mhe.neurons.kinds.division import Division, divide, divisions, heads
+from hf_mhe.neurons.kinds.fused.split import Division, divide, divisions, heads
 from hf_mhe.neurons.kinds.registry import TABLES, Piece, pieces, reads
 
 __all__ = [
@@ -25,9 +20,9 @@ __all__ = [
     "Division",
     "Piece",
     "attention",
-    "bare",
     "bare_by_class",
-    "by_cut",
+    "bare_parameters",
+    "by_source",
     "convolution",
     "dense",
     "diffusers_attention",
@@ -37,8 +32,8 @@ __all__ = [
     "gated",
     "heads",
     "pieces",
-    "projections",
     "reads",
     "recurrent",
     "state_space",
+    "transformers_attention",
 ]

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from hf_mhe.errors import MHEError
+from hf_mhe.neurons.model.weight import Weight
 from hf_mhe.neurons.quantized.live import held_parameter, quantized_weight
 from hf_mhe.neurons.quantized.stored import Packed, Tensors, Unread
-from hf_mhe.neurons.weight import Weight
 
 _FORM = "block-scaled FP8"
 _SUFFIX = "_scale_inv"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from hf_mhe.neurons.model.weight import family
 from hf_mhe.neurons.quantized import bitsandbytes, block_fp8, cast_float8, compressed, torchao
-from hf_mhe.neurons.weight import family
 
 for _form in (bitsandbytes, torchao, block_fp8, compressed, cast_float8):
     family(_form.live_weight)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_mhe.neurons.weight import Weight
+from hf_mhe.neurons.model.weight import Weight
 
 _CODES = (torch.uint8, torch.int8, torch.int16, torch.int32)
 

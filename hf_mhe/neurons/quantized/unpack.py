@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from hf_mhe.errors import MHEError
-from hf_mhe.neurons import stored_parts
-from hf_mhe.neurons.cover import Coverage
+from hf_mhe.neurons.checkpoint import stored_parts
+from hf_mhe.neurons.checkpoint.loading import LastConversion
+from hf_mhe.neurons.coverage import Coverage
 from hf_mhe.neurons.group import Get, NeuronGroup, Stored
-from hf_mhe.neurons.loading import LastConversion
 from hf_mhe.neurons.quantized import bitsandbytes, block_fp8, cast_float8, compressed, mxfp4, packages, torchao
 from hf_mhe.neurons.quantized.stored import Packed, Tensors, Unread
 from hf_mhe.neurons.reasons import Unseen

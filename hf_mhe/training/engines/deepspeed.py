@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_mhe.errors import MHEError
-from hf_mhe.neurons.wrappers import unwrap
+from hf_mhe.neurons.model.unwrap import unwrap
 from hf_mhe.training.engines.deferred import give_zeros
 
 _ENGINE = "DeepSpeedEngine"  # a name, not the class: DeepSpeed is optional

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from hf_mhe.energy import Potential
 from hf_mhe.neurons import NeuronGroup
 from hf_mhe.neurons.layout import ROWS
-from hf_mhe.neurons.weight import AsStored
+from hf_mhe.neurons.model.weight import AsStored
 from hf_mhe.training.engines.exchange import group_of
 from hf_mhe.training.engines.plan import Work, make_plan, operations, operations_by_rows
 from hf_mhe.training.engines.refuse import refuse_parameter

@@ -12,7 +12,7 @@ from torch import nn
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from hf_mhe.neurons.kinds.division import DIVIDERS, Divider
+from hf_mhe.neurons.kinds.fused.split import DIVIDERS, Divider
 
 
 def model_types() -> list[str]:

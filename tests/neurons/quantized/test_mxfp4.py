@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import hf_mhe
 from hf_mhe import MHEError
-from hf_mhe.analysis.reader import CheckpointReader, open_checkpoint
+from hf_mhe.analysis.checkpoint.reader import CheckpointReader, open_checkpoint
 from hf_mhe.neurons import checkpoint_groups
 from tests.neurons.quantized.cases import assert_alike, build, plain_groups, rewritten, with_weights, without
 

@@ -50,7 +50,7 @@ def _checkpoint(folder: Path, parts: Any, quantization: dict[str, Any] | None) -
 
 def _accounted(folder: Path, report: Any) -> None:
     """Every tensor of two or more dimensions is in a group or has a reason."""
-    from hf_mhe.analysis.reader import open_checkpoint
+    from hf_mhe.analysis.checkpoint.reader import open_checkpoint
 
     with open_checkpoint(folder) as reader:
         wide = {name for name, shape in reader.shapes().items() if len(shape) >= 2}

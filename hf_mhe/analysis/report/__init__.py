@@ -1,0 +1,1 @@
+"""The values of a report, and how they are saved."""

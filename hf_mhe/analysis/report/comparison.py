@@ -1,0 +1,336 @@
+"""`compare`: two reports, before and after, matched group by group."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_mhe.analysis.checkpoint.file_names import is_index, listed
+from hf_mhe.analysis.report.files import write_atomic, write_json
+from hf_mhe.analysis.report.group_energy import GroupEnergy
+from hf_mhe.analysis.report.matching import match_groups
+from hf_mhe.analysis.report.report import EnergyReport
+from hf_mhe.analysis.report.summary import mean_score, plain_dict, redundancy
+from hf_mhe.errors import MHEError
+
+if TYPE_CHECKING:
+    import pandas
+    from torch import nn
+
+    from hf_mhe.analysis.in_memory import Pipeline
+
+FORMAT = "hf_mhe.comparison"
+FORMAT_VERSION = 1
+# A change of score smaller than this is rounding of float32 weights and walks, not a change of the layer.
+UNCHANGED = 1e-6
+
+_OF_A_SIDE = ("name", "n", "d")  # which may differ: a model inside another, a vocabulary that has grown
+_COMPARED = ("energy", "score", "z", "max_cosine", "mean_nearest_cosine", "near_duplicates", "coincident", "dead")
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One group, before and after; name, kind, role and shape are those after."""
+
+    before: GroupEnergy
+    after: GroupEnergy
+
+    @property
+    def name(self) -> str:
+        return self.after.name
+
+    @property
+    def name_before(self) -> str:
+        return self.before.name
+
+    @property
+    def kind(self) -> str:
+        return self.after.kind
+
+    @property
+    def role(self) -> str:
+        return self.after.role
+
+    @property
+    def n(self) -> int:
+        return self.after.n
+
+    @property
+    def d(self) -> int:
+        return self.after.d
+
+    @property
+    def score_before(self) -> float | None:
+        return self.before.score
+
+    @property
+    def score_after(self) -> float | None:
+        return self.after.score
+
+    @property
+    def score_change(self) -> float | None:
+        """Score after minus score before: below 0 is better; None where one of the two has no score."""
+        if self.before.score is None or self.after.score is None:
+            return None
+        return self.after.score - self.before.score
+
+    @property
+    def energy_before(self) -> float:
+        return self.before.energy
+
+    @property
+    def energy_after(self) -> float:
+        return self.after.energy
+
+    @property
+    def verdict(self) -> str:
+        """ "improved", "worsened", "unchanged", or "not scored"."""
+        change = self.score_change
+        if change is None:
+            return "not scored"
+        if abs(change) <= UNCHANGED:
+            return "unchanged"
+        return "improved" if change < 0 else "worsened"
+
+
+@dataclass(frozen=True)
+class ComparisonSummary:
+    """A comparison in a few numbers, all over the groups that both reports have."""
+
+    groups: int
+    mean_score_before: float | None
+    mean_score_after: float | None
+    mean_score_change: float | None
+    most_redundant_before: str | None
+    most_redundant_before_score: float | None
+    most_redundant_after: str | None
+    most_redundant_after_score: float | None
+    max_cosine_before: float
+    max_cosine_after: float
+    near_duplicates_before: int
+    near_duplicates_after: int
+    coincident_before: int
+    coincident_after: int
+    dead_before: int
+    dead_after: int
+    improved: int
+    worsened: int
+    unchanged: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two energy reports of the same architecture; rows in the order of `after`: most redundant first."""
+
+    before: EnergyReport
+    after: EnergyReport
+    rows: list[ComparisonRow]
+    only_before: list[str]
+    """Groups that `after` does not have."""
+    only_after: list[str]
+    """Groups that `before` does not have."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know of how the groups were matched."""
+
+    @classmethod
+    def of(cls, before: EnergyReport, after: EnergyReport) -> Comparison:
+        """Match the groups of two reports by name, also where one model stands inside the other.
+
+        A bare model is matched with the same model under a head (`encoder.layer.0...` with `bert.encoder.layer.0...`),
+        inside a pipeline or another module, and behind what wrappers put in front of its names.
+
+        Raises:
+            MHEError: the reports are of different potentials, have no group in common, or one model stands in several
+                places inside the other and nothing tells which is meant.
+        """
+        if (before.s, before.distance, before.space) != (after.s, after.distance, after.space):
+            raise MHEError(
+                f"energies of different potentials cannot be compared: before is {before.potential.describe()}, "
+                f"after is {after.potential.describe()}; analyze both with the same s, distance and space"
+            )
+        earlier = {group.name: group for group in before.groups}
+        matching = match_groups(before.groups, after.groups)
+        pairs = matching.pairs
+        rows = [ComparisonRow(earlier[pairs[group.name]], group) for group in after.groups if group.name in pairs]
+        only_before = sorted(set(earlier) - set(pairs.values()))
+        only_after = sorted({group.name for group in after.groups} - set(pairs))
+        if not rows:
+            raise MHEError(
+                f"the two reports have no group in common: before has {listed(only_before, 3) or 'none'}, "
+                f"after has {listed(only_after, 3) or 'none'}"
+            )
+        return cls(before, after, rows, only_before, only_after, (*matching.notes, *_other_threshold(before, after)))
+
+    @cached_property
+    def summary(self) -> ComparisonSummary:
+        """The comparison in a few numbers."""
+        before = sorted((row.before for row in self.rows), key=redundancy)
+        after = sorted((row.after for row in self.rows), key=redundancy)
+        mean_before, mean_after = mean_score(before), mean_score(after)
+        both = mean_before is not None and mean_after is not None
+        verdicts = [row.verdict for row in self.rows]
+        return ComparisonSummary(
+            groups=len(self.rows),
+            mean_score_before=mean_before,
+            mean_score_after=mean_after,
+            mean_score_change=mean_after - mean_before if both else None,  # type: ignore[operator]
+            most_redundant_before=before[0].name if before[0].score is not None else None,
+            most_redundant_before_score=before[0].score,
+            most_redundant_after=after[0].name if after[0].score is not None else None,
+            most_redundant_after_score=after[0].score,
+            max_cosine_before=max(group.max_cosine for group in before),
+            max_cosine_after=max(group.max_cosine for group in after),
+            near_duplicates_before=sum(group.near_duplicates for group in before),
+            near_duplicates_after=sum(group.near_duplicates for group in after),
+            coincident_before=sum(group.coincident for group in before),
+            coincident_after=sum(group.coincident for group in after),
+            dead_before=sum(group.dead for group in before),
+            dead_after=sum(group.dead for group in after),
+            improved=verdicts.count("improved"),
+            worsened=verdicts.count("worsened"),
+            unchanged=verdicts.count("unchanged"),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The comparison as JSON types; an infinite or undefined number is None."""
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "before": {"source": self.before.source, "revision": self.before.revision},
+            "after": {"source": self.after.source, "revision": self.after.revision},
+            "potential": {"s": self.after.s, "distance": self.after.distance, "space": self.after.space},
+            "notes": list(self.notes),
+            "summary": plain_dict(self.summary),
+            "rows": [_row_dict(row) for row in self.rows],
+            "only_before": list(self.only_before),
+            "only_after": list(self.only_after),
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the comparison as JSON, whole or not at all.
+
+        Raises:
+            MHEError: the file cannot be written.
+        """
+        return write_json(path, self.to_dict())
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One row per group: name and shape after, score change, name and shape before, and each number of both."""
+        import pandas
+
+        rows = []
+        for row in self.rows:
+            values: dict[str, Any] = {key: getattr(row, key) for key in ("name", "kind", "role", "n", "d", "verdict")}
+            values["score_change"] = row.score_change
+            values |= {f"{key}_before": getattr(row.before, key) for key in _OF_A_SIDE}
+            for key in _COMPARED:
+                values[f"{key}_before"] = getattr(row.before, key)
+                values[f"{key}_after"] = getattr(row.after, key)
+            rows.append(values)
+        return pandas.DataFrame(rows)
+
+    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
+        """The table as CSV, with all digits; also written to `path` where one is given.
+
+        Raises:
+            MHEError: the file cannot be written.
+        """
+        text = str(self.to_pandas().to_csv(index=False, lineterminator="\n"))
+        if path is not None:
+            write_atomic(path, text)
+        return text
+
+    def to_html(
+        self, path: str | os.PathLike[str] | None = None, *, facts: Mapping[str, tuple[str, str]] | None = None
+    ) -> str:
+        """One self-contained HTML page; also written to `path` where one is given.
+
+        `facts` lead the summary, such as the accuracies: label → (value, one more line).
+
+        Raises:
+            MHEError: the file cannot be written.
+        """
+        from hf_mhe.analysis.page.pages import comparison_page
+
+        page = comparison_page(self, facts)
+        if path is not None:
+            write_atomic(path, page)
+        return page
+
+    def plot(self, path: str | os.PathLike[str]) -> Path:
+        """Draw every group's score before and after; the suffix of `path` chooses the format (.png, .svg, .pdf).
+
+        Raises:
+            MHEError: an unknown suffix, a file that cannot be written.
+        """
+        from hf_mhe.analysis.page.plots import comparison_figure, save_figure
+
+        return save_figure(comparison_figure(self), path)
+
+
+def _other_threshold(before: EnergyReport, after: EnergyReport) -> list[str]:
+    """A remark where the two counts of near-duplicates are not of the same thing."""
+    sides = before.duplicate_cosine, after.duplicate_cosine
+    if sides[0] == sides[1]:
+        return []
+    return [f"near-duplicates are counted from a cosine of {sides[0]:g} before, {sides[1]:g} after"]
+
+
+def _row_dict(row: ComparisonRow) -> dict[str, Any]:
+    before, after = row.before.to_dict(), row.after.to_dict()
+    content: dict[str, Any] = {key: after[key] for key in ("name", "kind", "role", "n", "d")}
+    content["score_change"], content["verdict"] = row.score_change, row.verdict
+    content["before"] = {key: before[key] for key in (*_OF_A_SIDE, *_COMPARED)}
+    content["after"] = {key: after[key] for key in (*_OF_A_SIDE, *_COMPARED)}
+    return content
+
+
+def compare(
+    before: EnergyReport | nn.Module | Pipeline | str | os.PathLike[str],
+    after: EnergyReport | nn.Module | Pipeline | str | os.PathLike[str],
+    *,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Comparison:
+    """Set two models side by side, group by group: what training, or a change of it, did to the neurons.
+
+    Groups are matched by name, also where one model stands inside the other (see `Comparison.of`): a bare model and
+    the same model fine-tuned under a head, a component and its pipeline.
+
+    Each side is an `EnergyReport`, the path of one saved as JSON, or whatever `analyze` takes. A side that has to be
+    analyzed is analyzed with the potential and `duplicate_cosine` of the side that is a report already.
+
+    Raises:
+        MHEError: as `analyze` and `EnergyReport.load`; the reports are of different potentials; no group in common, or
+            several places in one model where the other may be.
+    """
+    sides = [_report_in(before), _report_in(after)]
+    known = next((side for side in sides if side is not None), None)
+    settings: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "progress": progress}
+    if known is not None:
+        settings |= {"s": known.s, "distance": known.distance, "space": known.space}
+        settings["duplicate_cosine"] = known.duplicate_cosine
+    reports = []
+    for side, given in zip(sides, (before, after), strict=True):
+        if side is None:
+            from hf_mhe.analysis.analyzer import analyze
+
+            side = analyze(given, **settings)  # type: ignore[arg-type]
+        reports.append(side)
+    return Comparison.of(*reports)
+
+
+def _report_in(given: object) -> EnergyReport | None:
+    """The report that an argument of `compare` is, or is the path of; None where it is something to analyze."""
+    if isinstance(given, EnergyReport):
+        return given
+    if isinstance(given, (str, os.PathLike)):
+        name = os.fspath(given)
+        if name.endswith(".json") and not is_index(Path(name).name):
+            return EnergyReport.load(name)
+    return None

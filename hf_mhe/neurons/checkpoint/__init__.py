@@ -1,0 +1,1 @@
+"""The neuron groups of a checkpoint, from its names, shapes and config alone."""

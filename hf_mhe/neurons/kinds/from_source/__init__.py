@@ -1,0 +1,1 @@
+"""What a class's own code says about its parameters, read and never run."""

@@ -1,0 +1,1 @@
+"""What a module of a model is, under what training, peft and parametrizations put around it."""
