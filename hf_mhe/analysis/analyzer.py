@@ -158,8 +158,9 @@ def _live_reader() -> Callable[[NeuronGroup], Tensor]:
 def _stored_matrix(group: NeuronGroup, get: Callable[[str], Tensor]) -> Tensor:
     matrix = group.build(get)
     # What was read was checked; what codes and scales, or lengths and directions, make of each other was not.
-    made = "dequantized" if group.quantized is not None else "put together"
-    check_finite(matrix, f"{' + '.join(group.parameters)}, {made},")
+    if group.quantized is not None or len(group.parameters) > 1:
+        made = "dequantized" if group.quantized is not None else "put together"
+        check_finite(matrix, f"{' + '.join(group.parameters)}, {made},")
     return matrix
 
 

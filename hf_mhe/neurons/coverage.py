@@ -15,8 +15,11 @@ from hf_mhe.neurons.adapters import effective as _effective  # noqa: F401  # it 
 from hf_mhe.neurons.adapters.own import own_matrices
 from hf_mhe.neurons.adapters.visits import Visit, standing, visits
 from hf_mhe.neurons.group import NeuronGroup, Role, Source, StoredTensor, full_shape
-from hf_mhe.neurons.kinds import TABLES, Division, Piece, divide, divisions, heads, pieces
 from hf_mhe.neurons.kinds.bare_parameters import why_not
+from hf_mhe.neurons.kinds.fused.row_splits import row_splits
+from hf_mhe.neurons.kinds.fused.split import RowSplit, heads, split
+from hf_mhe.neurons.kinds.pieces import pieces
+from hf_mhe.neurons.kinds.registry import TABLES, Piece
 from hf_mhe.neurons.model.held import held_refusal
 from hf_mhe.neurons.model.identity import identity
 from hf_mhe.neurons.model.offloaded import offloaded_ties
@@ -131,7 +134,7 @@ def coverage(
         raise MHEError(f"model is a {type(model).__name__}; neuron groups are taken from a torch.nn.Module")
     root = unwrap(model)
     outputs = {id(module) for module in output_modules(bare(root))}
-    divided = divisions(root)
+    splits = row_splits(root)
     # One walk for all that follows: peft's MultiheadAttention replaces its parameters at each.
     modules = list(root.named_modules(remove_duplicate=False))
     ties = offloaded_ties(root)
@@ -145,7 +148,7 @@ def coverage(
 
     groups: list[NeuronGroup] = []
     refused: dict[str, str] = {}
-    for uses in _matrices(visited, divided, by_head, adapters, ties):
+    for uses in _matrices(visited, splits, by_head, adapters, ties):
         try:
             group = _group(root, uses, names, outputs)
         except _RefusedError as refusal:
@@ -174,7 +177,7 @@ class _RefusedError(Exception):
 
 def _matrices(
     visited: Iterable[Visit],
-    divided: Mapping[int, Division],
+    splits: Mapping[int, RowSplit],
     by_head: bool,
     adapters: Adapters,
     ties: Mapping[int, Tensor],
@@ -185,7 +188,7 @@ def _matrices(
         for use in _uses(visit, adapters):
             held = (attribute_at(use.module, part) for part in use.weight.parts)
             tensors = [ties.get(id(tensor), tensor) for tensor in held]
-            for part in _parts(use, divided.get(id(use.layer)), by_head):
+            for part in _split(use, splits.get(id(use.layer)), by_head):
                 key = identity(use.weight, tensors, part.layout)
                 matrices.setdefault(key, []).append(replace(use, piece=part))
     return matrices.values()
@@ -205,12 +208,12 @@ def _uses(visit: Visit, adapters: Adapters) -> Iterator[_Use]:
                 yield _Use(visit.path, visit.module, visit.name, layer, piece, found)
 
 
-def _parts(use: _Use, division: Division | None, by_head: bool) -> Iterator[Piece]:
-    """The pieces of one use: its projections, where its layer is divided, and of each its heads, where asked for."""
-    if division is None and not (by_head and use.piece.head):
+def _split(use: _Use, row_split: RowSplit | None, by_head: bool) -> Iterator[Piece]:
+    """The pieces of one use: its projections, where its layer is fused, and of each its heads, where asked for."""
+    if row_split is None and not (by_head and use.piece.head):
         yield use.piece
         return
-    for part in divide(use.piece, division, _rows(use)):
+    for part in split(use.piece, row_split, _rows(use)):
         yield from heads(part, _rows(replace(use, piece=part))) if by_head else (part,)
 
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_mhe.neurons.group import full_shape
-from hf_mhe.neurons.kinds import pieces
+from hf_mhe.neurons.kinds.pieces import pieces
 from hf_mhe.neurons.layout import ByAxes
 from hf_mhe.neurons.model.unwrap import bare
 

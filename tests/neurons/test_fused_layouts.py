@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from hf_mhe.neurons import neuron_groups
-from hf_mhe.neurons.kinds.fused.split import DIVIDERS
+from hf_mhe.neurons.kinds.fused.split import SPLITTERS
 
 
-def test_registered_classes_hold_what_their_dividers_read() -> None:
+def test_registered_classes_hold_what_their_splitters_read() -> None:
     """If this failed, a typing error in the registry would leave a fused layer whole without a word."""
     sources: dict[str, str] = {}
-    for name, divider in DIVIDERS.items():
+    for name, splitter in SPLITTERS.items():
         module, _, cls = name.rpartition(".")
         if module not in sources:
             spec = find_spec(module.rpartition(".")[0])
@@ -27,7 +27,7 @@ def test_registered_classes_hold_what_their_dividers_read() -> None:
             sources[module] = Path(spec.origin).with_name(f"{module.rpartition('.')[2]}.py").read_text()
         _, _, rest = sources[module].partition(f"\nclass {cls}(")
         body = re.split(r"\n(?=[@\w])", rest, maxsplit=1)[0]
-        read = set(re.findall(r"\bmodule\.(\w+)", inspect.getsource(divider)))
+        read = set(re.findall(r"\bmodule\.(\w+)", inspect.getsource(splitter)))
         assert read, name
         assert all(f"self.{attribute}" in body for attribute in read - {"config"}), (name, read)
 

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_mhe.neurons.kinds.registry import qualified
-from hf_mhe.neurons.model.unwrap import bare
+from hf_mhe.neurons.model.unwrap import bare, qualified
 
 _CONV1D = "transformers.pytorch_utils.Conv1D"
 

@@ -13,7 +13,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from hf_mhe.neurons.kinds import Piece
+from hf_mhe.neurons.kinds.registry import Piece
 from hf_mhe.neurons.layout import ROWS, Rows, Take, Then
 from hf_mhe.neurons.model.peft_layers import check_state, method_of, own_parameters, state_of
 from hf_mhe.neurons.model.weight import AsStored, Weight

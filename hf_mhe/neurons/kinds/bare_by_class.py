@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from hf_mhe.neurons.group import full_shape
-from hf_mhe.neurons.kinds.registry import Piece, reads, reads_where
+from hf_mhe.neurons.kinds.registry import Piece, reads
 from hf_mhe.neurons.layout import ByAxes, Rows, Take, Then
 
 _MODELS = "transformers.models."
@@ -48,13 +48,12 @@ def short_convolution(module: nn.Module) -> Iterator[Piece]:
     yield Piece("static_weight", "depthwise", Rows(neuron_axis=1), "static_weight")
 
 
-def _is_vector_quantizer(module: nn.Module) -> bool:
+def is_vector_quantizer(module: nn.Module) -> bool:
     codevectors = module._parameters.get("codevectors")
     named = type(module).__name__.endswith("GumbelVectorQuantizer")
     return named and codevectors is not None and len(full_shape(codevectors)) == 3
 
 
-@reads_where(_is_vector_quantizer)
 def gumbel_codebooks(module: Any) -> Iterator[Piece]:
     """`codevectors` (1, groups · entries, d) of wav2vec 2.0 and its kin: a codebook for each group."""
     for group in range(module.num_groups):

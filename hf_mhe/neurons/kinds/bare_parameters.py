@@ -20,7 +20,7 @@ from torch.nn.parameter import is_lazy
 
 from hf_mhe.neurons.group import full_shape
 from hf_mhe.neurons.kinds.from_source.products import Use, uses
-from hf_mhe.neurons.kinds.registry import Piece, reads_the_rest
+from hf_mhe.neurons.kinds.registry import Piece
 from hf_mhe.neurons.layout import ByAxes
 from hf_mhe.neurons.reasons import Unseen
 
@@ -35,7 +35,6 @@ _FACTOR = re.compile(r"(^|_)(scale|gamma|gain|alpha|beta|gate_logit)(_\d+)?$")
 _STATE_SPACE = frozenset({"A", "A_log", "D"})
 
 
-@reads_the_rest
 def bare(module: nn.Module) -> Iterator[Piece]:
     """Every parameter of two or more dimensions that a module holds itself, or in a ParameterList of its own."""
     held = list(_held(module))

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hf_mhe.neurons.group import full_shape
-from hf_mhe.neurons.kinds.registry import Piece, reads, reads_where
+from hf_mhe.neurons.kinds.registry import Piece, reads
 from hf_mhe.neurons.layout import ROWS, Rows, Slab, Take, Then
 
 _MODELS = "transformers.models."
@@ -42,22 +42,19 @@ def _each_expert(module: nn.Module, weight: str, name: str, axis: int = 0) -> It
         yield Piece(weight, "expert", Slab(expert, axis), f"{expert}.{name}" if name else str(expert))
 
 
-def _says_its_layout(module: nn.Module) -> bool:
+def says_its_layout(module: nn.Module) -> bool:
     """Whether transformers' `use_experts_implementation` noted the layout of the experts on the module."""
-    told: Any = module
-    flags = (getattr(told, name, None) for name in ("is_transposed", "is_concatenated", "has_gate"))
+    flags = (getattr(module, name, None) for name in ("is_transposed", "is_concatenated", "has_gate"))
     return all(isinstance(flag, bool) for flag in flags) and _stack(module, "down_proj")[0] > 0
 
 
-@reads_where(_says_its_layout)
-def experts(module: nn.Module) -> Iterator[Piece]:
+def experts(module: Any) -> Iterator[Piece]:
     """`gate_up_proj` (experts, 2 · intermediate, hidden) or `up_proj`, and `down_proj`; transposed where so noted."""
-    told: Any = module
-    if told.has_gate:
-        yield from _gate_up_down(module, told.is_transposed, told.is_concatenated)
+    if module.has_gate:
+        yield from _gate_up_down(module, module.is_transposed, module.is_concatenated)
     else:
-        yield from _each_expert(module, "up_proj", "up", 1 if told.is_transposed else 0)
-        yield from _each_expert(module, "down_proj", "down", 1 if told.is_transposed else 0)
+        yield from _each_expert(module, "up_proj", "up", 1 if module.is_transposed else 0)
+        yield from _each_expert(module, "down_proj", "down", 1 if module.is_transposed else 0)
 
 
 @reads(
@@ -89,24 +86,22 @@ def jetmoe_experts(module: nn.Module) -> Iterator[Piece]:
 
 
 @reads(f"{_MODELS}dbrx.modeling_dbrx.DbrxExpertGLU")
-def dbrx_experts(module: nn.Module) -> Iterator[Piece]:
+def dbrx_experts(module: Any) -> Iterator[Piece]:
     """`w1` (gate), `v1` (up), `w2` (down, transposed): the experts' (intermediate, hidden) below each other."""
-    told: Any = module
-    size = told.ffn_hidden_size
+    size = module.ffn_hidden_size
     for weight, name, axis in (("w1", "gate", 0), ("v1", "up", 0), ("w2", "down", 1)):
-        for expert in range(told.moe_num_experts):
+        for expert in range(module.moe_num_experts):
             cut = (0, expert * size, size)
             yield Piece(weight, "expert", Rows(axis, cut), f"{expert}.{name}")
 
 
-def _is_router(module: nn.Module) -> bool:
+def is_router(module: nn.Module) -> bool:
     cls = type(module)
     weight = module._parameters.get("weight")
     named = cls.__module__.startswith(_MODELS) and cls.__name__.endswith("Router")
     return named and weight is not None and len(full_shape(weight)) == 2
 
 
-@reads_where(_is_router)
 def router(module: nn.Module) -> Iterator[Piece]:
     """A bare `weight` (experts, hidden) in a router of transformers: a neuron is an expert's score."""
     yield Piece("weight", "router", ROWS)

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from hf_mhe.errors import MHEError
-from hf_mhe.neurons.kinds.registry import qualified
 from hf_mhe.neurons.model.peft_layers import AGAIN
-from hf_mhe.neurons.model.unwrap import bare, is_transparent
+from hf_mhe.neurons.model.unwrap import bare, is_transparent, qualified
 from hf_mhe.neurons.model.weight import attribute_at
 
 

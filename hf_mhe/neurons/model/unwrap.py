@@ -51,3 +51,8 @@ def bare(module: nn.Module) -> nn.Module:
 def clean(name: str) -> str:
     """A dotted name without the parts that training's wrappers added; peft's stay, as in its `named_parameters`."""
     return ".".join(part for part in name.split(".") if part not in _TRANSPARENT)
+
+
+def qualified(cls: type) -> str:
+    """The dotted name of a class, by which the tables of module types know it."""
+    return f"{cls.__module__}.{cls.__qualname__}"

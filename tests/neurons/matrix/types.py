@@ -12,7 +12,7 @@ from torch import nn
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from hf_mhe.neurons.kinds.fused.split import DIVIDERS, Divider
+from hf_mhe.neurons.kinds.fused.split import SPLITTERS, Splitter
 
 
 def model_types() -> list[str]:
@@ -26,9 +26,9 @@ def selection(count: int) -> list[str]:
     """
     names = [value for name, value in vars(modeling_auto).items() if re.fullmatch(r"MODEL_FOR_\w+_NAMES", name)]
     by_task = [list(types) for types in sorted(names, key=len, reverse=True)]
-    layouts: dict[Divider, list[str]] = {}
-    for name, divider in DIVIDERS.items():
-        layouts.setdefault(divider, []).append(name.split(".")[2])
+    layouts: dict[Splitter, list[str]] = {}
+    for name, splitter in SPLITTERS.items():
+        layouts.setdefault(splitter, []).append(name.split(".")[2])
     chosen: dict[str, None] = {}
     for pair in itertools.zip_longest(by_task, layouts.values(), fillvalue=[]):
         for types in pair:

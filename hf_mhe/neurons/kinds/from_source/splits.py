@@ -1,7 +1,7 @@
 """How a class's own code cuts the output of one of its layers into projections.
 
-Note [Cut by use]. Around `self.qkv(x)` the forward says it all: `.reshape(B, N, 3, heads, -1).permute(2, 0, 3, 1, 4)`
-and `.unbind(0)` make queries, keys and values of thirds; `.view(B, N, heads, 3, d)` of each head's thirds; `.chunk(2,
+Note [Split by use]. Around `self.qkv(x)` the forward says it all: `.reshape(B, N, 3, heads, -1)`, a permutation and
+`.unbind(0)` make queries, keys and values of thirds; `.view(B, N, heads, 3, d)` of each head's thirds; `.chunk(2,
 dim=-1)` of halves; `.split([...], dim=-1)` of what the sizes say. So the source is read, and never run: where the
 output of a layer goes through views and permutations to one cut along its channels, with sizes that are numbers or the
 module's own attributes. A part is called as the code calls it; of two that are multiplied, the gate is the one that an
@@ -40,7 +40,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Cut:
+class SourceSplit:
     """What becomes of the output of `self.<layer>`: `steps`, then a cut along `axis` into parts called `names`.
 
     `how` is "unbind", "chunk", "split" (`sizes` is then an expression), or "glu", by F.glu or, where `by` names one,
@@ -56,13 +56,13 @@ class Cut:
     by: str = ""
 
 
-_KNOWN: WeakKeyDictionary[type, tuple[Cut, ...]] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[type, tuple[SourceSplit, ...]] = WeakKeyDictionary()
 _MENTIONS = re.compile(r"\b(unbind|chunk|split|permute)\(|\b[gG][lL][uU]\b")
 _SAME = frozenset({"bfloat16", "contiguous", "float", "half", "to", "type_as"})
 _FUNCTIONAL = frozenset({"F", "functional", "nn.functional", "torch.nn.functional"})
 
 
-def cuts(cls: type[nn.Module]) -> tuple[Cut, ...]:
+def source_splits(cls: type[nn.Module]) -> tuple[SourceSplit, ...]:
     """All cuts of layers' outputs in the methods of a class."""
     if cls not in _KNOWN:
         _KNOWN[cls] = tuple(cut for method in methods(cls, _MENTIONS) for cut in _Method(method).found)
@@ -74,10 +74,10 @@ class _Method:
 
     def __init__(self, method: ast.FunctionDef) -> None:
         self._self = method.args.args[0].arg
-        self._held: dict[str, Cut] = {}
+        self._held: dict[str, SourceSplit] = {}
         self._sizes: dict[str, ast.expr] = {}
         self._gated = set(_gated(method))
-        self.found: list[Cut] = []
+        self.found: list[SourceSplit] = []
         self._read(method.body)
 
     def _read(self, body: list[ast.stmt]) -> None:
@@ -126,7 +126,7 @@ class _Method:
             elif all(name.id in (self._self, *self._sizes) for name in _names(value)):
                 self._sizes[target.id] = _with_sizes(value, self._sizes)
 
-    def _output(self, node: ast.expr) -> Cut | None:
+    def _output(self, node: ast.expr) -> SourceSplit | None:
         """The layer's output that an expression is, after its steps."""
         if isinstance(node, ast.Name):
             return self._held.get(node.id)
@@ -141,12 +141,12 @@ class _Method:
         if home == self._self:
             for argument in node.args:
                 self._halve(self._output(argument), 0, function)
-            return Cut(function, ())
+            return SourceSplit(function, ())
         if function == "linear" and home in _FUNCTIONAL:
             weight = node.args[1:2] or [keyword.value for keyword in node.keywords if keyword.arg == "weight"]
             owner, _, name = ast.unparse(weight[0]).rpartition(".") if weight else ("", "", "")
             within, _, layer = owner.rpartition(".")
-            return Cut(layer, ()) if name == "weight" and within == self._self else None
+            return SourceSplit(layer, ()) if name == "weight" and within == self._self else None
         before = self._output(node.func.value) if isinstance(node.func, ast.Attribute) else None
         if before is None or node.keywords:
             return None
@@ -163,11 +163,11 @@ class _Method:
                 step = Order(tuple(axis for axis in axes if axis is not None), function == "transpose")
         return replace(before, steps=(*before.steps, step)) if step is not None else None
 
-    def _halve(self, output: Cut | None, axis: int | None, by: str) -> None:
+    def _halve(self, output: SourceSplit | None, axis: int | None, by: str) -> None:
         if output is not None and axis is not None:
             self.found.append(replace(output, how="glu", axis=axis, names=("up", "gate"), by=by))
 
-    def _cut(self, value: ast.expr, output: Cut | None, target: ast.Tuple) -> Cut | None:
+    def _cut(self, value: ast.expr, output: SourceSplit | None, target: ast.Tuple) -> SourceSplit | None:
         names = tuple(element.id for element in target.elts if isinstance(element, ast.Name))
         if len(names) != len(target.elts):
             return None

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from hf_mhe.neurons.kinds.fused.split import Division, Part, tells_heads
+from hf_mhe.neurons.kinds.fused.split import Projection, RowSplit
 from hf_mhe.neurons.kinds.registry import Piece, reads
 from hf_mhe.neurons.layout import ROWS, Rows
 
@@ -36,8 +36,7 @@ _HEAD_SIZES = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_si
 _HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_key_value_heads", "num_kv_heads")
 
 
-@tells_heads
-def unfused(module: Any) -> dict[str, Division]:
+def unfused(module: Any) -> dict[str, RowSplit]:
     """Three Linear layers whose rows are (heads, head): where the module's own numbers make up the rows.
 
     It says the head's size, and either how many heads there are or how many query heads share a key.
@@ -51,9 +50,11 @@ def unfused(module: Any) -> dict[str, Division]:
         return {}
     queries, keys, _ = rows.values()
     shared = queries == keys * _number(module, "num_key_value_groups")
-    told = {_number(module, name) for name in _HEAD_COUNTS}
+    counts = {_number(module, name) for name in _HEAD_COUNTS}
     return {
-        name: Division((Part("", count, size),)) for name, count in rows.items() if shared or count // size in told
+        name: RowSplit((Projection("", count, size),))
+        for name, count in rows.items()
+        if shared or count // size in counts
     }
 
 

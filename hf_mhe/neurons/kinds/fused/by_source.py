@@ -1,4 +1,4 @@
-"""The projections of a layer that no entry knows, from the cut that its module's code makes: see Note [Cut by use]."""
+"""The projections of a layer that no entry knows, from how its module's code splits it: see Note [Split by use]."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from hf_mhe.neurons.kinds.from_source.splits import Cut, Order, View, cuts, worth
-from hf_mhe.neurons.kinds.fused.split import Division, Part, tells_parts
+from hf_mhe.neurons.kinds.from_source.splits import Order, SourceSplit, View, source_splits, worth
+from hf_mhe.neurons.kinds.fused.split import Projection, RowSplit
 from hf_mhe.neurons.model.unwrap import bare
 
 _COMMON = {
@@ -41,19 +41,22 @@ class _Axes:
         return self.axes[axis] if within else None
 
 
-@tells_parts
-def by_cut(module: Any) -> dict[str, Division]:
-    """The division of each layer of a module whose output the module's code cuts in one way only."""
-    found: dict[str, set[Division | None]] = {}
-    for cut in cuts(type(module)):
-        layer = module._modules.get(cut.layer)
+def by_source(module: Any) -> dict[str, RowSplit]:
+    """The split of each layer of a module whose output the module's code splits in one way only."""
+    found: dict[str, set[RowSplit | None]] = {}
+    for split in source_splits(type(module)):
+        layer = module._modules.get(split.layer)
         if layer is None:
             continue
         start = _channels(bare(layer))
         if start is not None:
-            found.setdefault(cut.layer, set()).update(_divisions(module, cut, start))
+            found.setdefault(split.layer, set()).update(_row_splits(module, split, start))
     return {
-        name: division for name, ways in found.items() if len(ways) == 1 for division in ways if division is not None
+        layer: row_split
+        for layer, ways in found.items()
+        if len(ways) == 1
+        for row_split in ways
+        if row_split is not None
     }
 
 
@@ -67,23 +70,23 @@ def _channels(layer: nn.Module) -> _Axes | None:
     return None
 
 
-def _divisions(module: nn.Module, cut: Cut, start: _Axes) -> Iterator[Division | None]:
-    """The divisions that a cut may mean; None for a cut of channels whose sizes are not told."""
-    axis = cut.axis
-    if cut.by:
-        glu = module._modules.get(cut.by)
+def _row_splits(module: nn.Module, split: SourceSplit, start: _Axes) -> Iterator[RowSplit | None]:
+    """The row splits that a split in the code may mean; None for one of channels whose sizes are not known."""
+    axis = split.axis
+    if split.by:
+        glu = module._modules.get(split.by)
         if not isinstance(glu, nn.GLU):
             return
         axis = glu.dim
     states = [start]
-    for step in cut.steps:
+    for step in split.steps:
         states = [after for state in states for after in _after(module, step, state)]
         if not states:
             yield None
     for state in states:
         index = state.along(axis)
         if index is not None:
-            yield _parts(module, cut, state.factors, index)
+            yield _row_split(module, split, state.factors, index)
 
 
 def _after(module: nn.Module, step: View | Order, state: _Axes) -> Iterator[_Axes]:
@@ -114,48 +117,50 @@ def _after(module: nn.Module, step: View | Order, state: _Axes) -> Iterator[_Axe
         for begin in range(1, len(sizes) if state.axes is None else 2):
             yield from (replace(viewed, loose=bool(spread)) for viewed in _viewed(sizes, begin, state))
     elif state.axes is not None and state.axes[0] is not None and sizes[0][0] == state.factors[state.axes[0]][0]:
-        # Only the first axis is still told apart, the others flow together.
+        # Only the first axis is still known, the others are merged.
         yield replace(state, axes=(state.axes[0], *(None for _ in sizes[1:])))
 
 
 def _viewed(sizes: list[tuple[Any, str]], begin: int, state: _Axes) -> Iterator[_Axes]:
-    """The channels as the axes from `begin` on, of which one size at most is not told; before spatial axes, none."""
+    """The channels as the axes from `begin` on; one size at most may be unknown, before spatial axes none."""
     rows = state.factors[0][0]
-    if not _told(sizes[begin][0]):
+    if not _is_known(sizes[begin][0]):
         return
     if state.axes is None:
         end = len(sizes)
     else:
         products = [
-            prod(size for size, _ in sizes[begin:end] if _told(size)) for end in range(begin + 1, len(sizes) + 1)
+            prod(size for size, _ in sizes[begin:end] if _is_known(size)) for end in range(begin + 1, len(sizes) + 1)
         ]
         if state.axes[1] is None or rows not in products:
             return
         end = begin + 1 + products.index(rows)
     channels = sizes[begin:end]
-    known = prod(size for size, _ in channels if _told(size))
-    untold = sum(not _told(size) for size, _ in channels)
-    if untold > 1 or rows % known or (untold == 0 and known != rows):
+    known = prod(size for size, _ in channels if _is_known(size))
+    unknown = sum(not _is_known(size) for size, _ in channels)
+    if unknown > 1 or rows % known or (unknown == 0 and known != rows):
         return
-    factors = tuple((size if _told(size) else rows // known, text) for size, text in channels)
+    factors = tuple((size if _is_known(size) else rows // known, text) for size, text in channels)
     axes = (*(None for _ in range(begin)), *range(len(factors)), *(None for _ in range(len(sizes) - end)))
     yield _Axes(factors, axes)
 
 
-def _told(size: Any) -> bool:
+def _is_known(size: Any) -> bool:
     return isinstance(size, int) and size > 0
 
 
-def _parts(module: nn.Module, cut: Cut, factors: tuple[tuple[int, str], ...], index: int) -> Division | None:
+def _row_split(
+    module: nn.Module, split: SourceSplit, factors: tuple[tuple[int, str], ...], index: int
+) -> RowSplit | None:
     size, _ = factors[index]
     inner = prod(length for length, _ in factors[index + 1 :])
-    count = len(cut.names)
-    told = worth(module, cut.sizes) if cut.sizes is not None else None
-    if cut.how == "split" and isinstance(told, list):
-        lengths = told
-    elif cut.how == "split" and isinstance(told, int):
-        lengths = [told] * count
-    elif cut.how == "unbind" or cut.how == "glu" or (cut.how == "chunk" and told == count):
+    count = len(split.names)
+    sizes = worth(module, split.sizes) if split.sizes is not None else None
+    if split.how == "split" and isinstance(sizes, list):
+        lengths = sizes
+    elif split.how == "split" and isinstance(sizes, int):
+        lengths = [sizes] * count
+    elif split.how == "unbind" or split.how == "glu" or (split.how == "chunk" and sizes == count):
         lengths = [size // count] * count
     else:
         return None
@@ -166,19 +171,19 @@ def _parts(module: nn.Module, cut: Cut, factors: tuple[tuple[int, str], ...], in
     head = 0
     if len(within) > 1 and blocks == 1 and _of_heads(within[0][1]):
         head = inner // within[0][0]
-    if len({name[:2] for name in cut.names} & {"q_", "k_", "v_"}) == 1 == len({name[:2] for name in cut.names}):
+    if len({name[:2] for name in split.names} & {"q_", "k_", "v_"}) == 1 == len({name[:2] for name in split.names}):
         return None  # the rotated part of a projection and the rest of it
-    parts = zip(_part_names(cut.names), lengths, strict=True)
+    parts = zip(_projection_names(split.names), lengths, strict=True)
     if index == 1 and _of_heads(factors[0][1]):
-        return Division(tuple(Part(name, length * inner, length * inner) for name, length in parts), blocks)
-    return Division(tuple(Part(name, length * inner, head) for name, length in parts), blocks)
+        return RowSplit(tuple(Projection(name, length * inner, length * inner) for name, length in parts), blocks)
+    return RowSplit(tuple(Projection(name, length * inner, head) for name, length in parts), blocks)
 
 
 def _of_heads(expression: str) -> bool:
     return "head" in expression and "dim" not in expression and "size" not in expression
 
 
-def _part_names(names: tuple[str, ...]) -> tuple[str, ...]:
+def _projection_names(names: tuple[str, ...]) -> tuple[str, ...]:
     """As the code calls them; queries, keys and values as everywhere, and numbers where names are no names."""
     common = tuple(
         next((short for short, word in _COMMON.items() if word.match(name)), re.sub(r"(?<!^hidden)_states$", "", name))

@@ -1,9 +1,9 @@
-"""How the neurons of one layer fall apart into projections, as only the module around the layer knows.
+"""How the rows of one fused layer fall apart into projections, as only the module around the layer knows.
 
 Note [Fused projections]. `query_key_value` is a Linear like any other; that its rows are queries, keys and values, and
 whether they lie below each other or interleave head by head, is decided where the parent module splits the output. So
 the parent's class is what is registered, and the sizes are read from the parent's own attributes; where there is no
-entry, the parent's code may say it (see Note [Cut by use]). Where neither does, or where the sizes do not add up to
+entry, the parent's code may say it (see Note [Split by use]). Where neither does, or where the sizes do not add up to
 the layer's rows, the layer stays one group: nothing is guessed from names or shapes.
 """
 
@@ -13,15 +13,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
-
-from hf_mhe.neurons.kinds.registry import Piece, lookup
+from hf_mhe.errors import MHEError
+from hf_mhe.neurons.kinds.registry import Piece
 from hf_mhe.neurons.layout import Take, Then
-from hf_mhe.neurons.model.unwrap import bare
 
 
 @dataclass(frozen=True)
-class Part:
+class Projection:
     """One projection: how many rows of each block it takes, and how many rows an attention head takes (0: no heads).
 
     The empty name is for a layer that is one projection as a whole.
@@ -33,85 +31,54 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Division:
-    """The parts of a layer's rows, in order; with `blocks` > 1 that order repeats in each of so many equal blocks."""
+class RowSplit:
+    """The projections in a layer's rows, in order; with `blocks` > 1 in each of that many equal blocks."""
 
-    parts: tuple[Part, ...]
+    projections: tuple[Projection, ...]
     blocks: int = 1
 
     @property
     def rows(self) -> int:
-        return self.blocks * sum(part.length for part in self.parts)
+        return self.blocks * sum(projection.length for projection in self.projections)
 
 
-Divider = Callable[[Any], Mapping[str, Division]]
+Splitter = Callable[[Any], Mapping[str, RowSplit]]
+"""From a module to the split of each of its fused layers, by the name of the child."""
 
-DIVIDERS: dict[str, Divider] = {}
-_PARTS: list[Divider] = []
-_HEADS: list[Divider] = []
+SPLITTERS: dict[str, Splitter] = {}
+"""By the qualified name of a class. The order does not matter: a class has one entry."""
 
 
-def divides(*names: str) -> Callable[[Divider], Divider]:
-    """Register a divider (module -> {child: its division}) for classes of transformers, named `folder.Class`."""
+def splits(*names: str) -> Callable[[Splitter], Splitter]:
+    """Register a splitter for classes of transformers, named `folder.Class`."""
 
-    def register(divider: Divider) -> Divider:
+    def register(splitter: Splitter) -> Splitter:
         for name in names:
             folder, _, cls = name.rpartition(".")
             package, _, file = folder.partition("/")
-            DIVIDERS[f"transformers.models.{package}.modeling_{file or package}.{cls}"] = divider
-        return divider
+            key = f"transformers.models.{package}.modeling_{file or package}.{cls}"
+            if key in SPLITTERS:
+                raise MHEError(f"{key} has two splitters: {SPLITTERS[key].__name__} and {splitter.__name__}")
+            SPLITTERS[key] = splitter
+        return splitter
 
     return register
 
 
-def tells_parts(divider: Divider) -> Divider:
-    """Register a divider for modules that no entry knows."""
-    _PARTS.append(divider)
-    return divider
-
-
-def tells_heads(divider: Divider) -> Divider:
-    """Register a divider for modules that no entry knows: it may only tell the heads of unfused projections."""
-    _HEADS.append(divider)
-    return divider
-
-
-def divisions(root: nn.Module) -> dict[int, Division]:
-    """The division of every layer that has one, by the id of the layer's module."""
-    found: dict[int, Division] = {}
-    for module in root.modules():
-        for child, division in _division(module).items():
-            layer = getattr(module, child, None)
-            if isinstance(layer, nn.Module):
-                found[id(bare(layer))] = division
-    return found
-
-
-def _division(module: nn.Module) -> Mapping[str, Division]:
-    divider = lookup(DIVIDERS, module)
-    try:
-        if divider is not None:
-            return divider(module)
-        return {child: division for tell in (*_HEADS, *_PARTS) for child, division in tell(module).items()}
-    except (AttributeError, ZeroDivisionError):
-        # Another release of transformers names the sizes otherwise: see Note [Fused projections].
-        return {}
-
-
-def divide(piece: Piece, division: Division | None, rows: int) -> Iterator[Piece]:
-    """The pieces that a piece of `rows` neurons falls into; itself where no division fits it."""
-    if division is None or division.rows != rows:
+def split(piece: Piece, row_split: RowSplit | None, rows: int) -> Iterator[Piece]:
+    """The pieces that a piece of `rows` neurons falls into; itself where no split fits it."""
+    if row_split is None or row_split.rows != rows:
         yield piece
         return
     start = 0
-    for part in division.parts:
-        if part.name:
-            layout = Then(piece.layout, Take(start, part.length, division.blocks))
-            suffix = ".".join(filter(None, (piece.suffix, part.name)))
-            yield replace(piece, layout=layout, suffix=suffix, head=part.head)
+    for projection in row_split.projections:
+        if projection.name:
+            layout = Then(piece.layout, Take(start, projection.length, row_split.blocks))
+            suffix = ".".join(filter(None, (piece.suffix, projection.name)))
+            yield replace(piece, layout=layout, suffix=suffix, head=projection.head)
         else:
-            yield replace(piece, head=part.head)
-        start += part.length
+            yield replace(piece, head=projection.head)
+        start += projection.length
 
 
 def heads(piece: Piece, rows: int) -> Iterator[Piece]:

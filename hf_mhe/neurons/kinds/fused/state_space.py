@@ -7,26 +7,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_mhe.neurons.kinds.fused.split import Division, Part, divides
+from hf_mhe.neurons.kinds.fused.split import Projection, RowSplit, splits
 
 
-@divides("falcon_mamba.FalconMambaMixer", "jamba.JambaMambaMixer", "mamba.MambaMixer")
-def mamba(module: Any) -> dict[str, Division]:
+@splits("falcon_mamba.FalconMambaMixer", "jamba.JambaMambaMixer", "mamba.MambaMixer")
+def mamba(module: Any) -> dict[str, RowSplit]:
     """`in_proj`: x, then z; `x_proj`: dt, B, C."""
     size, state = module.intermediate_size, module.ssm_state_size
     return {
-        "in_proj": Division((Part("x", size), Part("z", size))),
-        "x_proj": Division((Part("dt", module.time_step_rank), Part("B", state), Part("C", state))),
+        "in_proj": RowSplit((Projection("x", size), Projection("z", size))),
+        "x_proj": RowSplit((Projection("dt", module.time_step_rank), Projection("B", state), Projection("C", state))),
     }
 
 
-@divides("zamba.ZambaMambaMixer")
-def zamba(module: Any) -> dict[str, Division]:
+@splits("zamba.ZambaMambaMixer")
+def zamba(module: Any) -> dict[str, RowSplit]:
     """`in_proj`, viewed as (channels, 2): x and z in turn."""
-    return {"in_proj": Division((Part("x", 1), Part("z", 1)), module.intermediate_size)}
+    return {"in_proj": RowSplit((Projection("x", 1), Projection("z", 1)), module.intermediate_size)}
 
 
-@divides(
+@splits(
     "bamba.BambaMixer",
     "falcon_h1.FalconH1Mixer",
     "granitemoehybrid.GraniteMoeHybridMambaLayer",
@@ -34,20 +34,26 @@ def zamba(module: Any) -> dict[str, Division]:
     "nemotron_h.NemotronHMamba2Mixer",
     "zamba2.Zamba2MambaMixer",
 )
-def mamba2(module: Any) -> dict[str, Division]:
+def mamba2(module: Any) -> dict[str, RowSplit]:
     """`in_proj`: z, x, B, C, dt."""
     size, state = module.intermediate_size, module.n_groups * module.ssm_state_size
-    parts = Part("z", size), Part("x", size), Part("B", state), Part("C", state), Part("dt", module.num_heads)
-    return {"in_proj": Division(parts)}
+    parts = (
+        Projection("z", size),
+        Projection("x", size),
+        Projection("B", state),
+        Projection("C", state),
+        Projection("dt", module.num_heads),
+    )
+    return {"in_proj": RowSplit(parts)}
 
 
-@divides(
+@splits(
     "lfm2.Lfm2ShortConv",
     "lfm2_moe.Lfm2MoeShortConv",
     "lfm3.Lfm3ShortConv",
     "lfm3_vl.Lfm3VlVisionShortConv",
 )
-def short_convolution(module: Any) -> dict[str, Division]:
+def short_convolution(module: Any) -> dict[str, RowSplit]:
     """`in_proj`: B, C, x, where B gates what goes into the convolution and C what comes out of it."""
     size = module.in_proj.out_features // 3
-    return {"in_proj": Division(tuple(Part(name, size) for name in ("B", "C", "x")))}
+    return {"in_proj": RowSplit(tuple(Projection(name, size) for name in ("B", "C", "x")))}

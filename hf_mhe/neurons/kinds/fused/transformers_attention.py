@@ -1,50 +1,50 @@
 """Attention's fused projections in transformers: which rows are queries, keys and values, read as the forward does.
 
-Each divider repeats the split in the forward of the classes it is registered for; sizes are the module's attributes.
+Each splitter repeats the split in the forward of the classes it is registered for; sizes are the module's attributes.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from hf_mhe.neurons.kinds.fused.split import Division, Part, divides
+from hf_mhe.neurons.kinds.fused.split import Projection, RowSplit, splits
 
 
-def _qkv(q: int, k: int, head: int) -> Division:
+def _qkv(q: int, k: int, head: int) -> RowSplit:
     """Queries, keys and values below each other."""
-    return Division((Part("q", q, head), Part("k", k, head), Part("v", k, head)))
+    return RowSplit((Projection("q", q, head), Projection("k", k, head), Projection("v", k, head)))
 
 
-def _interleaved(heads: int, head: int) -> Division:
+def _interleaved(heads: int, head: int) -> RowSplit:
     """Head by head: its queries, its keys, its values."""
-    return Division((Part("q", head, head), Part("k", head, head), Part("v", head, head)), heads)
+    return RowSplit((Projection("q", head, head), Projection("k", head, head), Projection("v", head, head)), heads)
 
 
-def _kv(layer: Any, heads: int) -> Division:
+def _kv(layer: Any, heads: int) -> RowSplit:
     """Keys above values, of one size."""
     rows = layer.out_features // 2
-    return Division((Part("k", rows, rows // heads), Part("v", rows, rows // heads)))
+    return RowSplit((Projection("k", rows, rows // heads), Projection("v", rows, rows // heads)))
 
 
-@divides("gpt2.GPT2Attention", "decision_transformer.DecisionTransformerGPT2Attention", "imagegpt.ImageGPTAttention")
-def gpt2(module: Any) -> dict[str, Division]:
+@splits("gpt2.GPT2Attention", "decision_transformer.DecisionTransformerGPT2Attention", "imagegpt.ImageGPTAttention")
+def gpt2(module: Any) -> dict[str, RowSplit]:
     """`c_attn`, a transformers Conv1D: thirds, or keys and values alone in cross-attention."""
     size, head = module.split_size, module.head_dim
     both = _qkv(size, size, head)
     return {
-        "c_attn": Division(both.parts[1:]) if module.is_cross_attention else both,
-        "q_attn": Division((Part("", size, head),)),
+        "c_attn": RowSplit(both.projections[1:]) if module.is_cross_attention else both,
+        "q_attn": RowSplit((Projection("", size, head),)),
     }
 
 
-@divides("openai.Attention")
-def openai(module: Any) -> dict[str, Division]:
+@splits("openai.Attention")
+def openai(module: Any) -> dict[str, RowSplit]:
     """GPT's `c_attn`: thirds."""
     return {"c_attn": _qkv(module.split_size, module.split_size, module.split_size // module.n_head)}
 
 
-@divides("gpt_bigcode.GPTBigCodeAttention")
-def gpt_bigcode(module: Any) -> dict[str, Division]:
+@splits("gpt_bigcode.GPTBigCodeAttention")
+def gpt_bigcode(module: Any) -> dict[str, RowSplit]:
     """`c_attn`: with one key and value head all queries first, else head by head."""
     if module.is_cross_attention:
         return {}
@@ -53,45 +53,45 @@ def gpt_bigcode(module: Any) -> dict[str, Division]:
     return {"c_attn": _interleaved(module.num_heads, module.head_dim)}
 
 
-@divides("bark.BarkSelfAttention")
-def bark(module: Any) -> dict[str, Division]:
+@splits("bark.BarkSelfAttention")
+def bark(module: Any) -> dict[str, RowSplit]:
     """`att_proj`: thirds."""
     return {"att_proj": _qkv(module.embed_dim, module.embed_dim, module.head_dim)}
 
 
-@divides("mpt.MptAttention")
-def mpt(module: Any) -> dict[str, Division]:
+@splits("mpt.MptAttention")
+def mpt(module: Any) -> dict[str, RowSplit]:
     """`Wqkv`: thirds."""
     return {"Wqkv": _qkv(module.hidden_size, module.hidden_size, module.head_dim)}
 
 
-@divides("dbrx.DbrxAttention")
-def dbrx(module: Any) -> dict[str, Division]:
+@splits("dbrx.DbrxAttention")
+def dbrx(module: Any) -> dict[str, RowSplit]:
     """`Wqkv`: queries, then the fewer keys and values."""
     return {"Wqkv": _qkv(module.hidden_size, module.num_key_value_heads * module.head_dim, module.head_dim)}
 
 
-@divides("modernbert.ModernBertAttention")
-def modernbert(module: Any) -> dict[str, Division]:
+@splits("modernbert.ModernBertAttention")
+def modernbert(module: Any) -> dict[str, RowSplit]:
     """`Wqkv`: thirds."""
     rows = module.config.num_attention_heads * module.head_dim
     return {"Wqkv": _qkv(rows, rows, module.head_dim)}
 
 
-@divides("phi3.Phi3Attention", "phi4_multimodal.Phi4MultimodalAttention")
-def phi3(module: Any) -> dict[str, Division]:
+@splits("phi3.Phi3Attention", "phi4_multimodal.Phi4MultimodalAttention")
+def phi3(module: Any) -> dict[str, RowSplit]:
     """`qkv_proj`: queries, then the fewer keys and values."""
     queries = module.config.num_attention_heads * module.head_dim
     return {"qkv_proj": _qkv(queries, module.num_key_value_heads * module.head_dim, module.head_dim)}
 
 
-@divides("exaone4_5.Exaone4_5_VisionAttention")
-def exaone_vision(module: Any) -> dict[str, Division]:
+@splits("exaone4_5.Exaone4_5_VisionAttention")
+def exaone_vision(module: Any) -> dict[str, RowSplit]:
     """`qkv`: queries, then the fewer keys and values."""
     return {"qkv": _qkv(module.q_dim, module.kv_dim, module.head_dim)}
 
 
-@divides(
+@splits(
     "blip.BlipAttention",
     "blip_2.Blip2Attention",
     "cohere_compass.CohereCompassVisionAttention",
@@ -121,13 +121,13 @@ def exaone_vision(module: Any) -> dict[str, Division]:
     "timesformer.TimesformerSelfAttention",
     "vitdet.VitDetAttention",
 )
-def vision(module: Any) -> dict[str, Division]:
+def vision(module: Any) -> dict[str, RowSplit]:
     """`qkv`, reshaped to (3, num_heads, head): thirds."""
     rows = module.qkv.out_features // 3
     return {"qkv": _qkv(rows, rows, rows // module.num_heads)}
 
 
-@divides(
+@splits(
     "deepseek_ocr2.DeepseekOcr2SamVisionAttention",
     "got_ocr2.GotOcr2VisionAttention",
     "pp_formulanet.PPFormulaNetVisionAttention",
@@ -138,44 +138,44 @@ def vision(module: Any) -> dict[str, Division]:
     "slanext.SLANeXtVisionAttention",
     "unlimited_ocr.UnlimitedOcrSamVisionAttention",
 )
-def segment_anything(module: Any) -> dict[str, Division]:
+def segment_anything(module: Any) -> dict[str, RowSplit]:
     """`qkv`, reshaped to (3, num_attention_heads, head): thirds."""
     rows = module.qkv.out_features // 3
     return {"qkv": _qkv(rows, rows, rows // module.num_attention_heads)}
 
 
-@divides("florence2.Florence2VisionChannelAttention")
-def florence2_channel(module: Any) -> dict[str, Division]:
+@splits("florence2.Florence2VisionChannelAttention")
+def florence2_channel(module: Any) -> dict[str, RowSplit]:
     """`qkv`, reshaped to (3, groups, channels): thirds."""
     return {"qkv": _qkv(module.dim, module.dim, module.dim // module.groups)}
 
 
-@divides("layoutlmv2.LayoutLMv2SelfAttention")
-def layoutlmv2(module: Any) -> dict[str, Division]:
+@splits("layoutlmv2.LayoutLMv2SelfAttention")
+def layoutlmv2(module: Any) -> dict[str, RowSplit]:
     """`qkv_linear`, where the config fuses: thirds."""
     return {"qkv_linear": _qkv(module.all_head_size, module.all_head_size, module.attention_head_size)}
 
 
-@divides("gpt_neox.GPTNeoXAttention")
-def gpt_neox(module: Any) -> dict[str, Division]:
+@splits("gpt_neox.GPTNeoXAttention")
+def gpt_neox(module: Any) -> dict[str, RowSplit]:
     """`query_key_value`, viewed as (heads, 3 · head): head by head."""
     return {"query_key_value": _interleaved(module.config.num_attention_heads, module.head_size)}
 
 
-@divides("gpt_neox_japanese.GPTNeoXJapaneseAttention")
-def gpt_neox_japanese(module: Any) -> dict[str, Division]:
+@splits("gpt_neox_japanese.GPTNeoXJapaneseAttention")
+def gpt_neox_japanese(module: Any) -> dict[str, RowSplit]:
     """`query_key_value`, viewed as (heads, 3 · head): head by head."""
     return {"query_key_value": _interleaved(module.num_attention_heads, module.head_size)}
 
 
-@divides("bloom.BloomAttention", "persimmon.PersimmonAttention")
-def bloom(module: Any) -> dict[str, Division]:
+@splits("bloom.BloomAttention", "persimmon.PersimmonAttention")
+def bloom(module: Any) -> dict[str, RowSplit]:
     """`query_key_value`, viewed as (heads, 3, head): head by head."""
     return {"query_key_value": _interleaved(module.num_heads, module.head_dim)}
 
 
-@divides("falcon.FalconAttention")
-def falcon(module: Any) -> dict[str, Division]:
+@splits("falcon.FalconAttention")
+def falcon(module: Any) -> dict[str, RowSplit]:
     """`query_key_value` in its three layouts.
 
     New decoder: for each key-value head its queries, one key, one value; multi-query: all queries, one key, one value;
@@ -184,58 +184,62 @@ def falcon(module: Any) -> dict[str, Division]:
     head = module.head_dim
     if module.new_decoder_architecture:
         queries = module.num_heads // module.num_kv_heads * head
-        parts = Part("q", queries, head), Part("k", head, head), Part("v", head, head)
-        return {"query_key_value": Division(parts, module.num_kv_heads)}
+        parts = Projection("q", queries, head), Projection("k", head, head), Projection("v", head, head)
+        return {"query_key_value": RowSplit(parts, module.num_kv_heads)}
     if module.multi_query:
         return {"query_key_value": _qkv(module.num_heads * head, head, head)}
     return {"query_key_value": _interleaved(module.num_heads, head)}
 
 
-@divides("minimax.MiniMaxLightningAttention")
-def minimax_lightning(module: Any) -> dict[str, Division]:
+@splits("minimax.MiniMaxLightningAttention")
+def minimax_lightning(module: Any) -> dict[str, RowSplit]:
     """`qkv_proj`, viewed as (heads, 3 · head): head by head."""
     return {"qkv_proj": _interleaved(module.num_attention_heads, module.head_dim)}
 
 
-@divides("deberta.DisentangledSelfAttention")
-def deberta(module: Any) -> dict[str, Division]:
+@splits("deberta.DisentangledSelfAttention")
+def deberta(module: Any) -> dict[str, RowSplit]:
     """`in_proj`, viewed as (heads, 3 · head): head by head."""
     return {"in_proj": _interleaved(module.num_attention_heads, module.attention_head_size)}
 
 
-@divides("esm/esmfold.EsmFoldSelfAttention")
-def esmfold(module: Any) -> dict[str, Division]:
+@splits("esm/esmfold.EsmFoldSelfAttention")
+def esmfold(module: Any) -> dict[str, RowSplit]:
     """`proj`, viewed as (heads, 3 · head): head by head."""
     return {"proj": _interleaved(module.num_heads, module.head_width)}
 
 
-@divides("codegen.CodeGenAttention")
-def codegen(module: Any) -> dict[str, Division]:
+@splits("codegen.CodeGenAttention")
+def codegen(module: Any) -> dict[str, RowSplit]:
     """`qkv_proj`: in each of 4 blocks (the cores it was trained on) queries, values, keys, in this order."""
     head = module.head_dim
     rows = head * module.num_attention_heads // 4
-    return {"qkv_proj": Division((Part("q", rows, head), Part("v", rows, head), Part("k", rows, head)), 4)}
+    return {
+        "qkv_proj": RowSplit(
+            (Projection("q", rows, head), Projection("v", rows, head), Projection("k", rows, head)), 4
+        )
+    }
 
 
-@divides("jetmoe.JetMoeAttention")
-def jetmoe(module: Any) -> dict[str, Division]:
+@splits("jetmoe.JetMoeAttention")
+def jetmoe(module: Any) -> dict[str, RowSplit]:
     """`kv_proj`: keys, then values."""
     return {"kv_proj": _kv(module.kv_proj, module.num_key_value_heads)}
 
 
-@divides("granite_speech.GraniteSpeechConformerAttention", "granite_speech_plus.GraniteSpeechPlusConformerAttention")
-def granite_speech(module: Any) -> dict[str, Division]:
+@splits("granite_speech.GraniteSpeechConformerAttention", "granite_speech_plus.GraniteSpeechPlusConformerAttention")
+def granite_speech(module: Any) -> dict[str, RowSplit]:
     """`to_kv`: keys, then values."""
     return {"to_kv": _kv(module.to_kv, module.num_heads)}
 
 
-@divides("evolla.EvollaSequenceCompressorAttention")
-def evolla(module: Any) -> dict[str, Division]:
+@splits("evolla.EvollaSequenceCompressorAttention")
+def evolla(module: Any) -> dict[str, RowSplit]:
     """`to_kv`: keys, then values."""
     return {"to_kv": _kv(module.to_kv, module.heads)}
 
 
-@divides(
+@splits(
     "axk1.AXK1Attention",
     "axk2.AXK2Attention",
     "bailing_hybrid.BailingHybridAttention",
@@ -255,56 +259,62 @@ def evolla(module: Any) -> dict[str, Division]:
     "mistral_large4.MistralLarge4TextAttention",
     "youtu.YoutuAttention",
 )
-def latent_attention(module: Any) -> dict[str, Division]:
+def latent_attention(module: Any) -> dict[str, RowSplit]:
     """Multi-head latent attention: `kv_a_proj_with_mqa` is the latent, then the one key with position.
 
     `kv_b_proj` is head by head the keys' part without position, then the values.
     """
     nope, value = module.qk_nope_head_dim, module.v_head_dim
     found = {
-        "kv_a_proj_with_mqa": Division((Part("latent", module.kv_lora_rank), Part("k_rope", module.qk_rope_head_dim))),
-        "kv_b_proj": Division((Part("k", nope, nope), Part("v", value, value)), module.num_heads),
+        "kv_a_proj_with_mqa": RowSplit(
+            (Projection("latent", module.kv_lora_rank), Projection("k_rope", module.qk_rope_head_dim))
+        ),
+        "kv_b_proj": RowSplit((Projection("k", nope, nope), Projection("v", value, value)), module.num_heads),
     }
-    queries = Division((Part("", module.num_heads * module.qk_head_dim, module.qk_head_dim),))
+    queries = RowSplit((Projection("", module.num_heads * module.qk_head_dim, module.qk_head_dim),))
     return found | dict.fromkeys(("q_proj", "q_b_proj"), queries)
 
 
-@divides(
+@splits(
     "qwen3_5.Qwen3_5Attention",
     "qwen3_5_moe.Qwen3_5MoeAttention",
     "qwen3_next.Qwen3NextAttention",
     "qwen4_exp.Qwen4ExpTextAttention",
 )
-def gated_queries(module: Any) -> dict[str, Division]:
+def gated_queries(module: Any) -> dict[str, RowSplit]:
     """`q_proj`, viewed as (heads, 2 · head): head by head its queries and its output gates."""
     head, config = module.head_dim, module.config
-    keys = Division((Part("", config.num_key_value_heads * head, head),))
-    gated = Division((Part("q", head, head), Part("gate", head, head)), config.num_attention_heads)
+    keys = RowSplit((Projection("", config.num_key_value_heads * head, head),))
+    gated = RowSplit((Projection("q", head, head), Projection("gate", head, head)), config.num_attention_heads)
     return {"q_proj": gated, "k_proj": keys, "v_proj": keys}
 
 
-@divides("qwen3_next.Qwen3NextGatedDeltaNet")
-def gated_delta_net_interleaved(module: Any) -> dict[str, Division]:
+@splits("qwen3_next.Qwen3NextGatedDeltaNet")
+def gated_delta_net_interleaved(module: Any) -> dict[str, RowSplit]:
     """`in_proj_qkvz` and `in_proj_ba`: for each key head its queries, keys, values and output gates; b and a."""
     k, v, ratio = module.head_k_dim, module.head_v_dim, module.num_v_heads // module.num_k_heads
-    mixed = Part("q", k, k), Part("k", k, k), Part("v", ratio * v, v), Part("z", ratio * v, v)
+    mixed = Projection("q", k, k), Projection("k", k, k), Projection("v", ratio * v, v), Projection("z", ratio * v, v)
     return {
-        "in_proj_qkvz": Division(mixed, module.num_k_heads),
-        "in_proj_ba": Division((Part("b", ratio), Part("a", ratio)), module.num_k_heads),
+        "in_proj_qkvz": RowSplit(mixed, module.num_k_heads),
+        "in_proj_ba": RowSplit((Projection("b", ratio), Projection("a", ratio)), module.num_k_heads),
     }
 
 
-@divides(
+@splits(
     "lara_mini.LaraMiniGatedDeltaNet",
     "qwen3_5.Qwen3_5GatedDeltaNet",
     "qwen3_5_moe.Qwen3_5MoeGatedDeltaNet",
     "qwen4_exp.Qwen4ExpTextGatedDeltaNet",
 )
-def gated_delta_net(module: Any) -> dict[str, Division]:
+def gated_delta_net(module: Any) -> dict[str, RowSplit]:
     """`in_proj_qkv`: queries, keys, values."""
     k, v = module.head_k_dim, module.head_v_dim
     return {
-        "in_proj_qkv": Division(
-            (Part("q", module.key_dim, k), Part("k", module.key_dim, k), Part("v", module.value_dim, v))
+        "in_proj_qkv": RowSplit(
+            (
+                Projection("q", module.key_dim, k),
+                Projection("k", module.key_dim, k),
+                Projection("v", module.value_dim, v),
+            )
         )
     }
