@@ -106,7 +106,7 @@ def check_duplicate_cosine(value: object) -> float:
     Raises:
         MHEError: not a number, or out of this range.
     """
-    if isinstance(value, Real) and not isinstance(value, bool) and 0 < value <= 1:
+    if isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) <= 1:
         return float(value)
     raise MHEError(f"duplicate_cosine must be a number above 0 and at most 1; got {value!r}")
 
