@@ -62,7 +62,7 @@ def _brought_back(module: nn.Module) -> AbstractContextManager[None]:
     if not hasattr(module, "_hf_hook"):
         return nullcontext()
     import torch
-    from accelerate.utils import align_module_device, has_offloaded_params
+    from accelerate.utils import align_module_device, has_offloaded_params  # type: ignore[import-untyped]
 
     if not has_offloaded_params(module):
         return nullcontext()
@@ -128,7 +128,7 @@ def _fault(tensor: Tensor) -> str | None:
 
     tensor = tensor.detach()
     if is_traceable_wrapper_subclass(tensor):  # torchao's quantized weights, shards of DTensor
-        inner = (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])  # type: ignore[attr-defined]
+        inner = (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])
         faults = {_fault(part) for part in inner}
         return "NaN" if "NaN" in faults else "infinity" if "infinity" in faults else None
     if tensor.layout in (torch.sparse_coo,):

@@ -41,7 +41,7 @@ def _state_to_save(model: Any) -> dict[str, Any] | None:
         return None
     state: dict[str, Any] = model.state_dict()
     if offloaded:
-        from accelerate.utils.modeling import get_state_dict_offloaded_model
+        from accelerate.utils.modeling import get_state_dict_offloaded_model  # type: ignore[import-untyped]
 
         state = get_state_dict_offloaded_model(model)
     return {clean(name): tensor for name, tensor in state.items()}

@@ -49,7 +49,7 @@ def _of_model(config: Any) -> str | None:
         return str(config["tokenizer_class"])
     from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
-    found = TOKENIZER_MAPPING_NAMES.get(config.get("model_type"))
+    found = TOKENIZER_MAPPING_NAMES.get(str(config.get("model_type")))
     return next((name for name in found if name), None) if isinstance(found, tuple) else found
 
 
