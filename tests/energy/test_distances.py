@@ -16,6 +16,7 @@ from hf_mhe.energy import Potential, energy_lower_bound, expected_energy, hypers
 from hf_mhe.energy.distances.chord import Chord
 from hf_mhe.energy.distances.spherical import SphericalDistance
 from hf_mhe.energy.distances.table import DISTANCES
+from hf_mhe.energy.sphere import angles
 from hf_mhe.errors import MHEError
 from tests.energy.cases import random_rows
 from tests.oracle import RHO
@@ -24,9 +25,9 @@ ANGLES = torch.cat([torch.tensor([1e-6, 1e-3]), torch.linspace(0.05, 3.09, 60), 
 ANGLES = ANGLES.double()
 
 
-def chords(angles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def chords(theta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """`|u - v|` and `|u + v|` of two unit vectors at these angles."""
-    return 2 * torch.sin(angles / 2), 2 * torch.cos(angles / 2)
+    return 2 * torch.sin(theta / 2), 2 * torch.cos(theta / 2)
 
 
 def test_the_table_the_names_and_the_oracle_agree() -> None:
@@ -53,10 +54,10 @@ def test_the_faces_of_a_distance_are_one_function(name: str) -> None:
 @pytest.mark.parametrize("name", DISTANCES)
 def test_its_derivatives_are_those_of_its_values(name: str) -> None:
     """If this failed, the gradient of a new distance would not be the derivative of its energy."""
-    rho, angles = DISTANCES[name], ANGLES[2:-2]
-    cos = torch.cos(angles).requires_grad_()
+    rho, between = DISTANCES[name], ANGLES[2:-2]
+    cos = torch.cos(between).requires_grad_()
     (slope,) = torch.autograd.grad(rho.squared(cos).sum(), cos)
-    near, far = chords(angles)
+    near, far = chords(between)
     _, inner = rho.squared_from_chords(near.square(), far.square())
     assert torch.allclose(torch.as_tensor(inner, dtype=slope.dtype).expand_as(slope), -0.5 * slope, rtol=1e-9, atol=0)
 
@@ -90,6 +91,13 @@ def test_the_quadrature_that_every_distance_inherits(d: int, s: float, mirrored:
     assert SphericalDistance.mean(chord, d, s) == pytest.approx(chord.mean(d, s), rel=1e-10)
     inherited = SphericalDistance.std(chord, d, s, mirrored=mirrored)
     assert inherited == pytest.approx(chord.std(d, s, mirrored=mirrored), rel=1e-8)
+
+
+def test_a_mean_that_no_float_holds_is_infinite() -> None:
+    """If this failed, a large exponent would stop with an overflow for a distance whose typical value is below 1."""
+    for s in (400.0, 498.0):
+        assert angles.mean(lambda theta: theta / 1000, 1e-3, 1000, s) == math.inf
+        assert angles.std(lambda theta: theta / 1000, 1e-3, 1000, s, mirrored=True) == math.inf
 
 
 @pytest.mark.parametrize("name", ["cosine", "Euclidean", "", None, 2])

@@ -16,29 +16,29 @@ Rho = Callable[[float], float]
 def mean(rho: Rho, slope_at_zero: float, d: int, s: float) -> float:
     """E f_s(rho(θ)) in dimension d >= 2, for s < d − 1."""
     if s > 0:
-        return math.exp(_log_mean(rho, slope_at_zero, d, s))
+        return _exp(_log_mean(_per_slope(rho, slope_at_zero), d, s) - s * math.log(slope_at_zero))
     total, log_scale = _integral(d, 0.0, lambda theta: (0.0, -math.log(rho(theta))), math.pi)
     return total * math.exp(log_scale)
 
 
 def std(rho: Rho, slope_at_zero: float, d: int, s: float, *, mirrored: bool) -> float:
     """The standard deviation of f_s(rho(θ)), or `mirrored` of f_s(rho(θ)) + f_s(rho(π − θ)), for 2 s < d − 1."""
+    rho = _per_slope(rho, slope_at_zero)
     if s == 0:
-        expected = (2 if mirrored else 1) * mean(rho, slope_at_zero, d, 0.0)
+        expected = (2 if mirrored else 1) * mean(rho, 1.0, d, 0.0)
 
         def squared(theta: float) -> tuple[float, float]:
             log_rho = math.log(rho(theta)) + (math.log(rho(math.pi - theta)) if mirrored else 0.0)
             return 0.0, (log_rho + expected) ** 2
     else:
-        log_mean = _log_mean(rho, slope_at_zero, d, s) + (math.log(2.0) if mirrored else 0.0)
-        over_theta = _log_over_theta(rho, slope_at_zero)
+        log_mean = _log_mean(rho, d, s) + (math.log(2.0) if mirrored else 0.0)
 
         def squared(theta: float) -> tuple[float, float]:
             # (F − mean)² over θ^(−2s). With F = mean · e^q + mirror image, the larger of F and mean is taken out, so
             # that neither end overflows.
-            exponent = -2 * s * over_theta(theta)
             if theta == 0:
-                return exponent, 1.0
+                return 0.0, 1.0
+            exponent = -2 * s * _log_over_theta(rho, theta)
             q = -s * math.log(rho(theta)) - log_mean
             mirror = 0.0
             if mirrored:
@@ -49,19 +49,27 @@ def std(rho: Rho, slope_at_zero: float, d: int, s: float, *, mirrored: bool) -> 
 
     # Mirrored, the integrand is even about π/2.
     total, log_scale = _integral(d, 2 * s, squared, math.pi / 2 if mirrored else math.pi)
-    return math.sqrt((2 if mirrored else 1) * total) * math.exp(0.5 * log_scale)
+    return math.sqrt((2 if mirrored else 1) * total) * _exp(0.5 * log_scale - s * math.log(slope_at_zero))
 
 
-def _log_mean(rho: Rho, slope_at_zero: float, d: int, s: float) -> float:
-    over_theta = _log_over_theta(rho, slope_at_zero)
-    total, log_scale = _integral(d, s, lambda theta: (-s * over_theta(theta), 1.0), math.pi)
+def _per_slope(rho: Rho, slope_at_zero: float) -> Rho:
+    # A constant factor of rho is one of f_s, or a summand, and may be beyond any float: it is put back as a logarithm.
+    return lambda theta: rho(theta) / slope_at_zero
+
+
+def _log_mean(rho: Rho, d: int, s: float) -> float:
+    total, log_scale = _integral(d, s, lambda theta: (-s * _log_over_theta(rho, theta), 1.0), math.pi)
     return math.log(total) + log_scale
 
 
-def _log_over_theta(rho: Rho, slope_at_zero: float) -> Callable[[float], float]:
-    # log(rho(θ) / θ), and its limit at 0.
-    at_zero = math.log(slope_at_zero)
-    return lambda theta: math.log(rho(theta)) - math.log(theta) if theta > 0 else at_zero
+def _log_over_theta(rho: Rho, theta: float) -> float:
+    # log(rho(θ) / θ), which is 0 at 0.
+    return math.log(rho(theta)) - math.log(theta) if theta > 0 else 0.0
+
+
+def _exp(exponent: float) -> float:
+    # A distance below 1 to a power of hundreds is no float.
+    return math.exp(exponent) if exponent < 709.0 else math.inf
 
 
 def _integral(d: int, power: float, tilt: Callable[[float], tuple[float, float]], upper: float) -> tuple[float, float]:
