@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from hf_mhe.analysis.in_memory import Pipeline, as_module
 from hf_mhe.analysis.report.group_energy import GroupEnergy
 from hf_mhe.analysis.report.report import EnergyReport
 from hf_mhe.analysis.report.unseen import unseen_note, unseen_share
-from hf_mhe.energy import Potential, energy_score, pair_statistics
+from hf_mhe.energy import EnergyScore, PairStatistics, Potential, energy_score, pair_statistics
 from hf_mhe.energy.statistics import check_duplicate_cosine
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import Adapters, Coverage, NeuronGroup, Shared, below, checkpoint_groups, coverage, select_groups
@@ -238,30 +238,31 @@ def _measure(group: NeuronGroup, matrix_of: Callable[[NeuronGroup], Tensor], set
         meaning = energy_score(pairs.energy, pairs.n, pairs.d, settings.potential)
     except MHEError as error:
         raise MHEError(f"group {group.name} ({' / '.join(group.parameters)}): {error}") from error
-    return GroupEnergy(
-        name=group.name,
-        kind=group.kind,
-        role=group.role,
-        n=pairs.n,
-        d=pairs.d,
-        parameters=tuple(group.parameters),
-        energy=pairs.energy,
-        expected=meaning.expected,
-        std=meaning.std,
-        lower_bound=meaning.lower_bound,
-        score=meaning.score,
-        z=meaning.z,
-        max_cosine=pairs.max_cosine,
-        min_cosine=pairs.min_cosine,
-        mean_nearest_cosine=float(pairs.nearest_cosine.double().mean()),
-        nearest_pair=(int(pairs.nearest_pair[0]), int(pairs.nearest_pair[1])),
-        near_duplicates=pairs.near_duplicates,
-        coincident=pairs.coincident,
-        dead=len(pairs.dead),
-        dead_rows=tuple(int(row) for row in pairs.dead),
-        histogram=tuple(int(count) for count in pairs.histogram.tolist()),
-        stack=group.stack,
-    )
+    return _row(group, pairs, meaning)
+
+
+def _row(group: NeuronGroup, pairs: PairStatistics, meaning: EnergyScore) -> GroupEnergy:
+    """A group's row: what was measured of it under the names that its columns have, and what describes it."""
+    wanted = {each.name for each in fields(GroupEnergy)}
+    values = {
+        each.name: getattr(source, each.name)
+        for source in (pairs, meaning)
+        for each in fields(source)
+        if each.name in wanted
+    }
+    values |= {
+        "name": group.name,
+        "kind": group.kind,
+        "role": group.role,
+        "stack": group.stack,
+        "parameters": tuple(group.parameters),
+        "mean_nearest_cosine": float(pairs.nearest_cosine.double().mean()),
+        "nearest_pair": (int(pairs.nearest_pair[0]), int(pairs.nearest_pair[1])),
+        "dead": len(pairs.dead),
+        "dead_rows": tuple(int(row) for row in pairs.dead),
+        "histogram": tuple(int(count) for count in pairs.histogram.tolist()),
+    }
+    return GroupEnergy(**values)
 
 
 def _skipped(left_out: list[tuple[NeuronGroup, str]], rows: list[GroupEnergy]) -> dict[str, str]:

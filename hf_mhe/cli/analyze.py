@@ -10,14 +10,14 @@ import typer
 from rich.table import Table
 
 from hf_mhe.cli import options
-from hf_mhe.cli.console import cell, emit_json, emit_line, note, plain_table, print_table, progress_on_stderr
+from hf_mhe.cli.console import emit_json, emit_line, note, print_table, progress_on_stderr
+from hf_mhe.cli.exit_status import EXIT_CHECK_FAILED
 from hf_mhe.cli.outputs import check_outputs
+from hf_mhe.cli.tables import number, table_of
 from hf_mhe.errors import MHEError
 
 if TYPE_CHECKING:
     from hf_mhe.analysis import EnergyReport, StackEnergy
-
-EXIT_CHECK_FAILED = 1
 
 
 def analyze_command(
@@ -116,50 +116,16 @@ def analyze_command(
 
 def report_table(report: EnergyReport, top: int | None) -> Table:
     """The table of a report's groups, most redundant first; the `top` first of them, all if None."""
-    table = plain_table()
-    table.add_column("layer", overflow="fold")
-    table.add_column("role")
-    for heading in ("n", "d", "energy", "expected", "score", "max cos", "near-dup", "dead"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for group in report.groups[:top]:
-        table.add_row(
-            cell(group.name),
-            group.role,
-            str(group.n),
-            str(group.d),
-            figure(group.energy, 4),
-            figure(group.expected, 4),
-            figure(group.score, 3),
-            figure(group.max_cosine, 3),
-            str(group.near_duplicates),
-            str(group.dead),
-        )
-    return table
+    from hf_mhe.analysis import GroupEnergy
+
+    return table_of(GroupEnergy, report.groups[:top])
 
 
 def stack_table(stacks: list[StackEnergy], top: int | None) -> Table:
     """The table of stacks of experts and heads, most redundant first; the `top` first of them, all if None."""
-    table = plain_table()
-    table.add_column("layer", overflow="fold")
-    table.add_column("role")
-    for heading in ("groups", "neurons", "d", "energy", "expected", "score", "highest", "max cos", "near-dup", "dead"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for stack in stacks[:top]:
-        table.add_row(
-            cell(stack.name),
-            stack.role,
-            str(stack.groups),
-            str(stack.neurons),
-            str(stack.d),
-            figure(stack.energy, 4),
-            figure(stack.expected, 4),
-            figure(stack.score, 3),
-            figure(stack.highest_score, 3),
-            figure(stack.max_cosine, 3),
-            str(stack.near_duplicates),
-            str(stack.dead),
-        )
-    return table
+    from hf_mhe.analysis import StackEnergy
+
+    return table_of(StackEnergy, stacks[:top])
 
 
 def summary_line(report: EnergyReport) -> str:
@@ -167,8 +133,8 @@ def summary_line(report: EnergyReport) -> str:
     summary = report.summary
     parts = [
         f"{summary.groups} layers, {summary.neurons} neurons",
-        f"mean score {figure(summary.mean_score, 3)}{_by_role(report)}",
-        f"most redundant {summary.most_redundant} ({figure(summary.most_redundant_score, 3)})"
+        f"mean score {number(summary.mean_score, 3)}{_by_role(report)}",
+        f"most redundant {summary.most_redundant} ({number(summary.most_redundant_score, 3)})"
         if summary.most_redundant is not None
         else "no layer has a score",
         f"{summary.near_duplicates} near-duplicate pairs, {summary.dead} dead neurons",
@@ -182,14 +148,7 @@ def _by_role(report: EnergyReport) -> str:
     roles = report.summary.by_role
     if len(roles) < 2:
         return ""
-    return " (" + ", ".join(f"{role} {figure(roles[role].mean_score, 3)}" for role in sorted(roles)) + ")"
-
-
-def figure(value: float | None, digits: int) -> str:
-    """A number for a table: '-' where it is not defined, 'inf' where it diverges."""
-    if value is None or math.isnan(value):
-        return "-"
-    return f"{value:.{digits}f}"
+    return " (" + ", ".join(f"{role} {number(roles[role].mean_score, 3)}" for role in sorted(roles)) + ")"
 
 
 def _unseen(report: EnergyReport, limit: float) -> str | None:

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
-from rich.table import Table
 
 from hf_mhe.cli import options
-from hf_mhe.cli.analyze import figure
-from hf_mhe.cli.console import cell, emit_line, note, plain_table, print_table, progress_on_stderr
+from hf_mhe.cli.console import emit_line, note, print_table, progress_on_stderr
 from hf_mhe.cli.outputs import check_outputs
+from hf_mhe.cli.tables import comparison_table, number
 
 if TYPE_CHECKING:
     from hf_mhe.analysis import Comparison
@@ -59,32 +58,11 @@ def compare_command(
             note(f"only {side}: {name}")
 
 
-def comparison_table(comparison: Comparison) -> Table:
-    """The table of all layers that both sides have, most redundant after first."""
-    table = plain_table()
-    table.add_column("layer", overflow="fold")
-    for heading in ("n", "d", "score before", "after", "change", "max cos before", "after"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in comparison.rows:
-        change = row.score_change
-        table.add_row(
-            cell(row.name),
-            str(row.n),
-            str(row.d),
-            figure(row.score_before, 3),
-            figure(row.score_after, 3),
-            "-" if change is None else f"{change:+.3f}",
-            figure(row.before.max_cosine, 3),
-            figure(row.after.max_cosine, 3),
-        )
-    return table
-
-
 def summary_line(comparison: Comparison) -> str:
     """One line: the mean score before and after, and how many layers improved."""
     summary = comparison.summary
     return (
-        f"{summary.groups} layers; mean score {figure(summary.mean_score_before, 3)} -> "
-        f"{figure(summary.mean_score_after, 3)}; {summary.improved} improved, {summary.worsened} worsened, "
+        f"{summary.groups} layers; mean score {number(summary.before.mean_score, 3)} -> "
+        f"{number(summary.after.mean_score, 3)}; {summary.improved} improved, {summary.worsened} worsened, "
         f"{summary.unchanged} unchanged"
     )

@@ -17,10 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from hf_mhe.cli.exit_status import EXIT_BROKEN_PIPE
 from hf_mhe.cli.streams import carries_unicode, say, shown, to_nowhere
 from hf_mhe.errors import MHEError
 
-EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, as the shell has it
 NARROWEST = 100  # columns that a table's numbers and a little of each name need
 LINE_SECONDS = 2.0  # between two lines of progress in a log
 

@@ -10,12 +10,9 @@ import typer
 
 from hf_mhe.cli.app import app
 from hf_mhe.cli.console import closed_pipe
+from hf_mhe.cli.exit_status import EXIT_BAD_INPUT, EXIT_INTERNAL_ERROR, EXIT_INTERRUPTED
 from hf_mhe.cli.streams import let_any_text_through, say, to_nowhere
 from hf_mhe.errors import MHEError
-
-EXIT_BAD_INPUT = 2
-EXIT_INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as the shell has it
 
 # The base class of everything typer raises about a command line. typer has moved its home (click, later its own copy),
 # so it is taken from the public exception that derives from it.

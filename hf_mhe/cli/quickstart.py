@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hf_mhe.cli import options
-from hf_mhe.cli.analyze import figure
 from hf_mhe.cli.console import cell, emit_line, plain_table, print_table, progress_on_stderr
+from hf_mhe.cli.tables import number
 
 if TYPE_CHECKING:
     from hf_mhe.analysis import EnergyReport
@@ -77,11 +77,11 @@ def result_table(result: QuickstartResult) -> Table:
     table.add_column("MHETrainer", overflow="fold")
     both = (result.plain, result.mhe)
     table.add_row("test accuracy", *(f"{100 * trained.accuracy:.2f} %" for trained in both))
-    table.add_row("mean score", *(figure(trained.report.summary.mean_score, 3) for trained in both))
+    table.add_row("mean score", *(number(trained.report.summary.mean_score, 3) for trained in both))
     table.add_row("most redundant layer", *(_most_redundant(trained.report) for trained in both))
     return table
 
 
 def _most_redundant(report: EnergyReport) -> Text:
     summary = report.summary
-    return cell(f"{summary.most_redundant} ({figure(summary.most_redundant_score, 3)})")
+    return cell(f"{summary.most_redundant} ({number(summary.most_redundant_score, 3)})")

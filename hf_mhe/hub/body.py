@@ -6,7 +6,8 @@ import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
-from hf_mhe.analysis import EnergyReport
+from hf_mhe.analysis import EnergyReport, GroupEnergy
+from hf_mhe.analysis.report.columns import LEADING, Shown, columns
 from hf_mhe.hub.load_lines import is_partial
 from hf_mhe.hub.markdown import code, number, table, text
 from hf_mhe.training import MHEConfig
@@ -101,15 +102,17 @@ def layers(before: EnergyReport | None, after: EnergyReport) -> str:
     old = {group.name: group for group in before.groups} if before is not None else {}
     new = {group.name: group for group in after.groups}
     names = [group.name for group in first.groups if group.name in new][:TOP_ROWS]
-    header = ["layer", "role", "n × d", "energy", "expected", "largest cosine", "score"]
+    # The leading number comes last, beside the one before.
+    numbers = [each for each in columns(GroupEnergy, Shown.CARD) if not each.is_text]
+    numbers.sort(key=lambda column: column.key == LEADING)
+    header = ["layer", "role", "n × d", *(each.label for each in numbers)]
     if before is not None:
-        header += ["score before"]
+        header += [f"{numbers[-1].label} before"]
     rows = []
     for name in names:
         group = new[name]
-        row = [code(name), group.role, f"{group.n} × {group.d}"]
-        row += [number(value) for value in (group.energy, group.expected, group.max_cosine, group.score)]
-        rows.append(row + ([number(old[name].score)] if before is not None else []))
+        row = [code(name), group.role, f"{group.n} × {group.d}", *(number(each.of(group)) for each in numbers)]
+        rows.append(row + ([number(numbers[-1].of(old[name]))] if before is not None else []))
     which = "most redundant before" if before is not None else "most redundant"
     caption = f"The {len(names)} {which}, of {len(new)}; all of them in `energy_report.json`."
     return f"### Layers\n\n{caption}\n\n{table(header, rows, numbers_from=2)}"

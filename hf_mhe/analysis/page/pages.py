@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
-from hf_mhe.analysis.page.parts import Column, definitions, figure, number, page, paragraphs, table, tiles
+from hf_mhe.analysis.page.parts import PageColumn, definitions, figure, number, page, paragraphs, table, tiles
 from hf_mhe.analysis.page.plots import MOST_ROWS, comparison_figure, cosine_figure, report_figure
-from hf_mhe.analysis.report.comparison import Comparison, ComparisonRow
+from hf_mhe.analysis.report.columns import LEADING, Column, Shown, columns
 from hf_mhe.analysis.report.group_energy import GroupEnergy
-from hf_mhe.analysis.report.report import EnergyReport
 from hf_mhe.analysis.report.stacks import StackEnergy
-from hf_mhe.analysis.report.summary import ReportSummary
+
+if TYPE_CHECKING:
+    from hf_mhe.analysis.report.comparison import Comparison, ComparisonRow
+    from hf_mhe.analysis.report.report import EnergyReport
+    from hf_mhe.analysis.report.summary import ReportSummary
 
 _EXPLANATION = (
     "A neuron is a row of a layer's weight matrix; what matters is the direction in which it points. The energy of a "
@@ -37,7 +40,7 @@ def report_page(report: EnergyReport) -> str:
             f"{drawn}Bars start at a random draw; to the right of it a layer is redundant, to the left spread out.",
         ),
         _stacks(report.stacks),
-        table("groups", "Layers, most redundant first", _GROUP_COLUMNS, report.groups, "score"),
+        table("groups", "Layers, most redundant first", _page_columns(GroupEnergy), report.groups, "score"),
         figure(
             lambda: cosine_figure(report),
             "Cosines within the most redundant layers",
@@ -52,7 +55,7 @@ def report_page(report: EnergyReport) -> str:
 def _stacks(stacks: list[StackEnergy]) -> str:
     if not stacks:
         return ""
-    return table("stacks", "Experts and heads, each stack together", _STACK_COLUMNS, stacks, "mean score")
+    return table("stacks", "Experts and heads, each stack together", _page_columns(StackEnergy), stacks, "mean score")
 
 
 def comparison_page(comparison: Comparison, facts: Mapping[str, tuple[str, str]] | None = None) -> str:
@@ -108,103 +111,65 @@ def _report_tiles(summary: ReportSummary) -> list[tuple[str, str, str]]:
 
 def _comparison_tiles(comparison: Comparison) -> list[tuple[str, str, str]]:
     summary = comparison.summary
+    before, after = summary.before, summary.after
 
-    def change(before: float | int | None, after: float | int | None, digits: int | None = None) -> str:
-        return f"{number(before, digits)} → {number(after, digits)}"
+    def change(key: str, digits: int | None = None) -> str:
+        return f"{number(getattr(before, key), digits)} → {number(getattr(after, key), digits)}"
 
     change_text = "" if summary.mean_score_change is None else f"change {summary.mean_score_change:+.3f}"
+    most_redundant = dict.fromkeys(name for name in (before.most_redundant, after.most_redundant) if name)
     return [
-        ("Mean score", change(summary.mean_score_before, summary.mean_score_after, 3), change_text),
-        (
-            "Most redundant",
-            change(summary.most_redundant_before_score, summary.most_redundant_after_score, 3),
-            " → ".join(
-                dict.fromkeys(name for name in (summary.most_redundant_before, summary.most_redundant_after) if name)
-            ),
-        ),
+        ("Mean score", change("mean_score", 3), change_text),
+        ("Most redundant", change("most_redundant_score", 3), " → ".join(most_redundant)),
         (
             "Improved",
             f"{summary.improved} of {summary.groups}",
             f"{summary.worsened} worsened, {summary.unchanged} unchanged",
         ),
-        ("Largest cosine", change(summary.max_cosine_before, summary.max_cosine_after, 3), "in any layer"),
-        (
-            "Near-duplicates",
-            change(summary.near_duplicates_before, summary.near_duplicates_after),
-            f"pairs; coincident {change(summary.coincident_before, summary.coincident_after)}",
-        ),
-        ("Dead neurons", change(summary.dead_before, summary.dead_after), "rows of zeros"),
+        ("Largest cosine", change("max_cosine", 3), "in any layer"),
+        ("Near-duplicates", change("near_duplicates"), f"pairs; coincident {change('coincident')}"),
+        ("Dead neurons", change("dead"), "rows of zeros"),
     ]
+
+
+def _page_columns(row_type: type) -> list[PageColumn]:
+    return [_page_column(each) for each in columns(row_type, Shown.PAGE)]
+
+
+def _page_column(column: Column) -> PageColumn:
+    return PageColumn(
+        column.label, column.of, column.digits, column.is_text, column.help, _name_css if column.is_name else None
+    )
+
+
+def _row_columns(comparison: Comparison) -> list[PageColumn]:
+    """What names a group, with its name before where any is another than after; then each number of both sides."""
+    shown = columns(GroupEnergy, Shown.COMPARED_PAGE)
+    compared = [each for each in shown if each.shown & Shown.COMPARED]
+    found = [_page_column(each) for each in shown if each not in compared]
+    if any(row.name_before != row.name for row in comparison.rows):
+        found.insert(1, PageColumn("layer before", lambda row: row.name_before, text=True, css=_name_css))
+    for each in sorted(compared, key=lambda column: column.key != LEADING):  # the leading number first
+        found += [_side(each, "before"), _side(each, "after")]
+        if each.key == LEADING:
+            found.append(_CHANGE)
+    return found
+
+
+def _side(column: Column, side: str) -> PageColumn:
+    return PageColumn(
+        f"{column.label} {side}", lambda row: column.of(getattr(row, side)), column.digits, title=column.help
+    )
 
 
 def _verdict_css(row: ComparisonRow) -> str:
     return {"improved": "good", "worsened": "bad"}.get(row.verdict, "")
 
 
-def _of(key: str) -> Any:
-    """A column's value by the name of the row's attribute."""
-    return lambda row: getattr(row, key)
-
-
-def _side(side: str, key: str) -> Any:
-    return lambda row: getattr(getattr(row, side), key)
-
-
-def _name_css(row: GroupEnergy | StackEnergy | ComparisonRow) -> str:
+def _name_css(row: object) -> str:
     return "name"
 
 
-_NAMED = [
-    Column("layer", _of("name"), text=True, css=_name_css),
-    Column("kind", _of("kind"), text=True),
-    Column("role", _of("role"), text=True),
-    Column("n", _of("n"), title="neurons with a direction"),
-    Column("d", _of("d"), title="dimension of a neuron"),
-]
-_GROUP_COLUMNS = [
-    *_NAMED,
-    Column("energy", _of("energy"), 6, title="mean over ordered pairs of neurons"),
-    Column("expected", _of("expected"), 6, title="of as many independent random directions"),
-    Column("score", _of("score"), 3, title="0 optimum, 1 random draw, above 1 redundant"),
-    Column("z", _of("z"), 1, title="standard deviations of the random draw above its mean"),
-    Column("largest cosine", _of("max_cosine"), 3),
-    Column("nearest pair", lambda row: f"{row.nearest_pair[0]}, {row.nearest_pair[1]}", text=True, title="rows"),
-    Column("near-duplicates", _of("near_duplicates"), title="pairs"),
-    Column("coincident", _of("coincident"), title="pairs that point exactly the same way"),
-    Column("dead", _of("dead"), title="rows of zeros"),
-]
-_STACK_COLUMNS = [
-    Column("stack", _of("name"), text=True, css=_name_css),
-    Column("role", _of("role"), text=True),
-    Column("groups", _of("groups"), title="experts, heads, or groups of a convolution"),
-    Column("neurons", _of("neurons"), title="neurons with a direction, of all groups"),
-    Column("d", _of("d"), title="dimension of a neuron"),
-    Column("mean energy", _of("energy"), 6, title="mean of the groups' energies"),
-    Column("mean score", _of("score"), 3, title="0 optimum, 1 random draw, above 1 redundant"),
-    Column("lowest", _of("lowest_score"), 3, title="lowest score of a group"),
-    Column("highest", _of("highest_score"), 3, title="highest score of a group"),
-    Column("most redundant", _of("most_redundant"), text=True, css=_name_css),
-    Column("largest cosine", _of("max_cosine"), 3, title="of two neurons of one group"),
-    Column("near-duplicates", _of("near_duplicates"), title="pairs"),
-    Column("dead", _of("dead"), title="rows of zeros"),
-]
-_NAME_BEFORE = Column("layer before", _of("name_before"), text=True, css=_name_css)
-_ROW_COLUMNS = [
-    *_NAMED,
-    Column("score before", _of("score_before"), 3),
-    Column("score after", _of("score_after"), 3),
-    Column("change", _of("score_change"), 3, title="below 0: the neurons have spread out", css=_verdict_css),
-    Column("energy before", _of("energy_before"), 6),
-    Column("energy after", _of("energy_after"), 6),
-    Column("cosine before", _side("before", "max_cosine"), 3, title="largest cosine of two neurons"),
-    Column("cosine after", _side("after", "max_cosine"), 3, title="largest cosine of two neurons"),
-    Column("near-duplicates before", _side("before", "near_duplicates"), title="pairs"),
-    Column("near-duplicates after", _side("after", "near_duplicates"), title="pairs"),
-    Column("dead after", _side("after", "dead"), title="rows of zeros"),
-]
-
-
-def _row_columns(comparison: Comparison) -> list[Column]:
-    """With the names before, where any is another than after."""
-    renamed = any(row.name_before != row.name for row in comparison.rows)
-    return [_ROW_COLUMNS[0], _NAME_BEFORE, *_ROW_COLUMNS[1:]] if renamed else _ROW_COLUMNS
+_CHANGE = PageColumn(
+    "change", lambda row: row.score_change, 3, title="below 0: the neurons have spread out", css=_verdict_css
+)

@@ -22,7 +22,7 @@ NOT_DEFINED = "–"
 
 
 @dataclass(frozen=True)
-class Column:
+class PageColumn:
     """One column of a sortable table: its head, what it shows of a row, and by what it is sorted."""
 
     head: str
@@ -85,7 +85,7 @@ def paragraphs(texts: Iterable[str], css: str) -> str:
     return f'<section class="{css}">\n{drawn}\n</section>' if drawn else ""
 
 
-def table(name: str, title: str, columns: Sequence[Column], rows: Iterable[Any], sorted_by: str) -> str:
+def table(name: str, title: str, columns: Sequence[PageColumn], rows: Iterable[Any], sorted_by: str) -> str:
     """A sortable, searchable table; `name` is its id in the page."""
     head = "".join(_head(column, sorted_by) for column in columns)
     body = "\n".join("<tr>" + "".join(_cell(column, row) for column in columns) + "</tr>" for row in rows)
@@ -101,14 +101,14 @@ def table(name: str, title: str, columns: Sequence[Column], rows: Iterable[Any],
 </section>"""
 
 
-def _head(column: Column, sorted_by: str) -> str:
+def _head(column: PageColumn, sorted_by: str) -> str:
     css = ' class="text"' if column.text else ""
     order = ' aria-sort="descending"' if column.head == sorted_by else ""
     title = f' title="{escape(column.title)}"' if column.title else ""
     return f'<th scope="col"{css}{order}{title}><button type="button">{escape(column.head)}</button></th>'
 
 
-def _cell(column: Column, row: Any) -> str:
+def _cell(column: PageColumn, row: Any) -> str:
     value = column.value(row)
     css = " ".join(filter(None, ["text" if column.text else "", column.css(row) if column.css else ""]))
     sort_by = "" if value is None else repr(value) if isinstance(value, float) else str(value)

@@ -1,27 +1,25 @@
-"""`compare`: two reports, before and after, matched group by group."""
+"""`Comparison`: two reports, before and after, matched group by group."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_mhe.analysis.checkpoint.file_names import is_index, listed
+from hf_mhe.analysis.checkpoint.file_names import listed
+from hf_mhe.analysis.report.columns import Shown, columns
 from hf_mhe.analysis.report.files import write_atomic, write_json
 from hf_mhe.analysis.report.group_energy import GroupEnergy
 from hf_mhe.analysis.report.matching import match_groups
 from hf_mhe.analysis.report.report import EnergyReport
-from hf_mhe.analysis.report.summary import mean_score, plain_dict, redundancy
+from hf_mhe.analysis.report.summary import ReportSummary, plain_dict, redundancy, summarize
 from hf_mhe.errors import MHEError
 
 if TYPE_CHECKING:
     import pandas
-    from torch import nn
-
-    from hf_mhe.analysis.in_memory import Pipeline
 
 FORMAT = "hf_mhe.comparison"
 FORMAT_VERSION = 1
@@ -29,7 +27,8 @@ FORMAT_VERSION = 1
 UNCHANGED = 1e-6
 
 _OF_A_SIDE = ("name", "n", "d")  # which may differ: a model inside another, a vocabulary that has grown
-_COMPARED = ("energy", "score", "z", "max_cosine", "mean_nearest_cosine", "near_duplicates", "coincident", "dead")
+_COMPARED = tuple(each.key for each in columns(GroupEnergy, Shown.COMPARED))
+_SUMMARY_KEYS = tuple(each.key for each in columns(ReportSummary, Shown.COMPARED))
 
 
 @dataclass(frozen=True)
@@ -99,27 +98,43 @@ class ComparisonRow:
 
 @dataclass(frozen=True)
 class ComparisonSummary:
-    """A comparison in a few numbers, all over the groups that both reports have."""
+    """A comparison in a few numbers, all over the groups that both reports have.
 
-    groups: int
-    mean_score_before: float | None
-    mean_score_after: float | None
-    mean_score_change: float | None
-    most_redundant_before: str | None
-    most_redundant_before_score: float | None
-    most_redundant_after: str | None
-    most_redundant_after_score: float | None
-    max_cosine_before: float
-    max_cosine_after: float
-    near_duplicates_before: int
-    near_duplicates_after: int
-    coincident_before: int
-    coincident_after: int
-    dead_before: int
-    dead_after: int
+    The numbers of a side are `summary.before.mean_score` and the like; those that its JSON has are also attributes
+    with the side behind them, `summary.mean_score_before`.
+    """
+
+    before: ReportSummary
+    after: ReportSummary
     improved: int
     worsened: int
     unchanged: int
+
+    @property
+    def groups(self) -> int:
+        """Groups that both reports have."""
+        return self.after.groups
+
+    @property
+    def mean_score_change(self) -> float | None:
+        """Mean score after minus before: below 0 is better; None where one side has no score."""
+        if self.before.mean_score is None or self.after.mean_score is None:
+            return None
+        return self.after.mean_score - self.before.mean_score
+
+    def __getattr__(self, name: str) -> Any:
+        key, _, side = name.rpartition("_")
+        if side in ("before", "after") and key in _SUMMARY_KEYS:
+            return getattr(getattr(self, side), key)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The summary as JSON types; a number that is not defined is None."""
+        before, after = plain_dict(self.before), plain_dict(self.after)
+        content: dict[str, Any] = {"groups": self.groups, "mean_score_change": self.mean_score_change}
+        for key in _SUMMARY_KEYS:
+            content |= {f"{key}_before": before[key], f"{key}_after": after[key]}
+        return content | {"improved": self.improved, "worsened": self.worsened, "unchanged": self.unchanged}
 
 
 @dataclass(frozen=True)
@@ -168,28 +183,10 @@ class Comparison:
     @cached_property
     def summary(self) -> ComparisonSummary:
         """The comparison in a few numbers."""
-        before = sorted((row.before for row in self.rows), key=redundancy)
-        after = sorted((row.after for row in self.rows), key=redundancy)
-        mean_before, mean_after = mean_score(before), mean_score(after)
-        both = mean_before is not None and mean_after is not None
         verdicts = [row.verdict for row in self.rows]
         return ComparisonSummary(
-            groups=len(self.rows),
-            mean_score_before=mean_before,
-            mean_score_after=mean_after,
-            mean_score_change=mean_after - mean_before if both else None,  # type: ignore[operator]
-            most_redundant_before=before[0].name if before[0].score is not None else None,
-            most_redundant_before_score=before[0].score,
-            most_redundant_after=after[0].name if after[0].score is not None else None,
-            most_redundant_after_score=after[0].score,
-            max_cosine_before=max(group.max_cosine for group in before),
-            max_cosine_after=max(group.max_cosine for group in after),
-            near_duplicates_before=sum(group.near_duplicates for group in before),
-            near_duplicates_after=sum(group.near_duplicates for group in after),
-            coincident_before=sum(group.coincident for group in before),
-            coincident_after=sum(group.coincident for group in after),
-            dead_before=sum(group.dead for group in before),
-            dead_after=sum(group.dead for group in after),
+            before=summarize(sorted((row.before for row in self.rows), key=redundancy), len(self.before.skipped)),
+            after=summarize(sorted((row.after for row in self.rows), key=redundancy), len(self.after.skipped)),
             improved=verdicts.count("improved"),
             worsened=verdicts.count("worsened"),
             unchanged=verdicts.count("unchanged"),
@@ -204,7 +201,7 @@ class Comparison:
             "after": {"source": self.after.source, "revision": self.after.revision},
             "potential": {"s": self.after.s, "distance": self.after.distance, "space": self.after.space},
             "notes": list(self.notes),
-            "summary": plain_dict(self.summary),
+            "summary": self.summary.to_dict(),
             "rows": [_row_dict(row) for row in self.rows],
             "only_before": list(self.only_before),
             "only_after": list(self.only_after),
@@ -287,50 +284,3 @@ def _row_dict(row: ComparisonRow) -> dict[str, Any]:
     content["before"] = {key: before[key] for key in (*_OF_A_SIDE, *_COMPARED)}
     content["after"] = {key: after[key] for key in (*_OF_A_SIDE, *_COMPARED)}
     return content
-
-
-def compare(
-    before: EnergyReport | nn.Module | Pipeline | str | os.PathLike[str],
-    after: EnergyReport | nn.Module | Pipeline | str | os.PathLike[str],
-    *,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
-) -> Comparison:
-    """Set two models side by side, group by group: what training, or a change of it, did to the neurons.
-
-    Groups are matched by name, also where one model stands inside the other (see `Comparison.of`): a bare model and
-    the same model fine-tuned under a head, a component and its pipeline.
-
-    Each side is an `EnergyReport`, the path of one saved as JSON, or whatever `analyze` takes. A side that has to be
-    analyzed is analyzed with the potential and `duplicate_cosine` of the side that is a report already.
-
-    Raises:
-        MHEError: as `analyze` and `EnergyReport.load`; the reports are of different potentials; no group in common, or
-            several places in one model where the other may be.
-    """
-    sides = [_report_in(before), _report_in(after)]
-    known = next((side for side in sides if side is not None), None)
-    settings: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "progress": progress}
-    if known is not None:
-        settings |= {"s": known.s, "distance": known.distance, "space": known.space}
-        settings["duplicate_cosine"] = known.duplicate_cosine
-    reports = []
-    for side, given in zip(sides, (before, after), strict=True):
-        if side is None:
-            from hf_mhe.analysis.analyzer import analyze
-
-            side = analyze(given, **settings)  # type: ignore[arg-type]
-        reports.append(side)
-    return Comparison.of(*reports)
-
-
-def _report_in(given: object) -> EnergyReport | None:
-    """The report that an argument of `compare` is, or is the path of; None where it is something to analyze."""
-    if isinstance(given, EnergyReport):
-        return given
-    if isinstance(given, (str, os.PathLike)):
-        name = os.fspath(given)
-        if name.endswith(".json") and not is_index(Path(name).name):
-            return EnergyReport.load(name)
-    return None

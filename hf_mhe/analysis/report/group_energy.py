@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from hf_mhe.analysis.report.columns import Shown, column
 from hf_mhe.errors import MHEError
+
+# What says which group a row is of.
+_NAMES = Shown.TABLES | Shown.COMPARED_PAGE
 
 
 @dataclass(frozen=True)
@@ -19,50 +23,66 @@ class GroupEnergy:
     a neuron and its mirror image count alike, duplicates are counted by the absolute cosine.
     """
 
-    name: str
+    name: str = column(_NAMES | Shown.CARD | Shown.COMPARED_TERMINAL, label="layer", is_name=True)
     """Dotted module name."""
-    kind: str
+    kind: str = column(Shown.CSV | Shown.PAGE | Shown.COMPARED_PAGE, is_text=True)
     """What owns the neurons: "linear", "conv2d", "embedding", …; "unknown" where only the shape was known."""
-    role: str
+    role: str = column(_NAMES | Shown.CARD, is_text=True)
     """"hidden", "output" or "embedding"."""
-    n: int
+    n: int = column(_NAMES | Shown.COMPARED_TERMINAL, help="neurons with a direction")
     """Neurons with a direction: all rows except the dead ones."""
-    d: int
+    d: int = column(_NAMES | Shown.COMPARED_TERMINAL, help="dimension of a neuron")
     """Dimension of a neuron."""
-    parameters: tuple[str, ...]
+    parameters: tuple[str, ...] = column(Shown.NOWHERE)
     """Names of the parameters (of a checkpoint: of its tensors) that the neurons are stored in."""
-    energy: float
+    energy: float = column(
+        Shown.TABLES | Shown.CARD | Shown.COMPARED | Shown.COMPARED_PAGE,
+        digits=6,
+        help="mean over ordered pairs of neurons",
+    )
     """Mean energy, coincident pairs left out; NaN where all pairs coincide."""
-    expected: float
+    expected: float = column(Shown.TABLES | Shown.CARD, digits=6, help="of as many independent random directions")
     """Mean energy of n independent uniform directions; inf where it diverges (s ≥ d − 1)."""
-    std: float
+    std: float = column(Shown.CSV, digits=6)
     """Standard deviation of the mean energy of n independent uniform directions; inf where it diverges."""
-    lower_bound: float
+    lower_bound: float = column(Shown.CSV, digits=6)
     """No n directions have a lower mean energy."""
-    score: float | None
+    score: float | None = column(
+        Shown.TABLES | Shown.CARD | Shown.COMPARISONS, digits=3, help="0 optimum, 1 random draw, above 1 redundant"
+    )
     """(energy − lower_bound) / (expected − lower_bound): 0 optimum, 1 random draw, above 1 redundant. None: undefined.
     """
-    z: float | None
+    z: float | None = column(
+        Shown.CSV | Shown.PAGE | Shown.COMPARED, digits=1, help="standard deviations of the random draw above its mean"
+    )
     """Standard deviations of the random draw by which the energy is above `expected`; None where undefined."""
-    max_cosine: float
+    max_cosine: float = column(
+        Shown.TABLES | Shown.CARD | Shown.COMPARISONS,
+        label="largest cosine",
+        short="max cos",
+        digits=3,
+        help="of two neurons",
+    )
     """Largest cosine of two neurons."""
-    min_cosine: float
+    min_cosine: float = column(Shown.CSV, digits=3)
     """Smallest cosine of two neurons."""
-    mean_nearest_cosine: float
+    mean_nearest_cosine: float = column(Shown.CSV | Shown.COMPARED, digits=3)
     """Mean, over the neurons, of the cosine to the neuron nearest in direction."""
-    nearest_pair: tuple[int, int]
+    nearest_pair: tuple[int, int] = column(Shown.PAGE, help="rows", is_text=True)
     """Rows of the two neurons with the largest cosine."""
-    near_duplicates: int
+    near_duplicates: int = column(
+        Shown.TABLES | Shown.COMPARED | Shown.COMPARED_PAGE, label="near-duplicates", short="near-dup", help="pairs"
+    )
     """Unordered pairs whose cosine reaches the report's `duplicate_cosine`, coincident ones included."""
-    coincident: int
+    coincident: int = column(Shown.CSV | Shown.PAGE | Shown.COMPARED, help="pairs that point exactly the same way")
     """Unordered pairs that point the same way to the last digit."""
-    dead: int
+    dead: int = column(Shown.TABLES | Shown.COMPARED | Shown.COMPARED_PAGE, help="rows of zeros")
     """Rows of zeros."""
-    dead_rows: tuple[int, ...] = field(repr=False)
+    dead_rows: tuple[int, ...] = column(Shown.NOWHERE, repr=False)
     """Which rows they are."""
-    histogram: tuple[int, ...] = field(repr=False)
+    histogram: tuple[int, ...] = column(Shown.NOWHERE, repr=False)
     """Unordered pairs per bin of cosine, equal bins on [−1, 1]."""
-    stack: str | None = None
+    stack: str | None = column(Shown.CSV, is_name=True, default=None)
     """Name of the stack of experts or heads that it is one of, `*` in the place of its number; None: stands alone."""
 
     def to_dict(self) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_mhe.analysis.report.columns import Shown, columns
 from hf_mhe.analysis.report.files import write_atomic, write_json
 from hf_mhe.analysis.report.group_energy import GroupEnergy
-from hf_mhe.analysis.report.stacks import STACK_COLUMNS, StackEnergy, stacked
+from hf_mhe.analysis.report.stacks import StackEnergy, stacked
 from hf_mhe.analysis.report.summary import ReportSummary, plain_dict, redundancy, summarize
 from hf_mhe.errors import MHEError
 from hf_mhe.json_files import read_json_object
@@ -23,11 +24,6 @@ if TYPE_CHECKING:
 
 FORMAT = "hf_mhe.energy_report"
 FORMAT_VERSION = 1
-# Columns of the table for people; a row's histogram and row indices stay in the JSON.
-COLUMNS = (
-    "name", "kind", "role", "n", "d", "energy", "expected", "std", "lower_bound", "score", "z", "max_cosine",
-    "min_cosine", "mean_nearest_cosine", "near_duplicates", "coincident", "dead", "stack",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -179,10 +175,10 @@ class EnergyReport:
         """
         import pandas
 
-        if aggregate:
-            return pandas.DataFrame([vars(stack) for stack in self.aggregated], columns=list(STACK_COLUMNS))
-        rows = [[getattr(group, name) for name in COLUMNS] for group in self.groups]
-        return pandas.DataFrame(rows, columns=list(COLUMNS))
+        rows: list[StackEnergy] | list[GroupEnergy] = self.aggregated if aggregate else self.groups
+        shown = columns(StackEnergy if aggregate else GroupEnergy, Shown.CSV)
+        values = [[each.of(row) for each in shown] for row in rows]
+        return pandas.DataFrame(values, columns=[each.key for each in shown])
 
     def to_csv(self, path: str | os.PathLike[str] | None = None, *, aggregate: bool = False) -> str:
         """The table as CSV, with all digits; also written to `path` where one is given. `aggregate`: as `to_pandas`.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
+from hf_mhe.analysis.report.columns import Shown, column
 from hf_mhe.analysis.report.group_energy import GroupEnergy
 from hf_mhe.analysis.report.summary import mean_score, redundancy, scores
 
@@ -18,34 +19,39 @@ class StackEnergy:
     different tokens, two heads attend apart.
     """
 
-    name: str
+    name: str = column(Shown.TABLES, label="stack", short="layer", is_name=True)
     """Dotted name with `*` for the number of the expert or head: a pattern that includes just these groups."""
-    kind: str
-    role: str
-    groups: int
+    kind: str = column(Shown.CSV, is_text=True)
+    role: str = column(Shown.TABLES, is_text=True)
+    groups: int = column(Shown.TABLES, help="experts, heads, or groups of a convolution")
     """Experts, heads or groups of a convolution in the stack; 1 for a group that stands alone."""
-    neurons: int
+    neurons: int = column(Shown.TABLES, help="neurons with a direction, of all groups")
     """Neurons with a direction, of all groups."""
-    d: int
+    d: int = column(Shown.TABLES, help="dimension of a neuron")
     """Dimension of a neuron."""
-    energy: float
+    energy: float = column(
+        Shown.TABLES, label="mean energy", short="energy", digits=6, help="mean of the groups' energies"
+    )
     """Mean of the groups' energies; NaN where none has one."""
-    expected: float
+    expected: float = column(Shown.CSV | Shown.TERMINAL, digits=6)
     """Mean of what is expected of the groups; inf where it diverges."""
-    score: float | None
+    score: float | None = column(
+        Shown.TABLES, label="mean score", short="score", digits=3, help="0 optimum, 1 random draw, above 1 redundant"
+    )
     """Mean of the groups' scores; None where none has one."""
-    highest_score: float | None
-    most_redundant: str
+    highest_score: float | None = column(Shown.TABLES, label="highest", digits=3, help="highest score of a group")
+    most_redundant: str = column(Shown.CSV | Shown.PAGE, is_name=True)
     """Name of the group with the highest score."""
-    lowest_score: float | None
-    max_cosine: float
+    lowest_score: float | None = column(
+        Shown.CSV | Shown.PAGE, label="lowest", digits=3, help="lowest score of a group"
+    )
+    max_cosine: float = column(
+        Shown.TABLES, label="largest cosine", short="max cos", digits=3, help="of two neurons of one group"
+    )
     """Largest cosine of two neurons of one group."""
-    near_duplicates: int
-    coincident: int
-    dead: int
-
-
-STACK_COLUMNS = tuple(field.name for field in fields(StackEnergy))
+    near_duplicates: int = column(Shown.TABLES, label="near-duplicates", short="near-dup", help="pairs")
+    coincident: int = column(Shown.CSV, help="pairs that point exactly the same way")
+    dead: int = column(Shown.TABLES, help="rows of zeros")
 
 
 def stacked(groups: Iterable[GroupEnergy]) -> list[StackEnergy]:
@@ -56,11 +62,11 @@ def stacked(groups: Iterable[GroupEnergy]) -> list[StackEnergy]:
     by_name: dict[str, list[GroupEnergy]] = {}
     for group in groups:
         by_name.setdefault(group.stack or group.name, []).append(group)
-    rows = [_together(name, members) for name, members in by_name.items()]
+    rows = [_stack_of(name, members) for name, members in by_name.items()]
     return sorted(rows, key=redundancy)
 
 
-def _together(name: str, groups: list[GroupEnergy]) -> StackEnergy:
+def _stack_of(name: str, groups: list[GroupEnergy]) -> StackEnergy:
     first = groups[0]
     energies = [group.energy for group in groups if not math.isnan(group.energy)]
     scored = scores(groups)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
+from hf_mhe.analysis.report.columns import Shown, column
 from hf_mhe.analysis.report.group_energy import GroupEnergy
 
 
@@ -29,18 +30,18 @@ class ReportSummary:
     """Over all groups, dead ones left out."""
     parameters: int
     """Weights that the neurons are made of."""
-    mean_score: float | None
+    mean_score: float | None = column(Shown.COMPARED, digits=3)
     """Plain mean over the groups that have a score: each layer counts once, however wide. None where none has."""
-    median_score: float | None
-    most_redundant: str | None
+    median_score: float | None = column(Shown.NOWHERE, digits=3)
+    most_redundant: str | None = column(Shown.COMPARED, is_name=True)
     """Name of the group with the highest score."""
-    most_redundant_score: float | None
-    max_cosine: float
-    near_duplicates: int
-    coincident: int
-    dead: int
-    skipped: int
-    by_role: dict[str, RoleSummary]
+    most_redundant_score: float | None = column(Shown.COMPARED, digits=3)
+    max_cosine: float = column(Shown.COMPARED, digits=3)
+    near_duplicates: int = column(Shown.COMPARED)
+    coincident: int = column(Shown.COMPARED)
+    dead: int = column(Shown.COMPARED)
+    skipped: int = column(Shown.NOWHERE)
+    by_role: dict[str, RoleSummary] = field()
 
 
 def summarize(groups: list[GroupEnergy], skipped: int) -> ReportSummary:

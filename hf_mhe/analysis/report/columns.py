@@ -1,0 +1,105 @@
+"""Columns of a report: each is declared once, as the field of a row, and every table is made from the declarations.
+
+Note [One declaration]
+A column is a field of `GroupEnergy`, `StackEnergy` or `ReportSummary` made by `column(...)`. Its place in the class is
+its place in every table; `shown` says in which. So a new column is two edits: its number is computed in
+`energy/statistics.py` (or `energy/reference/score.py`), and declared in `group_energy.py` under the same name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from enum import Flag, auto
+from typing import Any
+
+LEADING = "score"
+"""The column that a report is sorted by and a comparison leads with."""
+TERMINAL_DIGITS = 4  # after the point, at most: a line of a terminal is short
+
+
+class Shown(Flag):
+    """Where a column is shown; the JSON of a report has every field."""
+
+    NOWHERE = 0
+    CSV = auto()
+    """The table for programs: CSV and pandas."""
+    PAGE = auto()
+    TERMINAL = auto()
+    CARD = auto()
+    COMPARED = auto()
+    """Both sides in the data of a comparison: JSON, CSV and pandas; of a summary, both sides of its numbers."""
+    COMPARED_PAGE = auto()
+    COMPARED_TERMINAL = auto()
+    TABLES = CSV | PAGE | TERMINAL
+    COMPARISONS = COMPARED | COMPARED_PAGE | COMPARED_TERMINAL
+
+
+@dataclass(frozen=True)
+class Column:
+    """What every table knows of one field.
+
+    Attributes:
+        key: name of the field, in JSON and CSV too.
+        label: heading of a page and a card.
+        short: heading where space is short.
+        digits: after the point; None for what is no fraction.
+        help: one line on what it is.
+        is_text: whether it is a text, and not a number.
+        is_name: whether it is a dotted name.
+        shown: where.
+    """
+
+    key: str
+    label: str
+    short: str
+    digits: int | None
+    help: str
+    is_text: bool
+    is_name: bool
+    shown: Shown
+
+    def of(self, row: Any) -> Any:
+        """The value in a row; a tuple of numbers, such as a pair of rows, as a text."""
+        value = getattr(row, self.key)
+        return ", ".join(map(str, value)) if isinstance(value, tuple) else value
+
+    @property
+    def terminal_digits(self) -> int | None:
+        return None if self.digits is None else min(self.digits, TERMINAL_DIGITS)
+
+
+def column(
+    shown: Shown,
+    *,
+    label: str | None = None,
+    short: str | None = None,
+    digits: int | None = None,
+    help: str = "",
+    is_text: bool = False,
+    is_name: bool = False,
+    default: Any = dataclasses.MISSING,
+    repr: bool = True,
+) -> Any:
+    """A dataclass field that is a column; without `label` its heading is its name."""
+    about = {
+        "label": label,
+        "short": short,
+        "digits": digits,
+        "help": help,
+        "is_text": is_text or is_name,
+        "is_name": is_name,
+        "shown": shown,
+    }
+    return dataclasses.field(default=default, repr=repr, metadata={"column": about})
+
+
+def columns(row_type: type, shown: Shown) -> list[Column]:
+    """The columns of a row type that are shown there, in the order of its fields."""
+    found = []
+    for field in dataclasses.fields(row_type):
+        about = field.metadata.get("column")
+        if about is not None and about["shown"] & shown:
+            label = about["label"] or field.name.replace("_", " ")
+            found.append(Column(field.name, **{**about, "label": label, "short": about["short"] or label}))
+    return found
