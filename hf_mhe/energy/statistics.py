@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hf_mhe.checks import check_integer, check_number
+from hf_mhe.energy.equivalent_dimension import Excess
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.precision import product_dtype, without_autocast
+from hf_mhe.energy.reference.crowding import dimension_of_excess
 from hf_mhe.energy.rows import check_weight, unit_rows
-from hf_mhe.energy.walks.blocked import walk
+from hf_mhe.energy.walks.blocked import Observer, walk
 from hf_mhe.energy.walks.panels import Panel
 
 
@@ -31,6 +34,7 @@ class PairStatistics:
         dead: rows of zeros, numbered as in the weight.
         nearest_cosine: `(n,)` float32, each live neuron's largest cosine.
         histogram: `(bins,)` int64, unordered pairs per bin of equal width over cosines in [-1, 1].
+        equivalent_dimension: the dimension in which random directions would be as crowded, coincident pairs included.
     """
 
     n: int
@@ -44,6 +48,7 @@ class PairStatistics:
     dead: tuple[int, ...]
     nearest_cosine: Tensor
     histogram: Tensor
+    equivalent_dimension: float
 
 
 @torch.no_grad()
@@ -68,7 +73,9 @@ def pair_statistics(
     rows = unit_rows(weight, product_dtype(weight), dead="skip")
     source = weight if rows.live is None else weight[rows.live]
     seen = _Cosines(len(rows.unit), duplicate_cosine, bins, potential.space == "half", rows.unit)
-    pairs = walk(rows.unit, source, potential, gradient=False, observer=seen, leave_out_coincident=True)
+    excess = Excess(rows.unit, source)
+    both = _Both(seen, excess)
+    pairs = walk(rows.unit, source, potential, gradient=False, observer=both, leave_out_coincident=True)
 
     live = rows.live if rows.live is not None else torch.arange(len(weight), device=weight.device)
     is_live = torch.zeros(len(weight), dtype=torch.bool, device=weight.device).index_fill_(0, live, True)
@@ -88,7 +95,19 @@ def pair_statistics(
         dead=tuple((~is_live).nonzero().flatten().tolist()),
         nearest_cosine=seen.nearest.clamp(-1, 1).float().cpu(),
         histogram=seen.histogram.round().to(torch.int64).cpu(),
+        equivalent_dimension=dimension_of_excess(excess.mean),
     )
+
+
+class _Both(NamedTuple):
+    """Two observers of one walk."""
+
+    first: Observer
+    second: Observer
+
+    def observe(self, cos: Tensor, panel: Panel) -> None:
+        self.first.observe(cos, panel)
+        self.second.observe(cos, panel)
 
 
 class _Cosines:

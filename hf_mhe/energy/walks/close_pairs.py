@@ -131,9 +131,7 @@ def sum_close_pairs(
         first, second = pairs.first[start : start + step], pairs.second[start : start + step]
         u, v = _unit(weight, first), _unit(weight, second)
         difference, mean = u - v, u + v
-        near, far = difference.square().sum(1), mean.square().sum(1)
-        # `near + far = 4` exactly: the large one of the two is the one that rounding cannot have hurt.
-        near, far = torch.where(near < far, near, 4 - far), torch.where(near < far, 4 - near, far)
+        near, far = _squared(difference, mean)
         value, slope = potential.from_chords(near, far)
         aligned, opposite = near <= _SAME, far <= _SAME
         if leave_out_below is not None:
@@ -152,6 +150,18 @@ def sum_close_pairs(
             add_rows_(grad, first, on_u.to(grad.dtype))
             add_rows_(grad, second, on_v.to(grad.dtype))
     return ClosePairSum(total, coincident)
+
+
+def squared_chords(weight: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """The squared chord of each pair of rows, and that to the mirror image, `2 - 2c` and `2 + 2c`, in float64."""
+    u, v = _unit(weight, first), _unit(weight, second)
+    return _squared(u - v, u + v)
+
+
+def _squared(difference: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    near, far = difference.square().sum(1), mean.square().sum(1)
+    # `near + far = 4` exactly: the large one of the two is the one that rounding cannot have hurt.
+    return torch.where(near < far, near, 4 - far), torch.where(near < far, 4 - near, far)
 
 
 def add_rows_(grad: Tensor, index: Tensor, rows: Tensor) -> None:
