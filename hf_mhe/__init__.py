@@ -17,6 +17,7 @@ _ROOM_OF = {
     "expected_energy": "hf_mhe.energy",
     "energy_lower_bound": "hf_mhe.energy",
     "minimize_energy": "hf_mhe.energy",
+    "equivalent_dimension": "hf_mhe.energy",
     "NeuronGroup": "hf_mhe.neurons",
     "Coverage": "hf_mhe.neurons",
     "neuron_groups": "hf_mhe.neurons",
@@ -38,7 +39,13 @@ __all__ = [*_ROOM_OF, "__version__"]
 
 if TYPE_CHECKING:
     from hf_mhe.analysis import Comparison, EnergyReport, GroupEnergy, analyze, compare
-    from hf_mhe.energy import energy_lower_bound, expected_energy, hyperspherical_energy, minimize_energy
+    from hf_mhe.energy import (
+        energy_lower_bound,
+        equivalent_dimension,
+        expected_energy,
+        hyperspherical_energy,
+        minimize_energy,
+    )
     from hf_mhe.errors import MHEError
     from hf_mhe.hub import push_to_hub
     from hf_mhe.neurons import Coverage, NeuronGroup, coverage, neuron_groups

@@ -3,6 +3,7 @@
 Nothing here knows a module, a file or the Hugging Face libraries.
 """
 
+from hf_mhe.energy.equivalent_dimension import equivalent_dimension
 from hf_mhe.energy.estimators.rotating import inclusion_probabilities, rotating_share
 from hf_mhe.energy.estimators.sampled import sampled_energy
 from hf_mhe.energy.family import (
@@ -41,6 +42,7 @@ __all__ = [
     "double_soft_orthogonality_penalty",
     "energy_lower_bound",
     "energy_score",
+    "equivalent_dimension",
     "expected_energy",
     "expected_energy_std",
     "gram_determinant_penalty",

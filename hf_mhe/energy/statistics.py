@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hf_mhe.checks import check_integer, check_number
+from hf_mhe.energy.equivalent_dimension import Excess
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.precision import product_dtype, without_autocast
+from hf_mhe.energy.reference.crowding import dimension_of_excess
 from hf_mhe.energy.rows import check_weight, unit_rows
-from hf_mhe.energy.walks.blocked import walk
+from hf_mhe.energy.walks.blocked import Observer, walk
 from hf_mhe.energy.walks.close_pairs import coincident_below, squared_chords
 from hf_mhe.energy.walks.panels import Panel
 
@@ -33,6 +36,7 @@ class PairStatistics:
         dead: rows of zeros, numbered as in the weight.
         nearest_cosine: `(n,)` float32, each live neuron's largest cosine.
         histogram: `(bins,)` int64, unordered pairs per bin of equal width over cosines in [-1, 1].
+        equivalent_dimension: the dimension in which random directions would be as crowded, coincident pairs included.
     """
 
     n: int
@@ -46,6 +50,7 @@ class PairStatistics:
     dead: tuple[int, ...]
     nearest_cosine: Tensor
     histogram: Tensor
+    equivalent_dimension: float
 
 
 @torch.no_grad()
@@ -72,7 +77,9 @@ def pair_statistics(
     source = weight if rows.live is None else weight[rows.live]
     duplicates = _Duplicates(duplicate_cosine, weight.dtype, rows.unit, source, mirrored=potential.space == "half")
     seen = _Cosines(bins, rows.unit, duplicates)
-    pairs = walk(rows.unit, source, potential, gradient=False, observer=seen, leave_out_coincident=True)
+    excess = Excess(rows.unit, source)
+    both = _Both(seen, excess)
+    pairs = walk(rows.unit, source, potential, gradient=False, observer=both, leave_out_coincident=True)
 
     live = rows.live if rows.live is not None else torch.arange(len(weight), device=weight.device)
     is_live = torch.zeros(len(weight), dtype=torch.bool, device=weight.device).index_fill_(0, live, True)
@@ -92,6 +99,7 @@ def pair_statistics(
         dead=tuple((~is_live).nonzero().flatten().tolist()),
         nearest_cosine=seen.nearest.clamp(-1, 1).float().cpu(),
         histogram=seen.histogram.round().to(torch.int64).cpu(),
+        equivalent_dimension=dimension_of_excess(excess.mean),
     )
 
 
@@ -106,6 +114,17 @@ def check_duplicate_cosine(value: object) -> float:
     """
     check_number("duplicate_cosine", value, above=0, at_most=1, right="a number above 0 and at most 1")
     return float(value)  # type: ignore[arg-type]
+
+
+class _Both(NamedTuple):
+    """Two observers of one walk."""
+
+    first: Observer
+    second: Observer
+
+    def observe(self, cos: Tensor, panel: Panel) -> None:
+        self.first.observe(cos, panel)
+        self.second.observe(cos, panel)
 
 
 class _Cosines:

@@ -1,0 +1,68 @@
+"""How crowded random directions are, by their dimension; and the dimension in which they would be as crowded.
+
+Note [Equivalent dimension]
+The crowding of a layer is the mean over its pairs of `F(c) = 1 / (2.1 − 2c) + 1 / (2.1 + 2c)`: the pair function of
+s = 2, euclidean, half space, with a softening of ε² = 0.1, whatever potential a report is asked for. With
+z = 4 / 4.41 it is `F(c) = F(0) (1 + g(c))`, `g(c) = z c² / (1 − z c²)`. Computed is the mean of g, the excess, which
+keeps its digits where neurons are nearly orthogonal: in dimension δ, c² ~ Beta(1/2, (δ − 1)/2), so that
+
+    E g   = z / δ · ₂F₁(1, 3/2; δ/2 + 1; z),      E g² = 3 z² / (δ (δ + 2)) · ₂F₁(2, 5/2; δ/2 + 2; z),
+
+for every real δ >= 1. E g falls from z / (1 − z) at δ = 1, where all neurons are collinear, to 0. Its inverse at the
+excess of a layer is the dimension in which independent random directions would be as crowded. A mean over pairs, it
+does not grow with their number, as a score does; bounded, it is continuous where neurons coincide. Small cosines enter
+as c², close pairs more. Rejected: `1 / mean c²` alone, to which a pair of copies is no more than ten right angles.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+_SOFTENED = 2.1  # 2 + ε²
+Z = 4 / _SOFTENED**2
+ORTHOGONAL = 2 / _SOFTENED  # F(0)
+COLLINEAR = Z / (1 - Z)  # the excess of neurons that are all on one line
+
+
+def random_excess(dimension: float) -> float:
+    """The mean of g over independent random directions in a dimension >= 1, which need not be an integer."""
+    from scipy.special import hyp2f1
+
+    return Z / dimension * float(hyp2f1(1.0, 1.5, dimension / 2 + 1, Z))
+
+
+def random_crowding(dimension: float) -> float:
+    """X(δ), the mean of F over independent random directions; `inf` is a dimension too."""
+    return ORTHOGONAL if dimension == math.inf else ORTHOGONAL * (1 + random_excess(dimension))
+
+
+def dimension_of_excess(excess: float) -> float:
+    """The dimension whose random directions have this excess: 1 from `COLLINEAR` on, `inf` at 0 and below."""
+    from scipy.optimize import brentq
+
+    if math.isnan(excess):
+        return math.nan
+    if excess >= COLLINEAR:
+        return 1.0
+    if excess <= 0 or COLLINEAR / excess == math.inf:
+        return math.inf
+    # ₂F₁ lies between 1 and its value at δ = 1, which is 1 / (1 − z).
+    lowest, highest = max(1.0, Z / excess), COLLINEAR / excess
+    return float(brentq(lambda dimension: random_excess(dimension) - excess, lowest, highest, rtol=1e-14))
+
+
+@lru_cache(maxsize=4096)
+def equivalent_dimension_std(n: int, d: int) -> float:
+    """The standard deviation, to first order, of the equivalent dimension of n independent random directions.
+
+    The cosines of independent directions are pairwise independent, so the variances of the pairs add.
+    """
+    from scipy.special import hyp2f1
+
+    mean = random_excess(d)
+    square = 3 * Z**2 / (d * (d + 2)) * float(hyp2f1(2.0, 2.5, d / 2 + 2, Z))
+    step = 1e-4 * d
+    below = max(1.0, d - step)
+    slope = (random_excess(d + step) - random_excess(below)) / (d + step - below)
+    return math.sqrt(max(0.0, square - mean**2) / (n * (n - 1) / 2)) / abs(slope)
