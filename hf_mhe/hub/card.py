@@ -119,7 +119,7 @@ def model_card(
         ]
     if base_model is None and facts.adapter is not None:
         base_model = facts.adapter.base
-    relation = {"base_model_relation": "adapter"} if base_model and facts.adapter is not None else {}
+    relation: dict[str, Any] = {"base_model_relation": "adapter"} if base_model and facts.adapter is not None else {}
     data = ModelCardData(
         library_name=facts.library,
         pipeline_tag=facts.task,

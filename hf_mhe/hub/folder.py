@@ -78,9 +78,10 @@ def read_facts(folder: Path) -> ModelFacts:
     if "_diffusers_version" in content:
         return ModelFacts("diffusers", _class_name(content))
     if "model_type" not in content:
-        timm = isinstance(content.get("architecture"), str) and "pretrained_cfg" in content
-        weights = [path.relative_to(folder).as_posix() for path in folder.glob("*.safetensors")]
-        return ModelFacts("timm" if timm else None, weights=weights[0] if len(weights) == 1 else None)
+        if isinstance(content.get("architecture"), str) and "pretrained_cfg" in content:
+            return ModelFacts("timm", content["architecture"])
+        weights = [path.name for path in folder.glob("*.safetensors")]
+        return ModelFacts(weights=weights[0] if len(weights) == 1 else None)
     architectures = content.get("architectures") or [None]
     architecture = architectures[0] if isinstance(architectures, list) else None
     auto_map = content.get("auto_map")

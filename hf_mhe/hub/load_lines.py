@@ -19,7 +19,7 @@ def loading(facts: ModelFacts, where: str) -> str | None:
     return "\n\n".join(parts) if len(parts) > 1 else None
 
 
-def verifying(after: EnergyReport, facts: ModelFacts, where: str) -> str | None:
+def verifying(after: EnergyReport, facts: ModelFacts, where: str) -> str:
     """How anyone repeats the measurement, and what must come out; for an adapter, how somebody who has its base does.
 
     An adapter alone is not measured, so that the lines load it on its base. There is no claim where the reader
@@ -84,7 +84,7 @@ def _lines(facts: ModelFacts, where: str) -> tuple[str | None, str | None]:
     if facts.library == "sentence-transformers" and _has("sentence_transformers", facts.architecture):
         name = facts.architecture
         return f'from sentence_transformers import {name}\n\nmodel = {name}("{where}")', None
-    if facts.library == "timm":
+    if facts.library == "timm" and _timm_has(facts.architecture):
         return f'import timm\n\nmodel = timm.create_model("hf-hub:{where}", pretrained=True)', None
     if facts.library is None and facts.weights is not None:
         lines = (
@@ -148,6 +148,13 @@ def _has(package: str, name: str | None) -> bool:
     """Whether a package has a class of that name, so that a line which imports it runs."""
     try:
         return name is not None and isinstance(getattr(importlib.import_module(package), name, None), type)
+    except ImportError:
+        return False
+
+
+def _timm_has(architecture: str | None) -> bool:
+    try:
+        return architecture is not None and bool(importlib.import_module("timm").is_model(architecture))
     except ImportError:
         return False
 
