@@ -91,7 +91,7 @@ def work(experiment: Experiment, store: Store, options: argparse.Namespace) -> N
 
 
 def todo(experiment: Experiment, store: Store, only: list[str]) -> list[Run]:
-    return [run for run in pending(experiment, store.records()) if not only or run.arm in only]
+    return pending(experiment, store.records(), only)
 
 
 def perform_and_keep(run: Run, store: Store) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from harness.experiment import Arm, Experiment, Run, make_run, tuning_runs
@@ -48,12 +48,13 @@ def final_runs(experiment: Experiment, records: Sequence[Record]) -> Iterator[Ru
             yield make_run(experiment, arm, cell, choice, "final", seed)
 
 
-def pending(experiment: Experiment, records: Sequence[Record]) -> list[Run]:
-    """What is to be run next: the tuning runs that are missing, then the final ones."""
+def pending(experiment: Experiment, records: Sequence[Record], only: Collection[str] = ()) -> list[Run]:
+    """What is to be run next: the tuning runs that are missing, then the final ones; of the arms in `only`, if any."""
     done = {record["key"] for record in records}
-    tuned = [arm.name for arm in experiment.arms if len(arm.trials()) > 1]
+    wanted = [arm.name for arm in experiment.arms if not only or arm.name in only]
+    tuned = [arm.name for arm in experiment.arms if len(arm.trials()) > 1 and arm.name in wanted]
     runs = [run for run in tuning_runs(experiment) if run.arm in tuned and run.key not in done]
-    return runs or [run for run in final_runs(experiment, records) if run.key not in done]
+    return runs or [run for run in final_runs(experiment, records) if run.arm in wanted and run.key not in done]
 
 
 def planned(experiment: Experiment) -> int:

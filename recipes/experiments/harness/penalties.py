@@ -28,7 +28,8 @@ class RivalTrainer(Trainer):
     def __init__(self, *args: Any, penalty: str, weight: float, options: Mapping[str, Any], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.function, self.weight, self.options = RIVALS[penalty], weight, dict(options)
-        self.groups = [group for group in neuron_groups(self.model) if group.role == "hidden"]
+        include = self.options.pop("include", None)
+        self.groups = [group for group in neuron_groups(self.model, include=include) if group.role == "hidden"]
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
@@ -44,11 +45,25 @@ class RivalTrainer(Trainer):
         return self.function(matrix, **options)
 
 
+class EarlyMHETrainer(MHETrainer):
+    """`MHETrainer` whose penalty ends after `until` optimizer steps: from there on it is the plain Trainer's step."""
+
+    def __init__(self, *args: Any, until: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.until = until
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        if self.state.global_step >= self.until:
+            return Trainer.training_step(self, model, inputs, *args, **kwargs)
+        return super().training_step(model, inputs, *args, **kwargs)
+
+
 def trainer_class(penalty: Mapping[str, Any] | None) -> tuple[type[Trainer], dict[str, Any]]:
     """The Trainer class of an arm and the keywords that it takes beyond Trainer's own.
 
     Args:
-        penalty: None; `{"name": "mhe", ...fields of MHEConfig}`; or `{"name": one of RIVALS, "weight": ..., ...}`.
+        penalty: None; `{"name": "mhe", ...fields of MHEConfig}`, with `until` for a penalty in the first steps only;
+            or `{"name": one of RIVALS, "weight": ..., ...}`.
 
     Raises:
         ValueError: there is no penalty of that name.
@@ -56,9 +71,14 @@ def trainer_class(penalty: Mapping[str, Any] | None) -> tuple[type[Trainer], dic
     if penalty is None:
         return Trainer, {}
     options = dict(penalty)
-    name = options.pop("name")
+    name, until = options.pop("name"), options.pop("until", None)
     if name == "mhe":
-        return MHETrainer, {"mhe_config": MHEConfig.of(options)}
+        config = MHEConfig.of(options)
+        if until is None:
+            return MHETrainer, {"mhe_config": config}
+        return EarlyMHETrainer, {"mhe_config": config, "until": until}
+    if until is not None:
+        raise ValueError(f"only mhe can end early; got until={until} with {name!r}")
     if name not in RIVALS:
         raise ValueError(f"penalty must be one of mhe, {', '.join(RIVALS)}; got {name!r}")
     return RivalTrainer, {"penalty": name, "weight": options.pop("weight"), "options": options}
