@@ -43,7 +43,7 @@ def main() -> int:
             say_plan(experiment, Store(experiment.name, options.results or RESULTS))
         elif options.quick:
             with tempfile.TemporaryDirectory() as scratch:
-                quick(experiment, Store(experiment.name, options.results or Path(scratch)), options.only)
+                quick(experiment, Store(experiment.name, options.results or Path(scratch)), options)
         else:
             work(experiment, Store(experiment.name, options.results or RESULTS), options)
     except (ExperimentError, MissingDataError) as error:
@@ -128,15 +128,13 @@ def say_plan(experiment: Experiment, store: Store) -> None:
         print(f"  next: {run.stage} seed {run.seed} {run.arm} {dict(run.cell)} {dict(run.choice)}")
 
 
-def quick(experiment: Experiment, store: Store, only: list[str]) -> None:
+def quick(experiment: Experiment, store: Store, options: argparse.Namespace) -> None:
     """Every arm once, tuned or not, on small data for a few steps: whether it runs, and nothing else."""
-    for arm in experiment.arms:
-        if only and arm.name not in only:
-            continue
-        cell, choice = experiment.cells()[0], arm.trials()[0]
-        run = make_run(experiment, arm, cell, choice, "final", experiment.final_seeds[0], quick=True)
-        seconds = perform_and_keep(run, store)
-        report(experiment, store, run, seconds)
+    arms = [arm for arm in experiment.arms if not options.only or arm.name in options.only]
+    cell, seed, done = experiment.cells()[0], experiment.final_seeds[0], store.keys()
+    runs = [make_run(experiment, arm, cell, arm.trials()[0], "final", seed, quick=True) for arm in arms]
+    for run in [run for run in runs if run.key not in done][: options.limit]:
+        report(experiment, store, run, perform_and_keep(run, store))
 
 
 if __name__ == "__main__":

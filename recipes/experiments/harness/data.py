@@ -128,11 +128,4 @@ def _idx(name: str) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
 
 
-def names(side: int = 0) -> Splits:
-    """Which language a name is in (`babel`); see `harness.names`."""
-    from harness.names import language_names
-
-    return language_names()
-
-
-_SOURCES = {"fashion-mnist": fashion_mnist, "digits": digits, "names": names}
+_SOURCES = {"fashion-mnist": fashion_mnist, "digits": digits}

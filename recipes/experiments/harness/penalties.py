@@ -72,6 +72,8 @@ def trainer_class(penalty: Mapping[str, Any] | None) -> tuple[type[Trainer], dic
         return Trainer, {}
     options = dict(penalty)
     name, until = options.pop("name"), options.pop("until", None)
+    if name == "mhe" and until == 0:
+        return Trainer, {}
     if name == "mhe":
         config = MHEConfig.of(options)
         if until is None:
