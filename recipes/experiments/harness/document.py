@@ -95,7 +95,7 @@ def _row(summary: Summary, outcome: Outcome) -> list[str]:
     cells += [
         _number(outcome.mean_of(lambda record: _after(record, "near_duplicates")), 1),
         _number(outcome.mean_of(lambda record: _after(record, "mean_score")), 2),
-        _number(outcome.mean_of(lambda record: record["cpu_seconds"]), 1),
+        _number(outcome.mean_of(lambda record: record["result"].get("train_cpu_seconds")), 1),
         _number(outcome.mean_of(lambda record: record["peak_memory"]["mb"]), 0),
     ]
     return cells

@@ -45,6 +45,7 @@ class Trained:
     """What a training left beside the model."""
 
     seconds: float
+    cpu_seconds: float  # of this process, which another tenant of the machine does not lengthen
     log: list[dict[str, float]]  # Trainer's records, one per point of the curve
     curve: list[dict[str, float]]  # step and what `watch` returned there
     diverged: str | None  # why it stopped early
@@ -81,7 +82,7 @@ def train(
         )
         trainer.remove_callback(PrinterCallback)
         diverged = None
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         try:
             trainer.train()
         except MHEError as error:
@@ -89,10 +90,11 @@ def train(
                 raise
             diverged = str(error)
         seconds = time.perf_counter() - start - watcher.seconds
+        cpu_seconds = time.process_time() - cpu - watcher.cpu_seconds
     if diverged is None and not _is_finite(model):
         diverged = "a parameter is not finite"
     log = [{key: value for key, value in record.items() if key != "epoch"} for record in trainer.state.log_history]
-    return Trained(seconds, [record for record in log if "loss" in record], watcher.curve, diverged)
+    return Trained(seconds, cpu_seconds, [record for record in log if "loss" in record], watcher.curve, diverged)
 
 
 @torch.no_grad()
@@ -164,11 +166,12 @@ class _Watcher(TrainerCallback):
     def __init__(self, watch: Callable[[PreTrainedModel], dict[str, float]] | None, every: int, last: int) -> None:
         self.watch, self.every, self.last = watch, every, last
         self.curve: list[dict[str, float]] = []
-        self.seconds = 0.0
+        self.seconds = self.cpu_seconds = 0.0
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if self.watch is None or (state.global_step % self.every and state.global_step != self.last):
             return
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         self.curve.append({"step": state.global_step, **self.watch(model)})
         self.seconds += time.perf_counter() - start
+        self.cpu_seconds += time.process_time() - cpu

@@ -44,6 +44,7 @@ def run(settings: Mapping[str, Any], seed: int, final: bool) -> dict[str, Any]:
         "parameters": wide.num_parameters(),
         "steps": _recipe(settings["grown"], data).steps,
         "train_seconds": trained.seconds,
+        "train_cpu_seconds": trained.cpu_seconds,
         "diverged": trained.diverged,
         "log": trained.log,
         "curve": trained.curve,

@@ -108,6 +108,7 @@ def run(settings: Mapping[str, Any], seed: int, final: bool) -> dict[str, Any]:
     return {
         "parameters": model.num_parameters(),
         "train_seconds": trained.seconds,
+        "train_cpu_seconds": trained.cpu_seconds,
         "diverged": trained.diverged,
         "log": trained.log,
         "curve": trained.curve,

@@ -51,6 +51,7 @@ def run(settings: Mapping[str, Any], seed: int, final: bool) -> dict[str, Any]:
     return {
         "parameters": model.num_parameters(),
         "train_seconds": trained.seconds,
+        "train_cpu_seconds": trained.cpu_seconds,
         "diverged": trained.diverged,
         "stalled": not started,
         "started_at": started[0] if started else None,
