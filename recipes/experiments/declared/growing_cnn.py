@@ -43,6 +43,7 @@ EXPERIMENT = Experiment(
     tuning_seeds=[0, 1],
     final_seeds=range(100, 108),
     primary="mhe_full",
+    nothing="copied",
     outside=["renewed_mhe", "scratch_data"],
     quick={
         "data": {"name": "digits", "train": 400, "side": 8},

@@ -63,6 +63,7 @@ EXPERIMENT = Experiment(
     tuning_seeds=[0, 1],
     final_seeds=range(100, 110),
     primary="mhe_full",
+    nothing="copied",
     outside=["mhe_half", "renewed_mhe", "scratch_data", "scratch_cost"],
     quick={
         "data": {"name": "digits", "train": 400, "side": 8},

@@ -57,6 +57,7 @@ EXPERIMENT = Experiment(
     tuning_seeds=[0, 1],
     final_seeds=range(100, 108),
     primary="mhe_full",
+    nothing="copied",
     outside=["mhe_all", "renewed_mhe", "scratch_data"],
     quick={
         "data": {"name": "digits", "train": 400, "side": 8},

@@ -35,6 +35,7 @@ EXPERIMENT = Experiment(
     final_seeds=range(100, 108),
     factors={"model.head": ["plain", "normalised"]},
     primary="mhe",
+    nothing="none",
     outside=["adjusted_mhe"],
     quick={"data.languages": 12, "recipe.steps": 3},
 )  # fmt: skip

@@ -35,6 +35,7 @@ EXPERIMENT = Experiment(
     factors={"recipe.warmup": [0, 100], "recipe.lr": [0.05, 0.1, 0.2, 0.4]},
     measure="started",
     primary="half",
+    nothing="none",
     quick={"data": {"name": "digits", "train": 400, "side": 8}, "recipe.steps": 10,
            "model.widths": [4, 8, 8], "model.features": 8},
 )  # fmt: skip

@@ -57,27 +57,35 @@ def _claim(summary: Summary) -> str:
     if summary.verdict == "undecided":
         lead = f"**Undecided: {summary.seeds} of {total} fresh seeds so far.**"
         if summary.best_rival is None:
-            return lead + " The rivals are not all tuned yet."
+            return f"{lead} The rivals are not all tuned yet. {_better(summary)}".strip()
     else:
         lead = f"**{summary.verdict.capitalize()}.**"
     if summary.best_rival not in summary.comparisons:
-        return lead
+        return f"{lead} {_better(summary)}".strip()
     claim, ours = summary.comparisons[summary.best_rival], experiment.arm(experiment.primary)
     text = (
         f"{lead} {ours.says} minus the best rival, {experiment.arm(summary.best_rival).says}: {_difference(claim)} "
         f"points over {claim.n} seeds"
     )
     if claim.holm is None:
-        return text + "."
+        return f"{text}. {_better(summary)}".strip()
     text += f", Holm's p {_p(claim.holm)}, effect size {claim.effect:+.2f}."
-    if summary.verdict == "not found":
+    if claim.holm >= 0.05:
         text += f" The test would have found a difference of {claim.detectable:.2f} points with a probability of 80 %."
-    return text
+    return f"{text} {_better(summary)}".strip()
+
+
+def _better(summary: Summary) -> str:
+    """The rivals that are above the primary arm."""
+    if not summary.better:
+        return ""
+    each = [f"{summary.experiment.arm(n).says} ({-summary.comparisons[n].mean:+.2f})" for n in summary.better]
+    return f"Better than it by Holm's p: {', '.join(each)}."
 
 
 def _table(summary: Summary) -> str:
     experiment = summary.experiment
-    heads = ["arm", "chosen", "validation", "n", _measure(experiment.measure)]
+    heads = ["arm", "chosen", "validation", "n", "diverged", _measure(experiment.measure)]
     if experiment.primary is not None:
         heads += [f"`{experiment.primary}` minus it", "bootstrap", "Holm's p", "d", "ahead"]
     heads += ["near-duplicates", "mean score", "s", "MB"]
@@ -89,6 +97,7 @@ def _row(summary: Summary, outcome: Outcome) -> list[str]:
     experiment, arm = summary.experiment, outcome.arm
     values = list(outcome.figures.values())
     cells = [f"{arm.says} (`{arm.name}`)", _choice(outcome), _number(outcome.tuned_to, 2), str(len(values))]
+    cells.append(str(sum(record["result"]["diverged"] is not None for record in outcome.records)))
     cells.append(_mean(values))
     if experiment.primary is not None:
         cells += _compared(summary.comparisons.get(arm.name))

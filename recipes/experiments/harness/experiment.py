@@ -46,6 +46,7 @@ class Experiment:
     Attributes:
         measure: what a final run is judged by, a key of its result; the choice of settings goes by "validation".
         primary: the arm whose difference to every other arm is claimed about; None where the table is the result.
+        nothing: the arm in which nothing is done; the primary arm is harmful where it is below that.
         outside: arms that are shown and compared, but are no rivals (another cost, or no growth).
         factors: settings that are crossed with every arm, dotted; a table has a part per combination.
         quick: settings that make a run a matter of seconds, for tests and a look.
@@ -62,6 +63,7 @@ class Experiment:
     factors: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     measure: str = "test"
     primary: str | None = None
+    nothing: str | None = None
     outside: Sequence[str] = ()
     quick: Mapping[str, Any] = field(default_factory=dict)
 
@@ -78,7 +80,7 @@ class Experiment:
             raise ExperimentError(f"{self.name}: every arm gets the same number of trials; got {trials}")
         if trials and max(trials.values()) > 1 and not self.tuning_seeds:
             raise ExperimentError(f"{self.name}: its arms have settings to choose from, and there are no tuning_seeds")
-        unknown = {*self.outside, *([self.primary] if self.primary else [])} - set(names)
+        unknown = {*self.outside, *filter(None, [self.primary, self.nothing])} - set(names)
         if unknown:
             raise ExperimentError(f"{self.name} has no arm {', '.join(sorted(unknown))}; arms: {', '.join(names)}")
 

@@ -50,6 +50,7 @@ class Summary:
 
     Attributes:
         comparisons: the primary arm minus each other arm, by name, on the seeds that both have; Holm's p is over all.
+        better: rivals that are above the primary arm by Holm's p.
         best_rival: by validation in tuning; None while a rival is not tuned.
         verdict: "confirmed", "harmful", "not found" or "undecided".
     """
@@ -57,6 +58,7 @@ class Summary:
     experiment: Experiment
     outcomes: dict[str, Outcome]
     comparisons: dict[str, Paired]
+    better: list[str]
     best_rival: str | None
     verdict: str
     runs: int
@@ -76,8 +78,9 @@ def summarize(experiment: Experiment, records: Sequence[Record]) -> Summary:
     comparisons = _comparisons(experiment, outcomes)
     best = _best_rival(experiment, outcomes)
     used = sum(outcome.tried + len(outcome.records) for outcome in outcomes.values())
-    verdict = _verdict(experiment, comparisons, best)
-    return Summary(experiment, outcomes, comparisons, best, verdict, used, planned(experiment))
+    better = [n for n, each in comparisons.items() if n not in experiment.outside and _below(each)]
+    verdict = _verdict(experiment, comparisons, better, best)
+    return Summary(experiment, outcomes, comparisons, better, best, verdict, used, planned(experiment))
 
 
 def measured(experiment: Experiment, record: Record) -> float:
@@ -136,13 +139,20 @@ def _best_rival(experiment: Experiment, outcomes: Mapping[str, Outcome]) -> str 
     return max(rivals, key=lambda name: outcomes[name].tuned_to or -math.inf)
 
 
-def _verdict(experiment: Experiment, comparisons: Mapping[str, Paired], best: str | None) -> str:
+def _below(each: Paired) -> bool:
+    """Whether the primary arm is below the other one by Holm's p."""
+    return each.holm is not None and each.holm < 0.05 and each.mean < 0
+
+
+def _verdict(
+    experiment: Experiment, comparisons: Mapping[str, Paired], better: Sequence[str], best: str | None
+) -> str:
     complete = len(comparisons) == len(experiment.arms) - 1 and best is not None
     seeds = len(experiment.final_seeds)
     if not complete or any(each.n < seeds for each in comparisons.values()):
         return "undecided"
     claim = comparisons[best]
     assert claim.holm is not None  # there are at least two seeds, or the experiment could claim nothing
-    if claim.holm >= 0.05:
-        return "not found"
-    return "confirmed" if claim.mean > 0 else "harmful"
+    if experiment.nothing in comparisons and _below(comparisons[experiment.nothing]):
+        return "harmful"
+    return "confirmed" if claim.holm < 0.05 and claim.mean > 0 and not better else "not found"
