@@ -1,0 +1,180 @@
+"""Markdown of a summary, and the place between two markers of a document where it stands."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from harness import figures
+from harness.inference import Paired, interval
+from harness.summary import Outcome, Summary
+
+
+def block(summary: Summary) -> str:
+    """What the records say of an experiment: the state, the verdict, one table, the factors' table if there are."""
+    if not summary.runs:
+        return f"Not run yet: 0 of {summary.planned} runs."
+    parts = [_state(summary), _claim(summary), _table(summary)]
+    if figures.has_content(summary):
+        parts.append(f"![{summary.experiment.title}](results/{summary.experiment.name}.png)")
+    if summary.experiment.measure == "started":
+        parts.append(_cells(summary))
+    return "\n\n".join(part for part in parts if part)
+
+
+def replaced(document: str, name: str, text: str) -> str:
+    """The document with `text` between the markers of `name`.
+
+    Raises:
+        ValueError: the markers are not there, or not once.
+    """
+    begin, end = f"<!-- {name}: written by tables.py -->", f"<!-- end of {name} -->"
+    pattern = re.compile(re.escape(begin) + r".*?" + re.escape(end), re.DOTALL)
+    found = len(pattern.findall(document))
+    if found != 1:
+        raise ValueError(f"the document must have {begin!r} and {end!r} once; it has them {found} times")
+    return pattern.sub(lambda _: f"{begin}\n{text}\n{end}", document)
+
+
+def blocks(document: str) -> list[str]:
+    """The names of the marked places."""
+    return re.findall(r"<!-- (\S+): written by tables.py -->", document)
+
+
+def _state(summary: Summary) -> str:
+    first = f"{summary.runs} of {summary.planned} runs."
+    stands = sorted({r["versions"]["torch"] for o in summary.outcomes.values() for r in o.records})
+    return first if not stands else f"{first} torch {', '.join(stands)}; one thread a run."
+
+
+def _claim(summary: Summary) -> str:
+    experiment = summary.experiment
+    if experiment.primary is None:
+        return ""
+    total = len(experiment.final_seeds)
+    if summary.verdict == "undecided":
+        lead = f"**Undecided: {summary.seeds} of {total} fresh seeds so far.**"
+        if summary.best_rival is None:
+            return f"{lead} The rivals are not all tuned yet. {_better(summary)}".strip()
+    else:
+        lead = f"**{summary.verdict.capitalize()}.**"
+    if summary.best_rival not in summary.comparisons:
+        return f"{lead} {_better(summary)}".strip()
+    claim, ours = summary.comparisons[summary.best_rival], experiment.arm(experiment.primary)
+    text = (
+        f"{lead} {ours.says} minus the best rival, {experiment.arm(summary.best_rival).says}: {_difference(claim)} "
+        f"points over {claim.n} seeds"
+    )
+    if claim.holm is None:
+        return f"{text}. {_better(summary)}".strip()
+    text += f", Holm's p {_p(claim.holm)}, effect size {claim.effect:+.2f}."
+    if claim.holm >= 0.05:
+        text += f" The test would have found a difference of {claim.detectable:.2f} points with a probability of 80 %."
+    return f"{text} {_better(summary)}".strip()
+
+
+def _better(summary: Summary) -> str:
+    """The rivals that are above the primary arm."""
+    if not summary.better:
+        return ""
+    each = [f"{summary.experiment.arm(n).says} ({-summary.comparisons[n].mean:+.2f})" for n in summary.better]
+    return f"Better than it by Holm's p: {', '.join(each)}."
+
+
+def _table(summary: Summary) -> str:
+    experiment = summary.experiment
+    heads = ["arm", "chosen", "validation", "n", "diverged", _measure(experiment.measure)]
+    if experiment.primary is not None:
+        heads += [f"`{experiment.primary}` minus it", "bootstrap", "Holm's p", "d", "ahead"]
+    heads += ["near-duplicates", "mean score", "s", "MB"]
+    rows = [_row(summary, outcome) for outcome in summary.outcomes.values()]
+    return _markdown(heads, rows, left=2)
+
+
+def _row(summary: Summary, outcome: Outcome) -> list[str]:
+    experiment, arm = summary.experiment, outcome.arm
+    values = list(outcome.figures.values())
+    cells = [f"{arm.says} (`{arm.name}`)", _choice(outcome), _number(outcome.tuned_to, 2), str(len(values))]
+    cells.append(str(sum(record["result"]["diverged"] is not None for record in outcome.records)))
+    cells.append(_mean(values))
+    if experiment.primary is not None:
+        cells += _compared(summary.comparisons.get(arm.name))
+    cells += [
+        _number(outcome.mean_of(lambda record: _after(record, "near_duplicates")), 1),
+        _number(outcome.mean_of(lambda record: _after(record, "mean_score")), 2),
+        _number(outcome.mean_of(lambda record: record["result"].get("train_cpu_seconds")), 1),
+        _number(outcome.mean_of(lambda record: record["peak_memory"]["mb"]), 0),
+    ]
+    return cells
+
+
+def _choice(outcome: Outcome) -> str:
+    trials = len(outcome.arm.trials())
+    if outcome.choice is None:
+        return f"{len(outcome.trials)} of {trials} tried"
+    return ", ".join(f"{name.split('.')[-1]} {value:g}" for name, value in outcome.choice.items()) or "—"
+
+
+def _compared(each: Paired | None) -> list[str]:
+    if each is None:
+        return [""] * 5
+    if math.isnan(each.p):
+        return [f"{each.mean:+.2f}", "", "", "", f"{each.ahead} of {each.n}"]
+    boot = f"{each.boot_low:+.2f} to {each.boot_high:+.2f}"
+    return [_difference(each), boot, _p(each.holm), f"{each.effect:+.2f}", f"{each.ahead} of {each.n}"]
+
+
+def _cells(summary: Summary) -> str:
+    """How many seeds started, and their mean test accuracy, per combination of the factors."""
+    experiment = summary.experiment
+    cells = experiment.cells()
+    names = [", ".join(f"{key.split('.')[-1]} {_plain(value)}" for key, value in cell.items()) for cell in cells]
+    rows = []
+    for outcome in summary.outcomes.values():
+        row = [outcome.arm.says]
+        for cell in cells:
+            there = [record["result"] for record in outcome.records if record["config"]["cell"] == cell]
+            started = sum(not result["stalled"] for result in there)
+            mean = sum(result["test"] for result in there) / len(there) if there else math.nan
+            row.append(f"{started} of {len(there)}; {mean:.1f}" if there else "")
+        rows.append(row)
+    return "Seeds that started, and mean test accuracy of all:\n\n" + _markdown(["arm", *names], rows, left=1)
+
+
+def _after(record: Mapping[str, Any], name: str) -> float | None:
+    after = record["result"]["energies"]["after"]
+    return None if after is None else after[name]
+
+
+def _measure(name: str) -> str:
+    return {"test": "test accuracy, %", "started": "started, % of cells"}.get(name, name)
+
+
+def _mean(values: list[float]) -> str:
+    if not values:
+        return ""
+    mean, half = interval(values)
+    return f"{mean:.2f}" if math.isnan(half) else f"{mean:.2f} ± {half:.2f}"
+
+
+def _difference(each: Paired) -> str:
+    return f"{each.mean:+.2f}" + ("" if math.isnan(each.low) else f" ({each.low:+.2f} to {each.high:+.2f})")
+
+
+def _p(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _markdown(heads: list[str], rows: list[list[str]], *, left: int) -> str:
+    rule = ["---"] * left + ["---:"] * (len(heads) - left)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, rule, *rows])

@@ -1,0 +1,158 @@
+"""An experiment's records in numbers: what each arm came to, the comparisons, and the verdict that follows."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.choice import chosen, planned, scores
+from harness.experiment import Arm, Experiment, make_run
+from harness.inference import Paired, corrected, paired
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One arm.
+
+    Attributes:
+        trials: (choice, mean validation figure) of the settings tried on all tuning seeds, in the first cell.
+        choice: the chosen settings; None while the tuning is not complete.
+        figures: by seed, the measure in percent, mean over the cells; seeds with all their cells only.
+        records: the final runs that the figures come from.
+    """
+
+    arm: Arm
+    tried: int
+    trials: list[tuple[dict[str, Any], float]]
+    choice: dict[str, Any] | None
+    figures: dict[int, float]
+    records: list[Record]
+
+    @property
+    def tuned_to(self) -> float | None:
+        """Mean validation figure of the best trial so far."""
+        return max((mean for _, mean in self.trials), default=None)
+
+    def mean_of(self, read: Callable[[Mapping[str, Any]], float | None]) -> float | None:
+        """Mean over the final runs of a number in the record; runs without it are left out."""
+        found = [value for record in self.records if (value := read(record)) is not None]
+        return statistics.fmean(found) if found else None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """An experiment as far as it has come.
+
+    Attributes:
+        comparisons: the primary arm minus each other arm, by name, on the seeds that both have; Holm's p is over all.
+        better: rivals that are above the primary arm by Holm's p.
+        best_rival: by validation in tuning; None while a rival is not tuned.
+        verdict: "confirmed", "harmful", "not found" or "undecided".
+    """
+
+    experiment: Experiment
+    outcomes: dict[str, Outcome]
+    comparisons: dict[str, Paired]
+    better: list[str]
+    best_rival: str | None
+    verdict: str
+    runs: int
+    planned: int
+
+    @property
+    def seeds(self) -> int:
+        """Fresh seeds of the claim so far: those that the primary arm and its best rival both have."""
+        if self.best_rival is None or self.best_rival not in self.comparisons:
+            return 0
+        return self.comparisons[self.best_rival].n
+
+
+def summarize(experiment: Experiment, records: Sequence[Record]) -> Summary:
+    """The summary of the runs that belong to the experiment as it is declared now; others are left out."""
+    outcomes = {arm.name: _outcome(experiment, arm, records) for arm in experiment.arms}
+    comparisons = _comparisons(experiment, outcomes)
+    best = _best_rival(experiment, outcomes)
+    used = sum(outcome.tried + len(outcome.records) for outcome in outcomes.values())
+    better = [n for n, each in comparisons.items() if n not in experiment.outside and _below(each)]
+    verdict = _verdict(experiment, comparisons, better, best)
+    return Summary(experiment, outcomes, comparisons, better, best, verdict, used, planned(experiment))
+
+
+def measured(experiment: Experiment, record: Record) -> float:
+    """The measure of a final run, in percent: an accuracy, or 100 where it `started` and 0 where it did not."""
+    if experiment.measure == "started":
+        return 0.0 if record["result"]["stalled"] else 100.0
+    return float(record["result"][experiment.measure])
+
+
+def _outcome(experiment: Experiment, arm: Arm, records: Sequence[Record]) -> Outcome:
+    found = {record["key"]: record for record in records}
+    cells = experiment.cells()
+    trials, tried = [], 0
+    if len(arm.trials()) > 1:
+        tried = sum(len(row) for cell in cells for row in scores(experiment, arm, cell, records))
+        rows = scores(experiment, arm, cells[0], records)
+        full = [len(row) == len(experiment.tuning_seeds) for row in rows]
+        trials = [(c, statistics.fmean(r)) for c, r, f in zip(arm.trials(), rows, full, strict=True) if f]
+    choices = [chosen(experiment, arm, cell, records) for cell in cells]
+    if any(choice is None for choice in choices):
+        return Outcome(arm, tried, trials, None, {}, [])
+    figures: dict[int, float] = {}
+    final: list[Record] = []
+    for seed in experiment.final_seeds:
+        runs = [
+            make_run(experiment, arm, cell, choice or {}, "final", seed)
+            for cell, choice in zip(cells, choices, strict=True)
+        ]
+        there = [found[run.key] for run in runs if run.key in found]
+        final += there
+        if len(there) == len(cells):
+            figures[seed] = statistics.fmean(measured(experiment, record) for record in there)
+    return Outcome(arm, tried, trials, choices[0], figures, final)
+
+
+def _comparisons(experiment: Experiment, outcomes: Mapping[str, Outcome]) -> dict[str, Paired]:
+    if experiment.primary is None:
+        return {}
+    ours, found = outcomes[experiment.primary].figures, {}
+    for name, outcome in outcomes.items():
+        both = [seed for seed in ours if seed in outcome.figures]
+        if name != experiment.primary and both:
+            found[name] = paired([ours[seed] for seed in both], [outcome.figures[seed] for seed in both])
+    return dict(zip(found, corrected(list(found.values())), strict=True))
+
+
+def _best_rival(experiment: Experiment, outcomes: Mapping[str, Outcome]) -> str | None:
+    """The rival that did best in tuning, the first of equals; without tuning, the first arm beside the primary."""
+    rivals = [a.name for a in experiment.arms if a.name not in (experiment.primary, *experiment.outside)]
+    if experiment.primary is None or not rivals:
+        return None
+    if not experiment.tuning_seeds:
+        return rivals[0]
+    if any(outcomes[name].choice is None for name in rivals):
+        return None
+    return max(rivals, key=lambda name: outcomes[name].tuned_to or -math.inf)
+
+
+def _below(each: Paired) -> bool:
+    """Whether the primary arm is below the other one by Holm's p."""
+    return each.holm is not None and each.holm < 0.05 and each.mean < 0
+
+
+def _verdict(
+    experiment: Experiment, comparisons: Mapping[str, Paired], better: Sequence[str], best: str | None
+) -> str:
+    complete = len(comparisons) == len(experiment.arms) - 1 and best is not None
+    seeds = len(experiment.final_seeds)
+    if not complete or any(each.n < seeds for each in comparisons.values()):
+        return "undecided"
+    claim = comparisons[best]
+    assert claim.holm is not None  # there are at least two seeds, or the experiment could claim nothing
+    if experiment.nothing in comparisons and _below(comparisons[experiment.nothing]):
+        return "harmful"
+    return "confirmed" if claim.holm < 0.05 and claim.mean > 0 and not better else "not found"

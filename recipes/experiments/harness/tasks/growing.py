@@ -1,0 +1,113 @@
+"""Growing by copies: a small model is trained, widened so that it computes the same, and trained on."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, set_seed
+
+from harness.data import Splits, load
+from harness.grow import add_noise, renew, widen
+from harness.measure import energies
+from harness.models import build
+from harness.training import Recipe, Trained, accuracy, train
+
+_CURVE_ROWS = 2000  # of the validation data, for the curves: the choice of settings uses all of it
+
+
+def run(settings: Mapping[str, Any], seed: int, final: bool) -> dict[str, Any]:
+    """One run: the base model, its growth as the arm says, the training that follows.
+
+    Args:
+        settings: `data`, `model`, `factor`, `base` and `grown` (recipes, in epochs), `start` (what is done to the
+            copies: "copied", "noise", "renewed" or "scratch", with its options) and `penalty`.
+        seed: draws the training rows, the weights and the batches.
+        final: whether the test set is read.
+    """
+    data = load(**settings["data"], seed=seed)
+    start = settings["start"]
+    set_seed(seed + 1_000_000)
+    wide = build(**_model(settings, data, settings["factor"]))
+    base: dict[str, Any] | None = None
+    if start["how"] != "scratch":
+        small, base = _base(json.dumps([settings["data"], settings["model"], settings["base"]], sort_keys=True), seed)
+        widen(small, wide, settings["factor"])
+        _begin(wide, settings["factor"], start, torch.Generator().manual_seed(seed))
+    before = energies(wide)
+    trained = _train(wide, data, settings["grown"], seed, settings.get("penalty"))
+    return {
+        "base": base,
+        "parameters": wide.num_parameters(),
+        "steps": _recipe(settings["grown"], data).steps,
+        "train_seconds": trained.seconds,
+        "train_cpu_seconds": trained.cpu_seconds,
+        "diverged": trained.diverged,
+        "log": trained.log,
+        "curve": trained.curve,
+        "energies": {"before": before, "after": energies(wide) if trained.diverged is None else None},
+        "validation": accuracy(wide, data.validation),
+        "test": accuracy(wide, data.test) if final else None,
+    }
+
+
+def _begin(wide: PreTrainedModel, factor: int, start: Mapping[str, Any], generator: torch.Generator) -> None:
+    """What is done to the copies before the training goes on.
+
+    Raises:
+        ValueError: there is no such start.
+    """
+    if start["how"] == "noise":
+        add_noise(wide, start["size"], generator)
+    elif start["how"] == "renewed":
+        renew(wide, factor, start["rows"], start["outgoing"], generator)
+    elif start["how"] != "copied":
+        raise ValueError(f"start must be copied, noise, renewed or scratch; got {start['how']!r}")
+
+
+@functools.lru_cache(maxsize=4)
+def _base(described: str, seed: int) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The trained small model of a seed, which all arms of the seed grow from."""
+    data_settings, model, recipe = json.loads(described)
+    data = load(**data_settings, seed=seed)
+    set_seed(seed)
+    small = build(**_model({"model": model, "data": data_settings}, data, 1))
+    trained = _train(small, data, recipe, seed, None)
+    measured = {"validation": accuracy(small, data.validation), "train_seconds": trained.seconds}
+    return small.cpu(), {**measured, "parameters": small.num_parameters(), "diverged": trained.diverged}
+
+
+def _train(
+    model: PreTrainedModel, data: Splits, recipe: Mapping[str, Any], seed: int, penalty: Mapping[str, Any] | None
+) -> Trained:
+    few = type(data.validation)(**data.validation.at(torch.arange(min(_CURVE_ROWS, len(data.validation)))))
+    made = _recipe(recipe, data)
+    return train(
+        model,
+        data.train,
+        made,
+        seed=seed,
+        penalty=penalty,
+        watch=lambda m: {"validation": accuracy(m, few)},
+        watch_every=max(1, made.steps // 8),
+    )
+
+
+def _recipe(recipe: Mapping[str, Any], data: Splits) -> Recipe:
+    """A recipe whose length is in `epochs` (a fraction is allowed) or, for a look, in `steps`."""
+    options = dict(recipe)
+    epochs, batch = options.pop("epochs", None), options.get("batch", Recipe.batch)
+    if epochs is not None:
+        options["steps"] = round(epochs * (len(data.train) // batch))
+    return Recipe(**options)
+
+
+def _model(settings: Mapping[str, Any], data: Splits, factor: int) -> dict[str, Any]:
+    options = dict(settings["model"])
+    width = options.pop("widened")  # the option that grows, a number or a list of them
+    wide = options[width]
+    options[width] = [each * factor for each in wide] if isinstance(wide, list) else wide * factor
+    return {**options, "classes": data.classes, "side": settings["data"].get("side", 28)}

@@ -1,0 +1,135 @@
+"""Many classes with a long tail: which language a name is in, from hashed n-grams."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel, set_seed
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from harness.data import Rows
+from harness.measure import energies
+from harness.names import BUCKETS, language_names
+from harness.training import Recipe, train
+from hf_mhe import minimize_energy
+
+RARE = 60  # training strings under which a language is rare
+SCALE = 16.0  # of the logits of a normalised classifier
+
+
+class NamesConfig(PretrainedConfig):
+    """`head`: "plain" or "normalised"; `loss`: "cross_entropy", "logit_adjustment" or "class_balanced"."""
+
+    model_type = "experiment_names"
+
+    def __init__(
+        self,
+        dim: int = 32,
+        head: str = "plain",
+        loss: str = "cross_entropy",
+        prototypes: bool = False,
+        counts: list[int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.dim, self.head, self.loss, self.prototypes = dim, head, loss, prototypes
+        self.counts = counts or []
+        super().__init__(**kwargs)
+
+
+class NamesForSequenceClassification(PreTrainedModel):
+    """Mean of n-gram vectors, one hidden layer, class vectors."""
+
+    config_class = NamesConfig
+    base_model_prefix = "body"
+    main_input_name = "ngrams"
+
+    def __init__(self, config: NamesConfig) -> None:
+        super().__init__(config)
+        self.embeddings = nn.EmbeddingBag(BUCKETS, config.dim, mode="mean", padding_idx=0)
+        self.hidden = nn.Linear(config.dim, config.dim)
+        self.classifier = nn.Linear(config.dim, config.num_labels, bias=config.head == "plain")
+        prior = torch.tensor(config.counts, dtype=torch.float32) if config.counts else torch.ones(config.num_labels)
+        self.register_buffer("prior", prior / prior.sum(), persistent=False)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, (nn.Linear, nn.EmbeddingBag)):
+            nn.init.normal_(module.weight, std=module.weight.shape[1] ** -0.5)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    def forward(self, ngrams: Tensor, labels: Tensor | None = None) -> SequenceClassifierOutput:
+        x = self.hidden(self.embeddings(ngrams)).relu()
+        if self.config.head == "normalised":
+            unit = nn.functional.normalize(self.classifier.weight, dim=1)
+            logits = SCALE * nn.functional.normalize(x, dim=1) @ unit.t()
+        else:
+            logits = self.classifier(x)
+        loss = None if labels is None else self._loss(logits, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if self.config.loss == "logit_adjustment":  # Menon et al., ICLR 2021, arXiv:2007.07314, with tau = 1
+            return nn.functional.cross_entropy(logits + self.prior.log(), labels)
+        if self.config.loss == "class_balanced":
+            return nn.functional.cross_entropy(logits, labels, weight=1 / (self.prior * len(self.prior)))
+        return nn.functional.cross_entropy(logits, labels)
+
+
+def run(settings: Mapping[str, Any], seed: int, final: bool) -> dict[str, Any]:
+    """One run; the figures are balanced accuracies, means over the languages, and `rare` that of the rare ones."""
+    data = language_names(settings["data"]["languages"])
+    counts = torch.bincount(data.train.columns["labels"], minlength=data.classes)
+    set_seed(seed)
+    config = NamesConfig(**settings["model"], counts=counts.tolist(), num_labels=data.classes)
+    model = NamesForSequenceClassification(config)
+    if config.prototypes:
+        directions = minimize_energy(data.classes, config.dim, s=2.0, seed=seed)
+        model.classifier.weight.data.copy_(directions)
+        model.classifier.weight.requires_grad_(False)
+    before = energies(model)
+    recipe = Recipe(**settings["recipe"])
+    trained = train(
+        model,
+        data.train,
+        recipe,
+        seed=seed,
+        penalty=settings["penalty"],
+        watch=lambda m: {"validation": balanced(m, data.validation, data.classes)[0]},
+        watch_every=max(1, recipe.steps // 6),
+    )
+    rare = counts < RARE
+    validation, validation_rare = balanced(model, data.validation, data.classes, rare)
+    test, test_rare = balanced(model, data.test, data.classes, rare) if final else (None, None)
+    return {
+        "parameters": model.num_parameters(),
+        "train_seconds": trained.seconds,
+        "train_cpu_seconds": trained.cpu_seconds,
+        "diverged": trained.diverged,
+        "log": trained.log,
+        "curve": trained.curve,
+        "energies": {"before": before, "after": energies(model) if trained.diverged is None else None},
+        "validation": validation,
+        "validation_rare": validation_rare,
+        "test": test,
+        "test_rare": test_rare,
+    }
+
+
+@torch.no_grad()
+def balanced(model: PreTrainedModel, rows: Rows, classes: int, rare: Tensor | None = None) -> tuple[float, float]:
+    """Mean over the classes of the share that is right, in percent; and the same over the rare ones (NaN of none)."""
+    model.eval()
+    right, of = torch.zeros(classes), torch.zeros(classes)
+    for batch in rows.batches(2000):
+        hit = model(ngrams=batch["ngrams"]).logits.argmax(-1) == batch["labels"]
+        right.index_add_(0, batch["labels"], hit.float())
+        of.index_add_(0, batch["labels"], torch.ones(len(hit)))
+    model.train()
+    shares = 100 * right / of
+    few = shares[rare] if rare is not None else shares[:0]
+    return float(shares.mean()), float(few.mean())

@@ -1,0 +1,326 @@
+"""The experiments' harness: seeds are kept apart, runs resume, and the documents are what the runs say."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness.choice import chosen, final_runs, pending, planned, tuning_runs
+from harness.document import block, replaced
+from harness.experiment import Arm, Experiment, ExperimentError, declared, find, key_of, make_run, merged
+from harness.store import Store
+from harness.summary import summarize
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+RUN, TABLES = RECIPES / "experiments" / "run.py", RECIPES / "experiments" / "tables.py"
+
+
+def program(script: Path, *arguments: object, rc: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, str(script), *map(str, arguments)],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == rc, done.stderr[-4000:]
+    return done
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# A small experiment whose records are written by hand.
+
+
+def toy(**changes: Any) -> Experiment:
+    """Two rivals and the primary arm, two settings each, two tuning and three fresh seeds."""
+    arms = [Arm(name, name, {"arm": name}, {"size": [1, 2]}) for name in ("ours", "first", "second")]
+    content: dict[str, Any] = {
+        "name": "toy", "title": "Toy", "question": "?", "task": "growing", "settings": {"arm": "", "size": 0},
+        "arms": arms, "tuning_seeds": [0, 1], "final_seeds": [10, 11, 12], "primary": "ours",
+    }  # fmt: skip
+    return Experiment(**{**content, **changes})
+
+
+def record(run: Any, validation: float, test: float | None = None) -> dict[str, Any]:
+    energies = {"after": {"near_duplicates": 3, "mean_score": 1.5}}
+    return {
+        "key": run.key, "config": run.config(), "seconds": 1.0, "cpu_seconds": 2.0, "peak_memory": {"mb": 100},
+        "versions": {"torch": "2.13.0"},
+        "result": {"validation": validation, "test": test, "diverged": None, "energies": energies},
+    }  # fmt: skip
+
+
+def tuned(experiment: Experiment, figure: Any) -> list[dict[str, Any]]:
+    return [record(run, figure(run.arm, run.choice["size"], run.seed)) for run in tuning_runs(experiment)]
+
+
+def finished(experiment: Experiment, tuning: list[dict[str, Any]], test: Any) -> list[dict[str, Any]]:
+    return tuning + [record(run, 0.0, test(run.arm, run.seed)) for run in final_runs(experiment, tuning)]
+
+
+BETTER = {"ours": 2, "first": 1, "second": 2}  # the setting that wins the tuning
+
+
+def figure(arm: str, size: int, seed: int) -> float:
+    base = {"ours": 80.0, "first": 70.0, "second": 75.0}[arm]
+    return base + (1.0 if size == BETTER[arm] else 0.0) + 0.1 * seed
+
+
+def test_a_setting_is_chosen_by_its_mean_over_all_tuning_seeds() -> None:
+    experiment = toy()
+    records = tuned(experiment, figure)
+    for arm in experiment.arms:
+        assert chosen(experiment, arm, {}, records) == {"size": BETTER[arm.name]}
+        missing = [each for each in records if each["config"]["arm"] != arm.name or each["config"]["seed"] == 0]
+        assert chosen(experiment, arm, {}, missing) is None, "one tuning seed of two decided"
+    level = tuned(experiment, lambda arm, size, seed: 50.0)
+    assert chosen(experiment, experiment.arms[0], {}, level) == {"size": 1}, "of equals it is the first"
+
+
+def test_final_runs_take_the_chosen_setting_on_fresh_seeds() -> None:
+    experiment = toy()
+    runs = list(final_runs(experiment, tuned(experiment, figure)))
+    assert [(run.seed, run.arm) for run in runs] == [(s, a.name) for s in (10, 11, 12) for a in experiment.arms]
+    assert {run.choice["size"] for run in runs if run.arm == "first"} == {1}
+    assert {run.stage for run in runs} == {"final"}
+    assert runs[0].settings == {"arm": "ours", "size": 2}
+
+
+def test_what_is_done_is_not_pending_and_one_arm_can_go_ahead() -> None:
+    experiment = toy()
+    records = tuned(experiment, figure)
+    assert len(pending(experiment, [])) == 12
+    assert [run.seed for run in pending(experiment, records[:6])] == [1] * 6
+    ours = [each for each in records if each["config"]["arm"] == "ours"]
+    ahead = pending(experiment, ours, ["ours"])
+    assert [(run.stage, run.arm) for run in ahead] == [("final", "ours")] * 3, "it waited for the others' tuning"
+    everything = finished(experiment, records, lambda arm, seed: 1.0)
+    assert pending(experiment, everything) == []
+    assert len(everything) == planned(experiment) == 12 + 9
+
+
+def test_an_unfair_plan_is_refused() -> None:
+    with pytest.raises(ExperimentError, match="final runs need fresh ones"):
+        toy(final_seeds=[1, 2])
+    with pytest.raises(ExperimentError, match="same number of trials"):
+        toy(arms=[*toy().arms, Arm("favoured", "", {}, {"size": [1, 2, 3]})])
+    with pytest.raises(ExperimentError, match="no arm nobody"):
+        toy(primary="nobody")
+    with pytest.raises(ExperimentError, match="no tuning_seeds"):
+        toy(tuning_seeds=[])
+
+
+def test_a_key_is_of_what_is_computed_and_not_of_names() -> None:
+    experiment = toy()
+    arm = experiment.arms[0]
+    run = make_run(experiment, arm, {}, {"size": 1}, "tune", 0)
+    renamed = make_run(toy(name="other"), dataclasses.replace(arm, name="new name"), {}, {"size": 1}, "tune", 0)
+    assert run.key == renamed.key
+    others = [
+        make_run(experiment, arm, {}, {"size": 2}, "tune", 0),
+        make_run(experiment, arm, {}, {"size": 1}, "final", 0),
+        make_run(experiment, arm, {}, {"size": 1}, "tune", 1),
+        make_run(toy(task="starting"), arm, {}, {"size": 1}, "tune", 0),
+    ]
+    assert len({run.key, *(other.key for other in others)}) == 5
+    assert key_of(json.loads(json.dumps(run.config()))) == key_of(run.config()), "JSON changed the key"
+
+
+def test_a_dotted_setting_reaches_into_a_mapping_and_leaves_the_original_alone() -> None:
+    base = {"grown": {"lr": 0.1, "epochs": 8}, "penalty": None}
+    assert merged(base, {"grown.lr": 0.2}, {"new.size": 3}) == {
+        "grown": {"lr": 0.2, "epochs": 8}, "penalty": None, "new": {"size": 3},
+    }  # fmt: skip
+    assert base["grown"] == {"lr": 0.1, "epochs": 8}
+    with pytest.raises(ExperimentError, match=r"'penalty\.weight' goes through 'penalty'"):
+        merged(base, {"penalty.weight": 1.0})
+
+
+# The store.
+
+
+def test_a_line_cut_off_by_a_kill_is_named_and_spoils_no_other(tmp_path: Path) -> None:
+    store = Store("cut", tmp_path)
+    store.append({"key": "a", "value": 1})
+    whole = store.path.read_bytes()
+    for cut in range(1, len(whole) - 1):  # without its last sign alone, a line is whole
+        store.path.write_bytes(whole + whole.replace(b'"a"', b'"b"')[:cut])
+        with pytest.warns(UserWarning, match=r"cut\.jsonl, line 2 is broken"):
+            assert store.keys() == {"a"}
+        store.append({"key": "c"})
+        with pytest.warns(UserWarning, match="line 2 is broken"):
+            assert store.keys() == {"a", "c"}
+
+
+def test_a_key_that_was_run_twice_counts_once(tmp_path: Path) -> None:
+    store = Store("twice", tmp_path)
+    for value in (1, 2):
+        store.append({"key": "a", "value": value})
+    assert store.records() == [{"key": "a", "value": 1}]
+
+
+def append_many(folder: Path, worker: int, count: int) -> None:
+    for number in range(count):
+        Store("many", folder).append({"key": f"{worker}-{number}", "filling": "x" * 20_000})
+
+
+def test_processes_that_append_at_once_do_not_mix_their_lines(tmp_path: Path) -> None:
+    context = get_context("fork")  # the workers touch nothing but files
+    workers = [context.Process(target=append_many, args=(tmp_path, worker, 40)) for worker in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert Store("many", tmp_path).keys() == {f"{worker}-{number}" for worker in range(4) for number in range(40)}
+
+
+# The verdicts.
+
+SMALL = {10: 0.14, 11: 0.16, 12: 0.15}  # what ours has more than the second, by seed: far from zero at this spread
+
+
+@pytest.mark.parametrize(
+    ("sign", "verdict"), [(1, "confirmed"), (-1, "harmful")]
+)  # fmt: skip
+def test_a_verdict_is_about_the_best_rival_by_validation(sign: int, verdict: str) -> None:
+    experiment = toy()
+
+    def test(arm: str, seed: int) -> float:  # the first is far ahead on the test set, and was not the best in tuning
+        return {"ours": 80 + 100 * sign * SMALL[seed], "second": 80.0, "first": 99.0 + seed / 100}[arm]
+
+    summary = summarize(experiment, finished(experiment, tuned(experiment, figure), test))
+    assert summary.best_rival == "second"
+    assert summary.verdict == verdict
+    assert summary.comparisons["second"].mean == pytest.approx(100 * sign * 0.15)
+
+
+def test_a_verdict_waits_for_every_seed_of_every_arm() -> None:
+    experiment = toy()
+    records = finished(
+        experiment, tuned(experiment, figure), lambda arm, seed: 80 + 100 * SMALL[seed] * (arm == "ours")
+    )
+    assert summarize(experiment, records).verdict == "confirmed"
+    for missing in records[12:]:
+        part = [each for each in records if each is not missing]
+        summary = summarize(experiment, part)
+        assert summary.verdict == "undecided"
+        assert "Undecided: " in block(summary)
+    assert summarize(experiment, records[:12]).seeds == 0
+
+
+def test_a_null_says_what_it_could_have_found() -> None:
+    experiment = toy()
+    records = finished(experiment, tuned(experiment, figure), lambda arm, seed: 80.0 + (seed * len(arm)) % 7)
+    summary = summarize(experiment, records)
+    assert summary.verdict == "not found"
+    said = re.search(r"found a difference of (\S+) points with a probability of 80 %", block(summary))
+    assert said is not None
+    assert float(said[1]) == pytest.approx(summary.comparisons["second"].detectable, abs=0.005)
+
+
+def test_an_outside_arm_is_compared_and_is_no_rival() -> None:
+    experiment = toy(outside=["second"])
+    summary = summarize(experiment, finished(experiment, tuned(experiment, figure), lambda arm, seed: 50.0 + seed))
+    assert summary.best_rival == "first"
+    assert set(summary.comparisons) == {"first", "second"}
+
+
+# The documents.
+
+
+def test_the_documents_agree_with_the_runs() -> None:
+    program(TABLES, "--check")
+
+
+def test_a_number_that_is_not_the_runs_is_found(tmp_path: Path) -> None:
+    for file in (RECIPES / "results").glob("*"):
+        shutil.copy(file, tmp_path)
+    document = tmp_path / "EVIDENCE.md"
+    text = (RECIPES / "EVIDENCE.md").read_text()
+    ran = [name for name in declared() if (tmp_path / f"{name}.jsonl").is_file()]
+    assert ran, "there is no result to check"
+    arguments = ("--check", "--document", document, "--results", tmp_path)
+    document.write_text(text)
+    program(TABLES, *arguments)
+    changed = re.sub(r"\d+ of (\d+) runs", r"9999 of \1 runs", text, count=1)
+    assert changed != text
+    document.write_text(changed)
+    assert "is not what the JSON lines say" in program(TABLES, *arguments, rc=1).stderr
+    document.write_text(text)
+    results = tmp_path / f"{ran[0]}.jsonl"
+    kept = results.read_text().splitlines(keepends=True)
+    results.write_text("".join(kept[:-1]))
+    assert f"the part {ran[0]} is not" in program(TABLES, *arguments, rc=1).stderr
+    program(TABLES, *arguments[1:])
+    program(TABLES, *arguments)
+    results.write_text("".join(kept) + '{"key": "cut o')
+    assert f"line {len(kept) + 1} is broken" in program(TABLES, *arguments, rc=1).stderr
+
+
+def test_a_document_without_a_place_is_refused(tmp_path: Path) -> None:
+    document = tmp_path / "empty.md"
+    document.write_text("# Nothing\n")
+    assert "has no place for" in program(TABLES, "--document", document, rc=2).stderr
+    with pytest.raises(ValueError, match="0 times"):
+        replaced("# Nothing", "growing_mlp", "text")
+
+
+# The runs themselves, for a few steps.
+
+
+def test_a_quick_experiment_runs_and_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    arms = ["--only", "copied", "--only", "mhe_full", "--only", "srip"]
+    program(RUN, "growing_mlp", "--quick", "--results", tmp_path, *arms, "--limit", 2)
+    before = lines(tmp_path / "growing_mlp.jsonl")
+    said = program(RUN, "growing_mlp", "--quick", "--results", tmp_path, *arms).stdout
+    after = lines(tmp_path / "growing_mlp.jsonl")
+    assert len(before) == 2
+    assert after[:2] == before
+    assert [each["config"]["arm"] for each in after] == ["mhe_full", "copied", "srip"]
+    assert said.count("final seed") == 1, "a finished run was run again"
+    for each in after:
+        assert each["threads"] == 1
+        assert each["result"]["base"]["validation"] == after[0]["result"]["base"]["validation"]
+        assert {"commit", "versions", "host", "peak_memory", "seconds"} <= set(each)
+        copies = each["result"]["energies"]["before"]
+        assert copies["near_duplicates"] >= 448, "the copies are not there"
+        assert (copies["coincident"] == 0) == (each["config"]["arm"] != "copied")
+        assert len(each["result"]["curve"]) == 3
+
+
+@pytest.mark.recipes
+@pytest.mark.parametrize("name", declared())
+def test_every_experiment_runs(name: str, tmp_path: Path) -> None:
+    if name == "names_tail":
+        pytest.importorskip("babel")
+    program(RUN, name, "--quick", "--results", tmp_path)
+    found = lines(tmp_path / f"{name}.jsonl")
+    arms = [arm.name for arm in find(name).arms]
+    assert [each["config"]["arm"] for each in found] == arms
+    for each in found:
+        assert each["result"]["diverged"] is None
+        assert 0 <= each["result"]["test"] <= 100
+        assert each["result"]["energies"]["after"]["mean_score"] is not None
+    # `copied` and the like aside, an arm does something of its own.
+    # From scratch at equal cost differs by its length alone, which --quick takes away.
+    own = [each for each in found if each["config"]["arm"] != "scratch_cost"]
+    figures = {json.dumps(each["result"]["energies"]["after"]) for each in own}
+    assert len(figures) == len(own), "two arms did the same"
+
+
+def test_an_unknown_name_is_one_clear_line() -> None:
+    said = program(RUN, "nothing", rc=2).stderr
+    assert "no experiment 'nothing'; declared: growing_cnn, growing_mlp" in said
+    said = program(RUN, "growing_mlp", "--only", "nobody", rc=2).stderr
+    assert "growing_mlp has no arm 'nobody'; arms: mhe_full" in said
+    assert "Traceback" not in said
