@@ -16,6 +16,7 @@ from hf_mhe.checks import check_integer
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import NeuronGroup
 from hf_mhe.neurons.model.unwrap import unwrap
+from hf_mhe.training.accumulation import find_moment
 from hf_mhe.training.binding import bind_groups
 from hf_mhe.training.budget import Budget, Drawn, candidates, dividing_ranks
 from hf_mhe.training.config import MHEConfig
@@ -33,10 +34,9 @@ from hf_mhe.training.engines import (
     refuse_parameter,
     refuse_unfound,
 )
-from hf_mhe.training.evaluation import Evaluation, Term
 from hf_mhe.training.logs import PenaltyLog, PenaltyTerms
 from hf_mhe.training.messages import check_loss, in_eval_mode, nothing_left
-from hf_mhe.training.timing import find_moment
+from hf_mhe.training.penalty import Evaluation, Term
 
 
 class MHERegularizer:

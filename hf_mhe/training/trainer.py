@@ -22,11 +22,11 @@ from transformers.utils import is_sagemaker_mp_enabled
 
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons.model.unwrap import unwrap
+from hf_mhe.training.accumulation import find_moment
 from hf_mhe.training.binding import bind_groups
 from hf_mhe.training.config import MHEConfig
 from hf_mhe.training.engines import find_engine, refuse_distributed_type
 from hf_mhe.training.regularizer import MHERegularizer
-from hf_mhe.training.timing import find_moment
 
 _BUDGET = "MHEBudget"
 

@@ -11,8 +11,8 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from hf_mhe.training.engines.dtensor.regions import holding
 from hf_mhe.training.engines.plan import Work, make_plan, operations, operations_by_rows
-from hf_mhe.training.engines.regions import holding
 
 RANKS = 4
 SHAPES = [(33, 8), (8, 33), (5, 6, 7), (3, 2), (16, 16)]

@@ -5,7 +5,7 @@ ZeRO 0 to 3. An engine that is not served is refused by name.
 """
 
 from hf_mhe.training.engines.ddp import ForwardUnderDDP, Part, divide, is_distributed, stop_together, tie
-from hf_mhe.training.engines.deepspeed import (
+from hf_mhe.training.engines.deepspeed.engine import (
     averaging_ranks,
     divided_once,
     find_engine,
@@ -13,16 +13,16 @@ from hf_mhe.training.engines.deepspeed import (
     prepare,
     refuse_unfound,
 )
-from hf_mhe.training.engines.division import sharded_rows
-from hf_mhe.training.engines.fsdp2 import Managed
+from hf_mhe.training.engines.deepspeed.zero import divided_energies, owners
+from hf_mhe.training.engines.dtensor.fsdp2 import Managed
+from hf_mhe.training.engines.dtensor.sharded_penalty import Sharded, sharded_penalty
+from hf_mhe.training.engines.dtensor.workload import sharded_rows
 from hf_mhe.training.engines.refuse import (
     refuse_distributed_type,
     refuse_model,
     refuse_parameter,
     refuse_without_values,
 )
-from hf_mhe.training.engines.sharded import Sharded, sharded_penalty
-from hf_mhe.training.engines.zero import divided_energies, owners
 
 __all__ = [
     "ForwardUnderDDP",

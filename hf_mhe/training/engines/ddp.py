@@ -37,7 +37,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hf_mhe.errors import MHEError
 from hf_mhe.training.backward import at_the_end
-from hf_mhe.training.engines.together import error_of_any
+from hf_mhe.training.engines.collectives import error_of_any
 
 
 class Part(NamedTuple):

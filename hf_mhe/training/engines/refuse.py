@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import NeuronGroup
-from hf_mhe.training.engines.regions import holding
+from hf_mhe.training.engines.dtensor.regions import holding
 
 _REMEDY = (
     "train with DDP (accelerate launch --multi_gpu), FSDP2 (fully_shard, or fsdp_version: 2), tensor parallel "

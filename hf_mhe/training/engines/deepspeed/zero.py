@@ -32,7 +32,7 @@ from hf_mhe.energy.autograd.share import energy_share
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import NeuronGroup
 from hf_mhe.neurons.model.weight import AsStored
-from hf_mhe.training.engines.deferred import Take, Waiting, gathered
+from hf_mhe.training.engines.deepspeed.deferred import Take, Waiting, gathered
 from hf_mhe.training.mean_energy import with_range
 
 

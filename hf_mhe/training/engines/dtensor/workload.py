@@ -13,10 +13,10 @@ from hf_mhe.energy import Potential
 from hf_mhe.neurons import NeuronGroup
 from hf_mhe.neurons.layout import ROWS
 from hf_mhe.neurons.model.weight import AsStored
-from hf_mhe.training.engines.exchange import group_of
+from hf_mhe.training.engines.dtensor.exchange import group_of
+from hf_mhe.training.engines.dtensor.regions import Holding, holding, members, whole
 from hf_mhe.training.engines.plan import Work, make_plan, operations, operations_by_rows
 from hf_mhe.training.engines.refuse import refuse_parameter
-from hf_mhe.training.engines.regions import Holding, holding, members, whole
 from hf_mhe.training.mean_energy import Sample
 
 # What a rank receives in one round, unless a single weight is larger. Ranks wait for each other in each: half of it

@@ -11,9 +11,9 @@ from torch.distributed.tensor import DTensor, Replicate
 
 from hf_mhe.energy.autograd.share import energy_share
 from hf_mhe.errors import MHEError
-from hf_mhe.training.engines.division import Division, Weight
-from hf_mhe.training.engines.exchange import Arrival, Expected, exchange
-from hf_mhe.training.engines.together import error_of_any
+from hf_mhe.training.engines.collectives import error_of_any
+from hf_mhe.training.engines.dtensor.exchange import Arrival, Expected, exchange
+from hf_mhe.training.engines.dtensor.workload import Division, Weight
 from hf_mhe.training.mean_energy import mean_energy
 
 Round = list[list[Weight]]

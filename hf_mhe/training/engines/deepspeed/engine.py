@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons.model.unwrap import unwrap
-from hf_mhe.training.engines.deferred import give_zeros
+from hf_mhe.training.engines.deepspeed.deferred import give_zeros
 
 _ENGINE = "DeepSpeedEngine"  # a name, not the class: DeepSpeed is optional
 _LEAST = "0.19.8"

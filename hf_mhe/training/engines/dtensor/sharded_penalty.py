@@ -28,8 +28,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from hf_mhe.errors import MHEError
-from hf_mhe.training.engines.division import Division, Sharded
-from hf_mhe.training.engines.walk import Walk
+from hf_mhe.training.engines.dtensor.rounds import Walk
+from hf_mhe.training.engines.dtensor.workload import Division, Sharded
 
 
 @torch.compiler.disable  # collectives among plans made on the host: nothing that a graph could hold

@@ -1,0 +1,1 @@
+"""DeepSpeed, ZeRO 0 to 3."""
