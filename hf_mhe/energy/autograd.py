@@ -11,17 +11,18 @@ from torch.autograd import forward_ad
 
 from hf_mhe.energy.operator import OnceDifferentiable, Scale, compute, operator, over_rows
 from hf_mhe.energy.potential import Potential
+from hf_mhe.energy.rows import DeadRows
 
 
-def exact_energy(weight: Tensor, potential: Potential, *, reduction: str, skip_dead: bool, gradient: bool) -> Tensor:
+def exact_energy(weight: Tensor, potential: Potential, *, reduction: str, dead: DeadRows, gradient: bool) -> Tensor:
     """The energy of the rows of `weight`, `(n, d)` or `(B, n, d)`, with autograd's leave if `gradient`."""
     if torch.compiler.is_compiling():
-        return operator(weight, *_options(potential), reduction, skip_dead, gradient)[0]
+        return operator(weight, *_options(potential), reduction, dead, gradient)[0]
     if torch._C._are_functorch_transforms_active() or forward_ad.unpack_dual(weight).tangent is not None:
-        return _Transformed.apply(weight, *_options(potential), reduction, skip_dead)[0]
+        return _Transformed.apply(weight, *_options(potential), reduction, dead)[0]
     if gradient:
-        return _Eager.apply(weight, potential, reduction, skip_dead)
-    return compute(weight, potential, reduction, skip_dead, gradient=False)[0]
+        return _Eager.apply(weight, potential, reduction, dead)
+    return compute(weight, potential, reduction, dead, gradient=False)[0]
 
 
 def _options(potential: Potential) -> tuple[float, str, str, float]:
@@ -33,9 +34,9 @@ class _Eager(torch.autograd.Function):
 
     # Not the newer split into forward and setup_context: binding its arguments costs as much as a small layer too.
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, potential: Potential, reduction: str, skip_dead: bool) -> Tensor:
-        energy, ctx.gradient = compute(weight, potential, reduction, skip_dead, gradient=True)
-        ctx.again = functools.partial(compute, potential=potential, reduction=reduction, skip_dead=skip_dead)
+    def forward(ctx: Any, weight: Tensor, potential: Potential, reduction: str, dead: DeadRows) -> Tensor:
+        energy, ctx.gradient = compute(weight, potential, reduction, dead, gradient=True)
+        ctx.again = functools.partial(compute, potential=potential, reduction=reduction, dead=dead)
         ctx.save_for_backward(weight)
         return energy
 
@@ -66,9 +67,9 @@ class _Transformed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        weight: Tensor, s: float, distance: str, space: str, softening: float, reduction: str, skip_dead: bool
+        weight: Tensor, s: float, distance: str, space: str, softening: float, reduction: str, dead: DeadRows
     ) -> tuple[Tensor, Tensor]:
-        energy, gradient = operator(weight, s, distance, space, softening, reduction, skip_dead, True)
+        energy, gradient = operator(weight, s, distance, space, softening, reduction, dead, True)
         return energy, gradient
 
     @staticmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -40,7 +40,8 @@ def hyperspherical_energy(
         softening: Plummer softening: the squared distance becomes `rho^2 + softening^2`.
         walk: `"blocked"` (exact, `3 n^2 d` operations with the gradient, `O(n d)` memory) or `"dense"` (the
             definition, differentiable twice, `O(n^2)` memory).
-        dead: what to do with rows of zeros, which have no direction: `"error"`, or `"skip"` to leave them out of n.
+        dead: what to do with rows of zeros, which have no direction: `"error"`, or `"skip"` to leave them out of n;
+            `"skip_negligible"`, which training takes, leaves out rows shorter than 2^-12 of the longest one too.
 
     Returns:
         0-dim tensor, or `(B,)`; float64 for a float64 weight, float32 otherwise. Differentiable with respect to
@@ -54,12 +55,12 @@ def hyperspherical_energy(
     potential = Potential(s, distance, space, softening)
     check_option("reduction", reduction, ("mean", "sum"))
     check_option("walk", walk, ("blocked", "dense"))
-    check_option("dead", dead, ("error", "skip"))
+    check_option("dead", dead, get_args(DeadRows))
     check_weight(weight)
     if walk == "dense":
         return _dense(weight, potential, reduction, dead)
     gradient = torch.is_grad_enabled() and weight.requires_grad
-    return exact_energy(weight, potential, reduction=reduction, skip_dead=dead == "skip", gradient=gradient)
+    return exact_energy(weight, potential, reduction=reduction, dead=dead, gradient=gradient)
 
 
 def _dense(weight: Tensor, potential: Potential, reduction: str, dead: DeadRows) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.precision import energy_dtype, product_dtype, under_autocast, without_autocast
-from hf_mhe.energy.rows import are_ordinary, pull_back_, row_norms, unit_rows
+from hf_mhe.energy.rows import DeadRows, are_ordinary, pull_back_, row_norms, unit_rows
 from hf_mhe.energy.walks import blocked, triton_walk
 from hf_mhe.energy.walks.panels import one_square
 from hf_mhe.energy.walks.squares import together, walk_squares
@@ -20,14 +20,12 @@ _KEEP_ABOVE = 1 << 17  # elements of unit rows from which on the memory is kept 
 
 
 def _one(
-    weight: Tensor, potential: Potential, reduction: str, skip_dead: bool, gradient: bool, out: Tensor | None = None
+    weight: Tensor, potential: Potential, reduction: str, dead: DeadRows, gradient: bool, out: Tensor | None = None
 ) -> tuple[float, Tensor | None]:
     """The energy of `(n, d)`, and its gradient if wanted, in `out` (contiguous, the weight's dtype) if given."""
     dtype = product_dtype(weight)
     room = None if weight.numel() < _KEEP_ABOVE else scratch("unit rows", weight.numel(), dtype, weight.device)
-    rows = unit_rows(
-        weight, dtype, dead="skip" if skip_dead else "error", out=None if room is None else room.view(weight.shape)
-    )
+    rows = unit_rows(weight, dtype, dead=dead, out=None if room is None else room.view(weight.shape))
     source = weight if rows.live is None else weight[rows.live]
     on_gpu = rows.unit.dtype == torch.float32 and triton_walk.available(rows.unit.device)
     pairs = (triton_walk if on_gpu else blocked).walk(rows.unit, source, potential, gradient=gradient)
@@ -43,7 +41,9 @@ def _one(
     return energy, whole.index_copy_(0, rows.live, grad)
 
 
-def _some(weights: Tensor, potential: Potential, reduction: str, out: Tensor | None) -> list[float] | None:
+def _some(
+    weights: Tensor, potential: Potential, reduction: str, dead: DeadRows, out: Tensor | None
+) -> list[float] | None:
     """The energies of `(B, n, d)` small matrices, and in `out` (same dtype), if given, their gradient.
 
     None where a row or a pair needs more care than all of them can be given at once.
@@ -51,7 +51,7 @@ def _some(weights: Tensor, potential: Potential, reduction: str, out: Tensor | N
     n = weights.shape[1]
     rows = weights.to(product_dtype(weights)).contiguous()
     norm = row_norms(rows, scratch("unit rows", rows.numel(), rows.dtype, rows.device).view(rows.shape))
-    if not are_ordinary(norm):
+    if not are_ordinary(norm, dead):
         return None
     into = out if out is None or out.dtype == rows.dtype else torch.empty_like(rows)
     sums = walk_squares(rows, norm, potential, scale=potential.scale_of(n, reduction), out=into)
@@ -81,28 +81,30 @@ def _by_triton(weight: Tensor) -> bool:
 
 
 def compute(
-    weight: Tensor, potential: Potential, reduction: str, skip_dead: bool, gradient: bool
+    weight: Tensor, potential: Potential, reduction: str, dead: DeadRows, gradient: bool
 ) -> tuple[Tensor, Tensor]:
     """Energy of `(n, d)` or `(B, n, d)` rows, and its gradient in the weight's dtype (empty unless `gradient`)."""
     if under_autocast(weight):
-        return without_autocast(compute)(weight, potential, reduction, skip_dead, gradient)
+        return without_autocast(compute)(weight, potential, reduction, dead, gradient)
     if weight.dim() == 2:
         if _is_one_wide_square(weight):
             out = weight.new_empty(weight.shape) if gradient else weight.new_empty(0)
-            some = _some(weight[None], potential, reduction, out[None] if gradient else None)
+            some = _some(weight[None], potential, reduction, dead, out[None] if gradient else None)
             if some is not None:
                 return _energy(some[0], weight), out
-        energy, grad = _one(weight, potential, reduction, skip_dead, gradient)
+        energy, grad = _one(weight, potential, reduction, dead, gradient)
         return _energy(energy, weight), weight.new_empty(0) if grad is None else grad
     step = matrices_at_a_time(weight)
     energies: list[float] = []
     grads = weight.new_empty(weight.shape if gradient else (len(weight), 0))
     for start in range(0, len(weight), step):
         part = slice(start, start + step)
-        found = _some(weight[part], potential, reduction, grads[part] if gradient else None) if step > 1 else None
+        found = (
+            _some(weight[part], potential, reduction, dead, grads[part] if gradient else None) if step > 1 else None
+        )
         if found is None:
             alone = zip(weight[part], grads[part], strict=True)
-            found = [_one(each, potential, reduction, skip_dead, gradient, out)[0] for each, out in alone]
+            found = [_one(each, potential, reduction, dead, gradient, out)[0] for each, out in alone]
         energies += found
     return _energy(energies, weight), grads
 
@@ -121,12 +123,12 @@ def operator(
     space: str,
     softening: float,
     reduction: str,
-    skip_dead: bool,
+    dead: str,
     gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     """Energy of `(n, d)` or `(B, n, d)` rows, and its gradient in the weight's dtype (empty unless `gradient`)."""
     potential = Potential(s, distance, space, softening)  # type: ignore[arg-type]
-    energy, found = compute(weight, potential, reduction, skip_dead, gradient)
+    energy, found = compute(weight, potential, reduction, dead, gradient)  # type: ignore[arg-type]
     return energy, found.contiguous()  # however the weight lies and whichever walk it was: the fake kernel has to know
 
 
@@ -138,7 +140,7 @@ def _(
     space: str,
     softening: float,
     reduction: str,
-    skip_dead: bool,
+    dead: str,
     gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     energy = weight.new_empty(weight.shape[:-2], dtype=energy_dtype(weight))

@@ -1,4 +1,4 @@
-"""The mean energy of matrices of neurons as the penalty counts it: dead neurons take no part."""
+"""The mean energy of matrices of neurons as the penalty counts it: dead neurons take no part (`energy/rows.py`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_mhe.energy import Potential, hyperspherical_energy, sampled_energy
 from hf_mhe.energy.operator import matrices_at_a_time
-from hf_mhe.errors import MHEError
+from hf_mhe.energy.rows import TooFewLiveRowsError
 
 
 class Sample(NamedTuple):
@@ -21,7 +21,7 @@ class Sample(NamedTuple):
 
 
 def mean_energy(matrix: Tensor, potential: Potential, sample: Sample | None = None) -> Tensor:
-    """The mean energy of the live rows of `(n, d)`, differentiable: a 0-dim tensor; 0 for a matrix of zeros.
+    """The mean energy of the live rows of `(n, d)`, differentiable: a 0-dim tensor; 0 where fewer than two are live.
 
     Exact, or with a sample an unbiased estimate.
 
@@ -37,15 +37,12 @@ def mean_energy(matrix: Tensor, potential: Potential, sample: Sample | None = No
                 distance=potential.distance,
                 space=potential.space,
                 softening=potential.softening,
-                dead="skip",
+                dead="skip_negligible",
                 generator=torch.Generator().manual_seed(sample.seed),
             )
         return _exact(matrix, potential)
-    except MHEError:
-        # A layer that starts at zero (LoRA's B, a zero-initialised residual) has no pair of directions yet.
-        if int(matrix.detach().any(dim=1).sum()) < 2:
-            return matrix.new_zeros((), dtype=torch.promote_types(matrix.dtype, torch.float32))
-        raise
+    except TooFewLiveRowsError:  # a layer that starts at zero (LoRA's B, a zero-initialised residual)
+        return matrix.new_zeros((), dtype=torch.promote_types(matrix.dtype, torch.float32))
 
 
 # Elements of matrices that are put together for one call: their copy is held until the backward pass.
@@ -84,7 +81,7 @@ def _exact(matrix: Tensor, potential: Potential) -> Tensor:
         distance=potential.distance,
         space=potential.space,
         softening=potential.softening,
-        dead="skip",
+        dead="skip_negligible",
     )
 
 
