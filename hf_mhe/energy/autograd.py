@@ -25,8 +25,9 @@ def exact_energy(weight: Tensor, potential: Potential, *, reduction: str, dead: 
     return compute(weight, potential, reduction, dead, gradient=False)[0]
 
 
-def _options(potential: Potential) -> tuple[float, str, str, float]:
-    return float(potential.s), potential.distance, potential.space, float(potential.softening)
+def _options(potential: Potential) -> tuple[float, str, str, float, float, bool]:
+    bounds = float(potential.softening), float(potential.closest), potential.parts
+    return float(potential.s), potential.distance, potential.space, *bounds
 
 
 class _Eager(torch.autograd.Function):
@@ -67,9 +68,17 @@ class _Transformed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        weight: Tensor, s: float, distance: str, space: str, softening: float, reduction: str, dead: DeadRows
+        weight: Tensor,
+        s: float,
+        distance: str,
+        space: str,
+        softening: float,
+        closest: float,
+        parts: bool,
+        reduction: str,
+        dead: DeadRows,
     ) -> tuple[Tensor, Tensor]:
-        energy, gradient = operator(weight, s, distance, space, softening, reduction, dead, True)
+        energy, gradient = operator(weight, s, distance, space, softening, closest, parts, reduction, dead, True)
         return energy, gradient
 
     @staticmethod
@@ -82,7 +91,7 @@ class _Transformed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, _upstream_of_gradient: Tensor | None) -> tuple[Tensor | None, ...]:
         gradient, weight = ctx.saved_tensors
-        return None if upstream is None else Scale.apply(upstream, gradient, weight), *((None,) * 6)
+        return None if upstream is None else Scale.apply(upstream, gradient, weight), *((None,) * 8)
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor, None]:

@@ -32,6 +32,9 @@ def check_number(name: str, value: object) -> None:
         raise MHEError(f"{name} must be a finite number >= 0; got {value!r}")
 
 
+RIGHT_ANGLE = 2**0.5  # as a chord
+
+
 @dataclass(frozen=True)
 class Potential:
     """What one pair of neurons contributes to the energy, as a function of the cosine between them.
@@ -46,19 +49,27 @@ class Potential:
         distance: `"euclidean"` (chord length) or `"angular"` (arc length, radians).
         space: `"full"` or `"half"`.
         softening: Plummer softening `eps >= 0`: `rho^2` becomes `rho^2 + eps^2`; 0 is the exact energy.
+        closest: the chord, up to sqrt(2), below which `f(c)` goes on along its tangent in the cosine, so that value
+            and slope stay bounded, and the energy exact where no pair is closer; 0, for nowhere, is the exact energy.
+        parts: whether gradients push rows that coincide apart; see Note [Copies].
 
     Raises:
-        MHEError: an option is unknown, or a number is negative or not finite.
+        MHEError: an option is unknown, or a number is negative, too large or not finite.
     """
 
     s: float = 2.0
     distance: Distance = "euclidean"
     space: Space = "full"
     softening: float = 0.0
+    closest: float = 0.0
+    parts: bool = False
 
     def __post_init__(self) -> None:
         check_number("s", self.s)
         check_number("softening", self.softening)
+        check_number("closest", self.closest)
+        if self.closest > RIGHT_ANGLE:
+            raise MHEError(f"closest must be a chord of at most sqrt(2); got {self.closest!r}")
         check_option("distance", self.distance, get_args(Distance))
         check_option("space", self.space, get_args(Space))
 
@@ -108,6 +119,13 @@ class Potential:
         return value + self._value_of_one_side(-cos) if self.space == "half" else value
 
     def _value_of_one_side(self, cos: Tensor) -> Tensor:
+        if not self.closest:
+            return self._exact_value(cos)
+        edge = 1 - 0.5 * self.closest**2
+        inside = cos.clamp(max=edge)
+        return self._exact_value(inside) + self.slope_at(self.closest) * (cos - inside)
+
+    def _exact_value(self, cos: Tensor) -> Tensor:
         square = 2 - 2 * cos if self.distance == "euclidean" else torch.arccos(cos).square()
         square = square + self.softening**2
         return -0.5 * torch.log(square) if self.s == 0 else square ** (-0.5 * self.s)
@@ -124,7 +142,19 @@ class Potential:
             value, slope = value + mirrored_value, slope - mirrored_slope
         return value, slope
 
+    def slope_at(self, chord: float) -> float:
+        """`df/dc` of a pair at so large a chord."""
+        near = torch.tensor(chord * chord, dtype=torch.float64, device="cpu")
+        return float(self._one_side_from_chords(near, 4 - near)[1])
+
     def _one_side_from_chords(self, near: Tensor, far: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.closest:
+            return self._exact_from_chords(near, far)
+        edge = self.closest**2
+        value, slope = self._exact_from_chords(near.clamp(min=edge), far.clamp(max=4 - edge))
+        return value + slope * (edge - near).clamp(min=0).mul(0.5), slope
+
+    def _exact_from_chords(self, near: Tensor, far: Tensor) -> tuple[Tensor, Tensor]:
         inner: Tensor | float
         if self.distance == "euclidean":
             square, inner = near + self.softening**2, 1.0

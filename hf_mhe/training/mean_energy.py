@@ -8,9 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hf_mhe.energy import Potential, hyperspherical_energy, sampled_energy
+from hf_mhe.energy import Potential
+from hf_mhe.energy.autograd import exact_energy
+from hf_mhe.energy.estimators.sampled import estimate
 from hf_mhe.energy.operator import matrices_at_a_time
-from hf_mhe.energy.rows import TooFewLiveRowsError
+from hf_mhe.energy.rows import TooFewLiveRowsError, check_weight
 
 
 class Sample(NamedTuple):
@@ -29,17 +31,10 @@ def mean_energy(matrix: Tensor, potential: Potential, sample: Sample | None = No
         MHEError: as `hyperspherical_energy`.
     """
     try:
+        check_weight(matrix)
         if sample is not None:
-            return sampled_energy(
-                matrix,
-                potential.s,
-                rows=sample.rows,
-                distance=potential.distance,
-                space=potential.space,
-                softening=potential.softening,
-                dead="skip_negligible",
-                generator=torch.Generator().manual_seed(sample.seed),
-            )
+            generator = torch.Generator().manual_seed(sample.seed)
+            return estimate(matrix, potential, "mean", sample.rows, "skip_negligible", generator)
         return _exact(matrix, potential)
     except TooFewLiveRowsError:  # a layer that starts at zero (LoRA's B, a zero-initialised residual)
         return matrix.new_zeros((), dtype=torch.promote_types(matrix.dtype, torch.float32))
@@ -75,14 +70,8 @@ def mean_energies(matrices: Sequence[Tensor], potential: Potential) -> Sequence[
 
 
 def _exact(matrix: Tensor, potential: Potential) -> Tensor:
-    return hyperspherical_energy(
-        matrix,
-        potential.s,
-        distance=potential.distance,
-        space=potential.space,
-        softening=potential.softening,
-        dead="skip_negligible",
-    )
+    gradient = torch.is_grad_enabled() and matrix.requires_grad
+    return exact_energy(matrix, potential, reduction="mean", dead="skip_negligible", gradient=gradient)
 
 
 def with_range(tensor: Tensor) -> Tensor:

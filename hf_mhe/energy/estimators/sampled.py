@@ -94,8 +94,8 @@ def sampled_energy(
     if isinstance(rows, bool) or not isinstance(rows, int) or not 1 <= rows <= n:
         raise MHEError(f"rows must be an integer from 1 to the number of neurons, {n}; got {rows!r}")
     if weight.dim() == 3:
-        return torch.stack([_sampled(matrix, potential, reduction, rows, dead, generator) for matrix in weight])
-    return _sampled(weight, potential, reduction, rows, dead, generator)
+        return torch.stack([estimate(matrix, potential, reduction, rows, dead, generator) for matrix in weight])
+    return estimate(weight, potential, reduction, rows, dead, generator)
 
 
 def sampled_operations(rows: int, n: int, d: int) -> int:
@@ -105,9 +105,11 @@ def sampled_operations(rows: int, n: int, d: int) -> int:
     return 3 * m * (2 * n - m) * d + second_moments
 
 
-def _sampled(
+@without_autocast
+def estimate(
     weight: Tensor, potential: Potential, reduction: str, rows: int, dead: DeadRows, generator: torch.Generator | None
 ) -> Tensor:
+    """`sampled_energy` of `(n, d)`, for a potential at hand and arguments that are known to be right."""
     if dead != "error":
         live = unit_rows(weight.detach(), product_dtype(weight), dead=dead).live
         weight = weight if live is None else weight[live]
