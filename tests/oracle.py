@@ -7,6 +7,7 @@ over all of them.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 
 import torch
@@ -55,10 +56,12 @@ def slow_energy(
     space: str = "full",
     reduction: str = "mean",
     softening: float = 0.0,
+    tangent_above: float | None = None,
 ) -> Tensor:
     """All ordered pairs of the points, which in half space are the 2n points with their mirror images.
 
     The outer loop is explicit; the inner one is a row of distances to every other point, from coordinates, in float64.
+    Pairs above the cosine `tangent_above` count by the tangent there (of an energy without softening).
     """
     points = directions(weight)
     n = len(points)
@@ -73,8 +76,23 @@ def slow_energy(
             total = total + kernel(_opposite(distance), s, softening)
         others = points[rest]
         near, far = ((others + sign * points[i]).pow(2).sum(1).sqrt() for sign in (-1, 1))
-        total = total + kernel(RHO[distance](near, far), s, softening).sum()
+        if tangent_above is None:
+            total = total + kernel(RHO[distance](near, far), s, softening).sum()
+        else:
+            total = total + _with_tangent(near, far, s, distance, tangent_above).sum()
     return total if reduction == "sum" else total / (len(points) * (len(points) - 1))
+
+
+def _with_tangent(near: Tensor, far: Tensor, s: float, distance: str, above: float) -> Tensor:
+    """`f`, beyond a cosine along its tangent there; the chord's length is `sqrt(2 - 2c)`."""
+    edge = math.sqrt(2 - 2 * above) if distance == "euclidean" else math.acos(above)
+    inner = 1.0 if distance == "euclidean" else edge / math.sin(edge)  # -rho drho/dc
+    value = edge**-s if s > 0 else -math.log(edge)
+    slope = (s or 1.0) * edge ** (-s - 2) * inner
+    cos = 1 - near.square() / 2
+    is_beyond = cos > above
+    rho = RHO[distance](torch.where(is_beyond, torch.ones_like(near), near), far)
+    return torch.where(is_beyond, value + slope * (cos - above), kernel(rho, s, 0.0))
 
 
 def pair_values(left: Tensor, right: Tensor, s: float, distance: str, space: str, softening: float = 0.0) -> Tensor:

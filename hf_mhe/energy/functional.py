@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -46,7 +46,8 @@ def hyperspherical_energy(
         softening: Plummer softening: the squared distance becomes `rho^2 + softening^2`.
         walk: `"blocked"` (exact, `3 n^2 d` operations with the gradient, `O(n d)` memory) or `"dense"` (the
             definition, differentiable twice, `O(n^2)` memory).
-        dead: what to do with rows of zeros, which have no direction: `"error"`, or `"skip"` to leave them out of n.
+        dead: what to do with rows of zeros, which have no direction: `"error"`, or `"skip"` to leave them out of n;
+            `"skip_negligible"`, which training takes, leaves out rows shorter than 2^-12 of the longest one too.
 
     Returns:
         0-dim tensor, or `(B,)`; float64 for a float64 weight, float32 otherwise. Differentiable with respect to
@@ -67,7 +68,7 @@ def energy_of(
     """`hyperspherical_energy` of a potential."""
     check_option("reduction", reduction, ("mean", "sum"))
     check_option("walk", walk, ("blocked", "dense"))
-    check_option("dead", dead, ("error", "skip"))
+    check_option("dead", dead, get_args(DeadRows))
     check_weight(weight)
     if walk == "dense":
         return _dense(weight, potential, reduction, dead)

@@ -18,6 +18,9 @@ _SPACES = get_args(Space)
 _Number = TypeVar("_Number", float, Tensor)
 
 
+RIGHT_ANGLE = 2**0.5  # as a chord
+
+
 @dataclass(frozen=True)
 class Potential:
     """What one pair of neurons contributes to the energy, as a function of the cosine between them.
@@ -33,25 +36,32 @@ class Potential:
             radians).
         space: `"full"` or `"half"`.
         softening: Plummer softening `eps >= 0`: `rho^2` becomes `rho^2 + eps^2`; 0 is the exact energy.
+        closest: the chord, up to sqrt(2), below which `f(c)` goes on along its tangent in the cosine, so that value
+            and slope stay bounded, and the energy exact where no pair is closer; 0, for nowhere, is the exact energy.
+        parts: whether gradients push rows that coincide apart; see Note [Copies].
 
     Raises:
-        MHEError: an option is unknown, or a number is negative or not finite.
+        MHEError: an option is unknown, or a number is negative, too large or not finite.
     """
 
     s: float = 2.0
     distance: Distance = "euclidean"
     space: Space = "full"
     softening: float = 0.0
+    closest: float = 0.0
+    parts: bool = False
 
     def __post_init__(self) -> None:
         check_number("s", self.s)
         check_number("softening", self.softening)
+        check_number("closest", self.closest, at_most=RIGHT_ANGLE, right="a chord of at most sqrt(2)")
         check_option("distance", self.distance, tuple(DISTANCES))
         check_option("space", self.space, _SPACES)
 
-    def plain(self) -> tuple[float, str, str, float]:
+    def plain(self) -> tuple[float, str, str, float, float, bool]:
         """The fields in the types that an operator's schema has: `Potential(*plain)` is the same potential."""
-        return float(self.s), self.distance, self.space, float(self.softening)
+        bounds = float(self.softening), float(self.closest), self.parts
+        return float(self.s), self.distance, self.space, *bounds
 
     def describe(self) -> str:
         """One phrase for tables and cards, such as `"s=2, euclidean, full space"`."""
@@ -104,6 +114,13 @@ class Potential:
         return value + self._value_of_one_side(-cos) if self.space == "half" else value
 
     def _value_of_one_side(self, cos: Tensor) -> Tensor:
+        if not self.closest:
+            return self._exact_value(cos)
+        edge = 1 - 0.5 * self.closest**2
+        inside = cos.clamp(max=edge)
+        return self._exact_value(inside) + self.slope_at(self.closest) * (cos - inside)
+
+    def _exact_value(self, cos: Tensor) -> Tensor:
         square = self.rho.squared(cos) + self.softening**2
         return -0.5 * torch.log(square) if self.s == 0 else square ** (-0.5 * self.s)
 
@@ -119,7 +136,19 @@ class Potential:
             value, slope = value + mirrored_value, slope - mirrored_slope
         return value, slope
 
+    def slope_at(self, chord: float) -> float:
+        """`df/dc` of a pair at so large a chord."""
+        near = torch.tensor(chord * chord, dtype=torch.float64, device="cpu")
+        return float(self._one_side_from_chords(near, 4 - near)[1])
+
     def _one_side_from_chords(self, near: Tensor, far: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.closest:
+            return self._exact_from_chords(near, far)
+        edge = self.closest**2
+        value, slope = self._exact_from_chords(near.clamp(min=edge), far.clamp(max=4 - edge))
+        return value + slope * (edge - near).clamp(min=0).mul(0.5), slope
+
+    def _exact_from_chords(self, near: Tensor, far: Tensor) -> tuple[Tensor, Tensor]:
         square, inner = self.rho.squared_from_chords(near, far)
         square = square + self.softening**2
         if self.s == 0:

@@ -10,7 +10,25 @@ from torch import Tensor
 
 from hf_mhe.errors import MHEError
 
-DeadRows = Literal["error", "skip"]
+DeadRows = Literal["error", "skip", "skip_negligible"]
+
+# Note [Negligible rows]
+# Weight decay takes a neuron that nothing speaks for down by a constant factor a step: to 1e-25 of the others' length,
+# never to zero. It has a direction, but the energy's gradient there goes as 1 / |w|: at 1e-25 its square overflows,
+# the norm that gradients are clipped by is infinite, and nothing trains any more; at 1e-6 one step of SGD throws the
+# row thousands of times beyond its layer. So training takes for dead what is shorter than 2^-12 of the longest row:
+# its square is a rounding error of float32, 2^-24, beside that row's. One rule for all dtypes, so that a layer keeps
+# its energy when it is cast; and a rule of ratios, so that a layer that is small as a whole is alive.
+# Rejected: the rounding error of the length itself, 2^-23, which lets gradients a million times the others' through;
+# the median or the mean length as the measure, for where most neurons of a layer have decayed they are negligible
+# themselves; dividing by no less than some length, which is the gradient of no energy. The exact functions and the
+# analysis leave out rows of zeros alone: there a direction is a direction, however short the row.
+NEGLIGIBLE = 2.0**-12
+
+
+class TooFewLiveRowsError(MHEError):
+    """An energy needs two rows with a direction, and there are not."""
+
 
 _CHUNK_ELEMENTS = 1 << 18  # 1 MiB of float32
 
@@ -59,13 +77,16 @@ def unit_rows(weight: Tensor, dtype: torch.dtype, *, dead: DeadRows = "error", o
     """Normalise the rows of a `(n, d)` weight in `dtype`, in `out` (same shape, that dtype) if given and useful.
 
     Raises:
-        MHEError: a value is not finite, a row is zero and `dead` is `"error"`, or fewer than two rows are live.
+        MHEError: a value is not finite, or a row is zero and `dead` is `"error"`.
+        TooFewLiveRowsError: fewer than two rows are live.
     """
-    rows = plain_unit_rows(weight, dtype, out=out)
+    rows = plain_unit_rows(weight, dtype, dead=dead, out=out)
     return _careful_unit_rows(weight.to(dtype), dead) if rows is None else rows
 
 
-def plain_unit_rows(weight: Tensor, dtype: torch.dtype, *, out: Tensor | None = None) -> UnitRows | None:
+def plain_unit_rows(
+    weight: Tensor, dtype: torch.dtype, *, dead: DeadRows = "error", out: Tensor | None = None
+) -> UnitRows | None:
     """The same where every row has an ordinary length; None where one is dead, extreme or not finite."""
     if _one_chunk(weight):  # without the slicing, which would cost a small layer as much as its work
         rows = weight.to(dtype)
@@ -78,7 +99,7 @@ def plain_unit_rows(weight: Tensor, dtype: torch.dtype, *, out: Tensor | None = 
             rows = weight[part].to(dtype)
             norm[part] = row_norms(rows, unit[part])
             torch.div(rows, norm[part], out=unit[part])
-    return UnitRows(unit, norm, None) if are_ordinary(norm) else None
+    return UnitRows(unit, norm, None) if are_ordinary(norm, dead) else None
 
 
 # Note [Norms]
@@ -97,10 +118,11 @@ def row_norms(rows: Tensor, spare: Tensor | None = None) -> Tensor:
     return torch.square(rows, out=spare).sum(dim=-1, keepdim=True).sqrt_()
 
 
-def are_ordinary(norm: Tensor) -> bool:
+def are_ordinary(norm: Tensor, dead: DeadRows) -> bool:
     """Whether rows of these lengths are finite, and neither dead nor so long or short that their squares are lost."""
     smallest, largest = (float(x) for x in torch.aminmax(norm))
-    return smallest >= 1e-15 and largest < 1e15
+    enough = max(1e-15, NEGLIGIBLE * largest) if dead == "skip_negligible" else 1e-15
+    return smallest >= enough and largest < 1e15
 
 
 def pull_back_(grad: Tensor, rows: UnitRows, scale: float, *, out: Tensor | None = None) -> Tensor:
@@ -154,7 +176,12 @@ def _careful_unit_rows(rows: Tensor, dead: DeadRows) -> UnitRows:
         raise MHEError(
             f"weight has a value that is not finite ({value} in row {row}; {int(broken.sum())} of {len(rows)} rows)"
         )
+    scaled = rows / largest.masked_fill(largest == 0, 1)
+    norm = row_norms(scaled)
     alive = largest.squeeze(-1) > 0
+    if dead == "skip_negligible" and bool(alive.any()):
+        length = (norm * (largest / largest.amax())).squeeze(-1)  # a product of the two may be beyond float32
+        alive &= length >= NEGLIGIBLE * length.amax()
     live = None
     if not bool(alive.all()):
         zero = (~alive).nonzero().flatten().tolist()
@@ -165,10 +192,9 @@ def _careful_unit_rows(rows: Tensor, dead: DeadRows) -> UnitRows:
             )
         live = alive.nonzero().flatten()
         if len(live) < 2:
-            raise MHEError(
-                f"only {len(live)} of {len(rows)} rows is not zero: an energy needs at least two live neurons"
+            long = "has a length" if dead == "skip_negligible" else "is not zero"
+            raise TooFewLiveRowsError(
+                f"only {len(live)} of {len(rows)} rows {long}: an energy needs at least two live neurons"
             )
-        rows, largest = rows[live], largest[live]
-    scaled = rows / largest
-    norm = row_norms(scaled)
+        scaled, norm, largest = scaled[live], norm[live], largest[live]
     return UnitRows(scaled / norm, norm * largest, live)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,8 @@ class GradientRatio:
 
     def __init__(self) -> None:
         self._latest: float | None = None
-        self._warned = False
+        self._said: set[str] = set()
+        self._task_was_zero = False
 
     def drain(self) -> dict[str, float]:
         """The ratio taken since the last call, if one was."""
@@ -52,29 +54,46 @@ class GradientRatio:
         """
 
         def measure(upstream: Tensor) -> None:
-            ratio = _ratio(model, again, upstream)
-            if ratio is not None:
-                self._latest = ratio / steps
-                self._warn(self._latest)
+            norms = _norms(model, again, upstream)
+            if norms is not None:
+                self._judge(norms, steps)
 
         return at_the_end(penalty, measure)
 
-    def _warn(self, ratio: float) -> None:
-        if ratio > DWARFS and not self._warned:
-            self._warned = True
-            if (
-                torch.distributed.is_available()
-                and torch.distributed.is_initialized()
-                and torch.distributed.get_rank()
-            ):
-                return  # the gradients are the same on every rank: one says it for all
-            warnings.warn(
+    def _judge(self, norms: _Norms, steps: float) -> None:
+        if norms.infinite is not None:
+            self._warn(
+                "infinite",
+                f"the gradient of MHE's penalty on {norms.infinite!r} is infinite or too long for its norm to be a "
+                "number, and so is its ratio to the task's: clipping by the norm makes every gradient zero, and "
+                "without it the step goes nowhere. Look at the lengths of that layer's neurons, or exclude it",
+            )
+            return
+        # A head that starts at zero lets nothing through to the body in the first step, and in the first step alone.
+        was_zero, self._task_was_zero = self._task_was_zero, norms.task == 0
+        if norms.task == 0 and was_zero and norms.penalty > 0:
+            self._warn(
+                "zero",
+                "the task's gradient is zero over all parameters that MHE regularizes, and the ratio of the penalty's "
+                "to it infinite: nothing but the penalty moves them. Does the loss come from this model?",
+            )
+        # An overflow under a gradient scaler, or a task that does not reach these parameters, has no ratio.
+        if not 0 < norms.task < math.inf or not math.isfinite(norms.penalty):
+            return
+        self._latest = ratio = norms.penalty / norms.task / steps
+        if ratio > DWARFS:
+            self._warn(
+                "dwarfs",
                 f"the gradient of MHE's penalty is {ratio:.3g} times as long as the task's, over the parameters that "
                 f"are regularized: the task is hardly learnt. Divide the weights in MHEConfig by some {ratio:.0f}, or "
                 "let them rise (warmup_steps)",
-                UserWarning,
-                stacklevel=2,
             )
+
+    def _warn(self, about: str, message: str) -> None:
+        if about not in self._said:
+            self._said.add(about)
+            if speaks():
+                warnings.warn(message, UserWarning, stacklevel=2)
 
 
 class UnsaidAccumulation:
@@ -110,29 +129,46 @@ def _has_gradient(tensor: Tensor) -> bool:
     return gradient is not None and bool(gradient.any())
 
 
+def speaks() -> bool:
+    """Whether this process warns of what is the same on every rank: one says it for all."""
+    distributed = torch.distributed
+    return not (distributed.is_available() and distributed.is_initialized() and distributed.get_rank())
+
+
 def is_due(evaluation: int) -> bool:
     """Whether the ratio is taken at this evaluation of the penalty, counted from 1: at the powers of two."""
     return evaluation & (evaluation - 1) == 0
 
 
-def _ratio(model: nn.Module, again: Callable[[], Tensor], upstream: Tensor) -> float | None:
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+class _Norms(NamedTuple):
+    """Over the parameters that the penalty reaches.
+
+    Attributes:
+        penalty, task: the norms of the two gradients, both with what the backward pass multiplied them by.
+        infinite: the parameter on which the penalty's own gradient has no finite norm, or None.
+    """
+
+    penalty: float
+    task: float
+    infinite: str | None = None
+
+
+def _norms(model: nn.Module, again: Callable[[], Tensor], upstream: Tensor) -> _Norms | None:
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     with torch.enable_grad():
-        gradients = torch.autograd.grad(again(), parameters, allow_unused=True)
+        gradients = torch.autograd.grad(again(), [parameter for _, parameter in named], allow_unused=True)
     of_penalty = of_task = 0.0
-    for parameter, gradient in zip(parameters, gradients, strict=True):
+    for (name, parameter), gradient in zip(named, gradients, strict=True):
         if gradient is None:
             continue
         if parameter.grad is None:
             return None
+        if not math.isfinite(_norm(gradient)):
+            return _Norms(math.inf, math.nan, name)
         own = gradient * upstream.to(gradient.device, gradient.dtype)
         of_penalty += _norm(own) ** 2
         of_task += _norm(parameter.grad - own) ** 2
-    # An overflow under a gradient scaler, or a task that does not reach these parameters, has no ratio.
-    if not 0 < of_task < math.inf:
-        return None
-    ratio = math.sqrt(of_penalty / of_task)
-    return ratio if math.isfinite(ratio) else None
+    return _Norms(math.sqrt(of_penalty), math.sqrt(of_task))
 
 
 def _norm(tensor: Tensor) -> float:

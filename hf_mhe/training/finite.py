@@ -12,7 +12,7 @@ from hf_mhe.training.messages import not_finite
 
 
 @torch.library.custom_op("hf_mhe::finite", mutates_args=())
-def finite(energies: Tensor, groups: str, softening: float) -> Tensor:
+def finite(energies: Tensor, groups: str, softening: str) -> Tensor:
     """The energies `(groups,)` as they are, differentiable; `groups` are their names, one a line.
 
     Raises:
@@ -24,7 +24,7 @@ def finite(energies: Tensor, groups: str, softening: float) -> Tensor:
 
 
 @finite.register_fake
-def _(energies: Tensor, groups: str, softening: float) -> Tensor:
+def _(energies: Tensor, groups: str, softening: str) -> Tensor:
     return torch.empty_like(energies)
 
 

@@ -1,4 +1,4 @@
-"""The mean energy of matrices of neurons as the penalty counts it: dead neurons take no part."""
+"""The mean energy of matrices of neurons as the penalty counts it: dead neurons take no part (`energy/rows.py`)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from torch import Tensor
 from hf_mhe.energy import Potential
 from hf_mhe.energy.estimators.sampled import sampled_energy_of
 from hf_mhe.energy.functional import energy_of
+from hf_mhe.energy.rows import DeadRows, TooFewLiveRowsError
 from hf_mhe.energy.walks.exact import matrices_at_a_time
-from hf_mhe.errors import MHEError
+
+_DEAD: DeadRows = "skip_negligible"
 
 
 class Sample(NamedTuple):
@@ -23,7 +25,7 @@ class Sample(NamedTuple):
 
 
 def mean_energy(matrix: Tensor, potential: Potential, sample: Sample | None = None) -> Tensor:
-    """The mean energy of the live rows of `(n, d)`, differentiable: a 0-dim tensor; 0 for a matrix of zeros.
+    """The mean energy of the live rows of `(n, d)`, differentiable: a 0-dim tensor; 0 where fewer than two are live.
 
     Exact, or with a sample an unbiased estimate.
 
@@ -33,13 +35,10 @@ def mean_energy(matrix: Tensor, potential: Potential, sample: Sample | None = No
     try:
         if sample is not None:
             generator = torch.Generator().manual_seed(sample.seed)
-            return sampled_energy_of(matrix, potential, rows=sample.rows, dead="skip", generator=generator)
-        return energy_of(matrix, potential, dead="skip")
-    except MHEError:
-        # A layer that starts at zero (LoRA's B, a zero-initialised residual) has no pair of directions yet.
-        if int(matrix.detach().any(dim=1).sum()) < 2:
-            return matrix.new_zeros((), dtype=torch.promote_types(matrix.dtype, torch.float32))
-        raise
+            return sampled_energy_of(matrix, potential, rows=sample.rows, dead=_DEAD, generator=generator)
+        return energy_of(matrix, potential, dead=_DEAD)
+    except TooFewLiveRowsError:  # a layer that starts at zero (LoRA's B, a zero-initialised residual)
+        return matrix.new_zeros((), dtype=torch.promote_types(matrix.dtype, torch.float32))
 
 
 # Elements of matrices that are put together for one call: their copy is held until the backward pass.
@@ -68,7 +67,7 @@ def mean_energies(matrices: Sequence[Tensor], potential: Potential) -> Sequence[
     Raises:
         MHEError: as `hyperspherical_energy`.
     """
-    return energy_of(torch.stack(list(matrices)), potential, dead="skip").unbind()
+    return energy_of(torch.stack(list(matrices)), potential, dead=_DEAD).unbind()
 
 
 def with_range(tensor: Tensor) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
 
 from torch import Tensor, nn
 
 from hf_mhe.errors import MHEError
-from hf_mhe.neurons import NeuronGroup, coverage
+from hf_mhe.neurons import NeuronGroup, coverage, neuron_groups
 from hf_mhe.neurons.untrained import nothing_but_quantized
 from hf_mhe.training.config import ROLES, MHEConfig
 
@@ -42,6 +43,69 @@ def nothing_left(
     )
 
 
+# Note [A head that nobody names]
+# `neurons/roles.py` does not guess which layer of a plain module is its head, and MHE then spreads it in half space as
+# a hidden layer, by `hidden_weight`. That is said where it can be told that something else was meant: where a weight
+# was set that no group has a use for; and, with whatever weights, where a hidden group is called as heads are, outside
+# of transformers' models, which say what their head is. An encoder without a head is as silent as before. Rejected: to
+# take the name for the role, which would be right most of the time.
+_HEADS = {"classifier", "classifiers", "head", "heads", "lm_head", "fc", "score", "logits"}
+
+
+def roles_without_groups(model: nn.Module, found: Sequence[NeuronGroup], config: MHEConfig) -> Iterator[str]:
+    """What the config weights, of groups found in the model, and no group is: one sentence for each such role."""
+    defaults = {item.name: item.default for item in fields(config)}
+    present = {group.role for group in found}
+    for role in ROLES:
+        name, weight = f"{role}_weight", config.weight(role)
+        is_set = weight not in (0.0, defaults[name])
+        heads = _heads(model, found) if role == "output" and role not in present else []
+        if role in present or not (is_set or heads):
+            continue
+        lacking = (
+            f"MHEConfig: {name}={weight:g} has no effect on {type(model).__name__}: no group has the role {role!r}"
+        )
+        left_out = _left_out(model, role, config)
+        if left_out:
+            if is_set:
+                yield f"{lacking}, because include and exclude leave out {_some(left_out)}"
+            continue
+        groups = "; ".join(f"{each}: {_some(names)}" for each in ROLES if (names := _named(found, each)))
+        remedy = ""
+        if role == "output":
+            which = f"output={heads[-1]!r}" if heads else "output=<its name>"
+            remedy = f". A head among them is spread as a hidden layer: name it, MHEConfig({which})"
+        yield f"{lacking} ({groups}){remedy}"
+
+
+def _heads(model: nn.Module, found: Sequence[NeuronGroup]) -> list[str]:
+    """The names of hidden groups that are called as heads are, where transformers did not say what they are."""
+    told = [
+        name + "."
+        for name, module in model.named_modules()
+        if any(cls.__name__ == "PreTrainedModel" for cls in type(module).__mro__)
+    ]
+    if "." in told:
+        return []
+    hidden = [name for name in _named(found, "hidden") if not name.startswith(tuple(told))]
+    return [name for name in hidden if not _HEADS.isdisjoint(name.split("."))]
+
+
+def _left_out(model: nn.Module, role: str, config: MHEConfig) -> list[str]:
+    if config.include is None and config.exclude is None:
+        return []
+    return _named(neuron_groups(model, output=config.output, adapters=config.adapters), role)
+
+
+def _named(groups: Sequence[NeuronGroup], role: str) -> list[str]:
+    return [group.name for group in groups if group.role == role]
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = [names[0], "...", names[-1]] if len(names) > 3 else names
+    return ", ".join(name if name == "..." else repr(name) for name in shown)
+
+
 def in_eval_mode(model: nn.Module) -> str:
     """Why a loss gets no penalty, though its gradient can be taken."""
     return (
@@ -51,14 +115,14 @@ def in_eval_mode(model: nn.Module) -> str:
     )
 
 
-def not_finite(groups: Sequence[str], energies: Sequence[float], softening: float) -> str:
+def not_finite(groups: Sequence[str], energies: Sequence[float], softening: str) -> str:
     """Which group's energy is not finite, of groups by name, and what can be done."""
     name, energy = next(
         (name, value) for name, value in zip(groups, energies, strict=True) if not math.isfinite(value)
     )
     return (
-        f"the energy of neuron group {name!r} is {energy}: two of its neurons coincide; set softening "
-        f"(MHEConfig(softening=1e-3); it is {softening:g}) or leave the group out (exclude={name!r})"
+        f"the energy of neuron group {name!r} is {energy}: two of its neurons coincide; leave softening at its "
+        f"default, which bounds what such a pair counts (it is {softening}), or the group out (exclude={name!r})"
     )
 
 

@@ -126,6 +126,10 @@ class Evaluation:
         self._check_finite(terms, joined.detach())
         return joined
 
+    @property
+    def _softening(self) -> str:
+        return str(self._config.softening)
+
     def _energies(self, terms: list[Term]) -> Tensor:
         """The mean energies of groups whose parameters this process holds whole, differentiable."""
         # Autocast would run the walk's products in half precision, where its own treatment of the hard pairs is lost.
@@ -135,7 +139,7 @@ class Evaluation:
             matrices = [self._matrix(term, shared) for term in terms]
             joined = torch.stack([energy.to(device) for energy in self._walked(terms, matrices)])
         if torch.compiler.is_compiling():
-            return finite(joined, "\n".join(term.group.name for term in terms), self._config.softening)
+            return finite(joined, "\n".join(term.group.name for term in terms), self._softening)
         self._check_finite(terms, joined.detach())
         return joined
 
@@ -169,7 +173,7 @@ class Evaluation:
 
     def _check_finite(self, terms: list[Term], energies: Tensor) -> None:
         if not torch.isfinite(energies).all():
-            raise MHEError(not_finite([term.group.name for term in terms], energies.tolist(), self._config.softening))
+            raise MHEError(not_finite([term.group.name for term in terms], energies.tolist(), self._softening))
 
 
 def _weighted(terms: list[Term], energies: Tensor) -> Tensor:

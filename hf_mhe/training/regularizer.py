@@ -43,11 +43,11 @@ class MHERegularizer:
     """The penalty `sum over groups of weight(role) * mean energy` of a model, and the hook that adds it to a loss.
 
     Binds the neuron groups once. A group is computed while at least one of its parameters requires a gradient, so
-    freezing and unfreezing layers during training is followed. Dead (all-zero) neurons have no direction and take no
-    part. The model may be given before or after `accelerator.prepare`, DDP, `fully_shard` or `parallelize_module`.
-    Where parameters are sharded the ranks divide the work, and every rank reports the whole penalty. Parameters that
-    are replaced later are followed; a layer that became something else than it was (an adapter, weight norm, pruning,
-    another class or shape) is refused, and needs a new regularizer.
+    freezing and unfreezing layers during training is followed. Dead neurons (of zeros, or shorter than 2^-12 of the
+    longest in their layer) take no part. The model may be given before or after `accelerator.prepare`, DDP,
+    `fully_shard` or `parallelize_module`. Where parameters are sharded the ranks divide the work, and every rank
+    reports the whole penalty. Parameters that are replaced later are followed; a layer that became something else than
+    it was (an adapter, weight norm, pruning, another class or shape) is refused, and needs a new regularizer.
 
     In a loop with `accelerator.accumulate`, the penalty is added on the micro-batch that synchronizes gradients, and
     multiplied by what `accelerator.backward` divides by, so that it counts once per optimizer step at full weight::

@@ -18,7 +18,7 @@ from tests.engines import deepspeed_worker, zoo
 from tests.engines.launch import leave_processes
 from tests.engines.wrapping import part_of_batch, wrap
 
-CONFIG = MHEConfig(hidden_weight=0.7, output_weight=0.3, output=["back"])
+CONFIG = MHEConfig(hidden_weight=0.7, output_weight=0.3, output=["back"], softening=0)
 
 
 @dataclass(frozen=True)

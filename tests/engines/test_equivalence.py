@@ -19,6 +19,7 @@ QUICK = [
     Cell("fsdp2", "adamw", "float32", 2, "before"),
     Cell("tp", "sgd", "float64", 1, "after"),
     Cell("ddp-unused", "sgd", "float64", 2, "after", clip=True),
+    Cell("fsdp2", "sgd", "float64", 1, "before", copies=True),
 ]
 # What the penalty adds to one step, where the task's own gradient is rounded, or not summed over the ranks.
 ADDED = [Cell(engine, dtype="float32", once=True) for engine in ("fsdp2-bfloat16", "fsdp2-ignored")]
@@ -34,6 +35,7 @@ def matrix() -> list[Cell]:
     for engine in others:
         cells.append(Cell(engine, "adamw", "float32", 2, "before", clip=True, checkpointing=True))
     cells.append(Cell("fsdp2", "sgd", "float64", 2, checkpointing=True))
+    cells += [Cell(engine, clip=True, copies=True) for engine in (*others, "fsdp2", "ddp", "ddp-unused")]
     return cells
 
 

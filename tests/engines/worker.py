@@ -30,7 +30,10 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 @dataclass(frozen=True)
 class Cell:
-    """One training: how the model is wrapped (`wrapping.wrap`), and what is done with it; `once`: a single step."""
+    """One training: how the model is wrapped (`wrapping.wrap`), and what is done with it.
+
+    `once`: a single step. `copies`: of neurons that coincide, and that have next to no length.
+    """
 
     engine: str
     optimizer: str = "sgd"
@@ -41,6 +44,7 @@ class Cell:
     penalty: bool = True
     checkpointing: bool = False
     once: bool = False
+    copies: bool = False
 
     @property
     def name(self) -> str:
@@ -67,6 +71,8 @@ def run(cell: Cell) -> dict[str, Tensor]:
     steps = 1 if cell.once else STEPS
     index, parts = part_of_batch(cell.engine)
     inner = zoo.make(DTYPES[cell.dtype])
+    if cell.copies:
+        spoil(inner)
     if cell.checkpointing:  # within what FSDP2 wraps
         inner.attention = checkpoint_wrapper(inner.attention)
     divide = cell.engine != "ddp-whole"
@@ -103,6 +109,17 @@ def run(cell: Cell) -> dict[str, Tensor]:
     penalties = torch.stack(reported) if reported else torch.zeros(steps, dtype=torch.float64)
     result["penalty"] = gathered(penalties, world)
     return result
+
+
+def spoil(model: zoo.Zoo) -> None:
+    """Copies within a rank's rows and beyond them, in full and half space, and rows that decayed."""
+    with torch.no_grad():
+        for weight in (model.embedding.weight, model.hidden.weight, model.back.weight, model.transposed.weight.T):
+            weight[1] = weight[0]
+            weight[-1] = weight[0]
+            weight[-2] = -2 * weight[0]
+            weight[2] *= 1e-25
+            weight[-3] *= 1e-6
 
 
 def clip(parameters: list[nn.Parameter], most: float) -> None:

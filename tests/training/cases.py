@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from tests.oracle import slow_energy
+from tests import oracle
 
 FEATURES, CLASSES, VOCABULARY, LENGTH = 6, 3, 29, 5
 
@@ -137,6 +137,10 @@ def bert_data(count: int, seed: int = 1) -> list[dict[str, Any]]:
     ]
 
 
+slow_energy = functools.partial(oracle.slow_energy, tangent_above=0.95)
+"""The energy as the default config has it: pairs above a cosine of 0.95 count by the tangent there."""
+
+
 def slow_penalty(terms: Iterable[tuple[Tensor, float, str]], s: float = 2.0) -> Tensor:
     """`sum of weight * mean energy` over (rows, weight, space)."""
     return torch.stack([weight * slow_energy(rows, s, space=space) for rows, weight, space in terms]).sum()
@@ -148,7 +152,9 @@ def dense_penalty(terms: Iterable[tuple[Tensor, float, str]], s: float = 2.0) ->
     for rows, weight, space in terms:
         points = nn.functional.normalize(rows.double(), dim=1)
         points = torch.cat((points, -points)) if space == "half" else points
-        total = total + weight * nn.functional.pdist(points).pow(-s).mean()
+        rho, edge = nn.functional.pdist(points), 0.1**0.5
+        tangent = edge**-s + 0.5 * s * edge ** (-s - 2) * (0.1 - rho.square())
+        total = total + weight * torch.where(rho < edge, tangent, rho.clamp(min=edge).pow(-s)).mean()
     return total
 
 

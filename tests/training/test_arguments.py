@@ -39,6 +39,13 @@ def test_a_scripts_command_line_holds_both(tmp_path: Path) -> None:
     )
 
 
+def test_softening_is_a_number_where_it_is_given() -> None:
+    """The one field of two types would be refused by the parser, or taken for text."""
+    assert parse().to_config() == MHEConfig(softening="auto")
+    assert parse("--mhe_softening", "0.3").to_config() == MHEConfig(softening=0.3)
+    assert parse("--no_mhe_part_copies").to_config() == MHEConfig(part_copies=False)
+
+
 SCRIPT = """
 import torch
 from transformers import HfArgumentParser, TrainingArguments

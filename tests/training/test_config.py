@@ -27,6 +27,25 @@ def test_numbers_are_checked(name: str, value: Any) -> None:
         MHEConfig(**{name: value})
 
 
+@pytest.mark.parametrize("name", ["part_copies", "log_groups"])
+@pytest.mark.parametrize("value", [None, 1, "no"])
+def test_switches_are_true_or_false(name: str, value: Any) -> None:
+    """`"no"` would switch something on."""
+    with pytest.raises(MHEError, match=rf"^{name} must be True or False; got"):
+        MHEConfig(**{name: value})
+
+
+def test_a_file_of_an_older_version_means_what_it_meant() -> None:
+    """A published config would name another energy than the model was trained with."""
+    older = {key: value for key, value in CHANGED.to_dict().items() if key != "part_copies"} | {"softening": 0.0}
+    potential = MHEConfig.from_dict(older).potential("hidden")
+    assert (potential.softening, potential.closest, potential.parts) == (0.0, 0.0, False)
+    default = MHEConfig().potential("hidden")
+    assert 1 - 0.5 * default.closest**2 == pytest.approx(0.95)
+    assert (default.softening, default.parts) == (0.0, True)
+    assert MHEConfig.from_dict(MHEConfig().to_dict()) == MHEConfig()
+
+
 @pytest.mark.parametrize(("name", "allowed"), [("distance", "'euclidean', 'angular'"), ("space", "'full', 'half'")])
 @pytest.mark.parametrize("value", ["cosine", "", None, 2])
 def test_options_list_what_is_allowed(name: str, allowed: str, value: Any) -> None:

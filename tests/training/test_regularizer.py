@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, MixtralConfig
 
-from hf_mhe import MHEConfig, MHEError, MHERegularizer
+from hf_mhe import MHEConfig, MHEError, MHERegularizer, hyperspherical_energy
 from hf_mhe.training import mean_energy
 from hf_mhe.training.engines import divide, refuse_distributed_type
 from tests.training.cases import CASES, make_gpt2, make_tiny, slow_energy, slow_penalty
@@ -51,19 +51,19 @@ def test_small_layers_of_one_shape_are_one_call(monkeypatch: pytest.MonkeyPatch)
     shapes = [(16, 8), (24, 8), (16, 8), (700, 4), (16, 8), (700, 4), (16, 8)]
     model = nn.ModuleList(nn.Linear(d, n, bias=False) for n, d in shapes).double()
     nn.init.zeros_(model[2].weight)  # no directions yet, and it stands in no other's way
-    config = MHEConfig(output=["4"], hidden_weight=0.5, output_weight=2.0)
+    config = MHEConfig(output=["4"], hidden_weight=0.5, output_weight=2.0, softening=0)
     regularizer = MHERegularizer(model, config)
     walked = []
-    exact = mean_energy.hyperspherical_energy
+    exact = mean_energy.energy_of
 
     def spy(weight: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
         walked.append(tuple(weight.shape))
         return exact(weight, *args, **options)
 
-    monkeypatch.setattr(mean_energy, "hyperspherical_energy", spy)
+    monkeypatch.setattr(mean_energy, "energy_of", spy)
 
     def own(layer: nn.Module) -> torch.Tensor:
-        return exact(layer.weight, space="full" if layer is model[4] else "half", walk="dense")
+        return hyperspherical_energy(layer.weight, space="full" if layer is model[4] else "half", walk="dense")
 
     expected = {name: own(layer) for name, layer in model.named_children() if name != "2"}
     energies = regularizer.energies()
@@ -89,7 +89,7 @@ def test_a_stack_of_experts_has_one_gradient() -> None:
     )  # fmt: skip
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).double()
-    regularizer = MHERegularizer(model, MHEConfig(include="*.experts.*"))
+    regularizer = MHERegularizer(model, MHEConfig(include="*.experts.*", softening=0))
     assert len(regularizer.groups) == 24
     penalty = regularizer.penalty()
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
@@ -97,8 +97,8 @@ def test_a_stack_of_experts_has_one_gradient() -> None:
     stacks = {name: parameter for name, parameter in model.named_parameters() if ".experts." in name}
     names = [event.key for event in profiler.key_averages()]
     assert "aten::select_backward" not in names
-    exact, weight = mean_energy.hyperspherical_energy, MHEConfig().hidden_weight
-    own = [weight * exact(group.matrix(), space="half", walk="dense") for group in regularizer.groups]
+    weight = MHEConfig().hidden_weight
+    own = [weight * hyperspherical_energy(group.matrix(), space="half", walk="dense") for group in regularizer.groups]
     expected = torch.autograd.grad(sum(own), list(stacks.values()))
     for parameter, wanted in zip(stacks.values(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, wanted, rtol=1e-8, atol=1e-12)
@@ -160,12 +160,13 @@ def test_coinciding_neurons_are_named_with_the_remedy() -> None:
     model = make_tiny()
     with torch.no_grad():
         model.middle.weight[3] = 2 * model.middle.weight[5]
-    regularizer = MHERegularizer(model, MHEConfig())
-    with pytest.raises(MHEError, match=r"'middle' is inf.*softening=1e-3"):
+    regularizer = MHERegularizer(model, MHEConfig(softening=0))
+    with pytest.raises(MHEError, match=r"'middle' is inf.*leave softening at its default.*exclude='middle'"):
         regularizer.penalty()
-    softened = MHERegularizer(model, MHEConfig(softening=1e-3)).penalty()
-    softened.backward()
-    assert torch.isfinite(softened)
+    for softening in ("auto", 1e-3):
+        softened = MHERegularizer(model, MHEConfig(softening=softening)).penalty()
+        softened.backward()
+        assert torch.isfinite(softened)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

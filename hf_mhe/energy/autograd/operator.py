@@ -20,12 +20,14 @@ def operator(
     distance: str,
     space: str,
     softening: float,
+    closest: float,
+    parts: bool,
     reduction: str,
     dead: str,
     gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     """`exact.compute`, with a potential in the plain types that a schema has: `Potential.plain`."""
-    potential = Potential(s, distance, space, softening)  # type: ignore[arg-type]
+    potential = Potential(s, distance, space, softening, closest, parts)  # type: ignore[arg-type]
     energy, found = compute(weight, potential, reduction=reduction, dead=dead, gradient=gradient)  # type: ignore[arg-type]
     return energy, found.contiguous()  # however the weight lies and whichever walk it was: the fake kernel has to know
 
@@ -46,7 +48,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, upstream: Tensor | None, _upstream_of_gradient: Tensor | None) -> tuple[Tensor | None, ...]:
     gradient, weight = ctx.saved_tensors
-    return None if upstream is None else Scale.apply(upstream, gradient, weight), *((None,) * 7)
+    return None if upstream is None else Scale.apply(upstream, gradient, weight), *((None,) * 9)
 
 
 operator.register_autograd(_backward, setup_context=_setup_context)

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.precision import energy_dtype, product_dtype, without_autocast
-from hf_mhe.energy.rows import UnitRows, check_weight, pull_back_, unit_rows
+from hf_mhe.energy.rows import TooFewLiveRowsError, UnitRows, check_weight, pull_back_, unit_rows
 from hf_mhe.energy.walks.rows_against_all import own_rows_against_all
 from hf_mhe.errors import MHEError
 
@@ -25,7 +25,7 @@ def energy_share(own: Tensor, everyone: Tensor, start: int, potential: Potential
 
     The shares of disjoint own rows that cover `everyone` sum to the energy. The gradient is not that of the share but
     of the whole energy, with respect to the own rows: a sum of shares whose gradient is handed on unchanged has the
-    gradient of the energy. Rows of zeros have no direction and are left out of both.
+    gradient of the energy. Rows of zeros, or of a negligible length, are left out of both.
 
     Args:
         own: `(m, d)`, m >= 0, the rows `[start, start + m)` of `everyone`; the gradient goes here.
@@ -61,12 +61,9 @@ class _Share(torch.autograd.Function):
         gradient = torch.zeros_like(own) if wanted else own.new_empty(0)
         ctx.save_for_backward(gradient)
         try:
-            rows = unit_rows(everyone, product_dtype(everyone), dead="skip")
-        except MHEError:
-            # A layer that starts at zero (LoRA's B) has no pair of directions yet.
-            if int(everyone.any(dim=1).sum()) < 2:
-                return torch.zeros((), dtype=dtype, device=own.device)
-            raise
+            rows = unit_rows(everyone, product_dtype(everyone), dead="skip_negligible")
+        except TooFewLiveRowsError:  # a layer that starts at zero (LoRA's B) has no pair of directions yet
+            return torch.zeros((), dtype=dtype, device=own.device)
         source, first, last = everyone, start, start + len(own)
         if rows.live is not None:
             source = everyone[rows.live]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -78,7 +78,7 @@ def sampled_energy(
         space: `"full"` or `"half"`.
         reduction: `"mean"` over ordered pairs, or `"sum"`.
         softening: Plummer softening.
-        dead: what to do with rows of zeros: `"error"`, or `"skip"` to leave them out of n.
+        dead: what to do with rows of zeros, or of next to no length: as `hyperspherical_energy`.
         generator: source of the sample, the first `rows` of `torch.randperm(n, generator=generator)` on its device;
             by default torch's global CPU generator. On several ranks, seed it alike.
 
@@ -108,7 +108,7 @@ def sampled_energy_of(
 ) -> Tensor:
     """`sampled_energy` of a potential."""
     check_option("reduction", reduction, ("mean", "sum"))
-    check_option("dead", dead, ("error", "skip"))
+    check_option("dead", dead, get_args(DeadRows))
     check_weight(weight)
     n = weight.shape[-2]
     right = f"an integer from 1 to the number of neurons, {n}"
@@ -128,8 +128,9 @@ def sampled_operations(rows: int, n: int, d: int) -> int:
 def _estimate(
     weight: Tensor, potential: Potential, rows: int, reduction: str, dead: DeadRows, generator: torch.Generator | None
 ) -> Tensor:
-    if dead == "skip":
-        live = unit_rows(weight.detach(), product_dtype(weight), dead="skip").live
+    """`sampled_energy` of `(n, d)`, for a potential at hand and arguments that are known to be right."""
+    if dead != "error":
+        live = unit_rows(weight.detach(), product_dtype(weight), dead=dead).live
         weight = weight if live is None else weight[live]
     device = "cpu" if generator is None else generator.device
     order = torch.randperm(len(weight), generator=generator, device=device).to(weight.device)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hf_mhe.energy.potential import Potential
+from hf_mhe.energy.walks.copies import SAME_BELOW, push_copies_apart_
 from hf_mhe.energy.walks.panels import PanelBatch
 
 # Note [Cancellation]
@@ -45,9 +46,14 @@ def coincident_below(dtype: torch.dtype) -> float:
     return _COINCIDENT.get(dtype, _COINCIDENT_OTHERWISE)
 
 
-def _bound(dtype: torch.dtype) -> float:
-    """The cosine from which on a pair is close, in products of this dtype."""
-    return 1 - 0.5 * _SQUARED_CHORD_LIMIT[dtype]
+def _bound(dtype: torch.dtype, potential: Potential) -> float:
+    """The cosine from which on a pair is close, in products of this dtype.
+
+    Where the potential has a tangent the closed forms end: that of float32 blocks is left to the few pairs it is of,
+    and `evaluate_` knows it in float64.
+    """
+    limit = _SQUARED_CHORD_LIMIT[dtype]
+    return 1 - 0.5 * (limit if dtype == torch.float64 else max(limit, potential.closest**2))
 
 
 def extremes(cos: Tensor, *, two_sided: bool) -> tuple[float, float]:
@@ -57,12 +63,12 @@ def extremes(cos: Tensor, *, two_sided: bool) -> tuple[float, float]:
 
 def has_close_pairs(cos: Tensor, potential: Potential) -> bool:
     """Whether a block has pairs that are too close for its dtype, or too nearly opposite if the potential cares."""
-    return _beyond(extremes(cos, two_sided=potential.two_sided), cos.dtype)
+    return _beyond(extremes(cos, two_sided=potential.two_sided), _bound(cos.dtype, potential))
 
 
-def _beyond(smallest_and_largest: tuple[float, float], dtype: torch.dtype) -> bool:
+def _beyond(smallest_and_largest: tuple[float, float], bound: float) -> bool:
     # Written so that a NaN is not taken for a number that is small enough.
-    bound, (low, high) = _bound(dtype), smallest_and_largest
+    low, high = smallest_and_largest
     return not (-bound < low and high < bound)
 
 
@@ -87,9 +93,9 @@ class ClosePairs(NamedTuple):
         `known` are the block's extremes, where they are. Returns None where there are none.
         """
         known = extremes(cos, two_sided=potential.two_sided) if known is None else known
-        if not _beyond(known if potential.two_sided else (0.0, known[1]), cos.dtype):
+        bound = _bound(cos.dtype, potential)
+        if not _beyond(known if potential.two_sided else (0.0, known[1]), bound):
             return None
-        bound = _bound(cos.dtype)
         mask = cos.abs() >= bound if potential.two_sided else cos >= bound
         where = mask.view(-1).nonzero().flatten()
         row = torch.div(where, cos.shape[-1], rounding_mode="floor")
@@ -118,14 +124,22 @@ class ClosePairSum(NamedTuple):
 
 
 def sum_close_pairs(
-    pairs: ClosePairs, weight: Tensor, potential: Potential, grad: Tensor | None, *, leave_out_below: float | None
+    pairs: ClosePairs,
+    weight: Tensor,
+    potential: Potential,
+    grad: Tensor | None,
+    *,
+    leave_out_below: float | None,
+    steps: Tensor | None = None,
 ) -> ClosePairSum:
     """Sum `F` over close pairs in float64, adding the slopes' products to `grad` `(n, d)` in place.
 
     The gradient of a pair at distance zero, or exactly opposite, has no direction; it is taken as zero, which is what
-    a softened potential gives there.
+    a softened potential gives there, unless the potential parts such rows. For that `steps` says how many rows further
+    down the layer the second rows lie, where the rows of `weight` are not all those in between.
     """
     total, coincident = 0.0, 0
+    copies: list[tuple[Tensor, Tensor]] = []
     step = max(1, _ELEMENTS_AT_A_TIME // weight.shape[1])
     for start in range(0, len(pairs.first), step):
         first, second = pairs.first[start : start + step], pairs.second[start : start + step]
@@ -149,6 +163,14 @@ def sum_close_pairs(
             on_v = slope * torch.where(mirrored, mean, difference)
             add_rows_(grad, first, on_u.to(grad.dtype))
             add_rows_(grad, second, on_v.to(grad.dtype))
+            if potential.parts:
+                closest = torch.minimum(near, far) if potential.space == "half" else near
+                found = (closest <= SAME_BELOW).nonzero().flatten()
+                copies.append((start + found, mirrored.flatten()[found]))
+    if grad is not None and copies:
+        found, opposite = (torch.cat(parts) for parts in zip(*copies, strict=True))
+        first, second = pairs.first[found], pairs.second[found]
+        push_copies_apart_(grad, first, second, second - first if steps is None else steps[found], opposite, potential)
     return ClosePairSum(total, coincident)
 
 

@@ -102,7 +102,7 @@ def fill_diagonal_(blocks: Tensor, value: float = 0.0) -> None:
 
 
 def evaluate_(potential: Potential, cos: Tensor, spare: Tensor | None) -> Block:
-    """Turn a block of cosines, well inside (-1, 1), into values of `F` and, where `spare` is given, of `dF/dc`.
+    """Turn a block of cosines into values of `F` and, where `spare` is given, of `dF/dc`; close pairs are taken out.
 
     Args:
         potential: the pair function.
@@ -110,6 +110,8 @@ def evaluate_(potential: Potential, cos: Tensor, spare: Tensor | None) -> Block:
         spare: same shape and dtype, overwritten; None where no slope is wanted.
     """
     form: Form = _any
+    if potential.closest and cos.dtype == torch.float64:
+        return _any(potential, cos, spare)
     if potential.s in (1, 2) or (potential.s == 0 and potential.softening <= _WIDEST_MULTIPLIED):
         forms = _SOFTENED_FORMS if potential.softening else _EXACT_FORMS
         form = forms.get((potential.distance, potential.space), _any)
@@ -220,8 +222,8 @@ def _minus_square(constant: float, values: Tensor, out: Tensor) -> Tensor:
 
 
 def _any(potential: Potential, cos: Tensor, spare: Tensor | None) -> Block:
-    # Any s, and every distance without a form of its own. The definition on chords, which costs temporaries of the
-    # block's size and nothing more.
+    # Any s, every distance without a form of its own, and tangents. The definition on chords, which costs temporaries
+    # of the block's size and nothing more.
     value, slope = potential.from_chords(2 - 2 * cos, 2 + 2 * cos)
     return Block(value, 1.0, None if spare is None else spare.copy_(slope), 1.0)
 

@@ -44,7 +44,9 @@ def _one(
     return energy, whole.index_copy_(0, rows.live, grad)
 
 
-def _some(weights: Tensor, potential: Potential, *, reduction: str, out: Tensor | None) -> list[float] | None:
+def _some(
+    weights: Tensor, potential: Potential, *, reduction: str, dead: DeadRows, out: Tensor | None
+) -> list[float] | None:
     """The energies of `(B, n, d)` small matrices, and in `out` (same dtype), if given, their gradient.
 
     None where a row or a pair needs more care than all of them can be given at once.
@@ -52,7 +54,7 @@ def _some(weights: Tensor, potential: Potential, *, reduction: str, out: Tensor 
     n = weights.shape[1]
     rows = weights.to(product_dtype(weights)).contiguous()
     norm = row_norms(rows, scratch("unit rows", rows.numel(), rows.dtype, rows.device).view(rows.shape))
-    if not are_ordinary(norm):
+    if not are_ordinary(norm, dead):
         return None
     into = out if out is None or out.dtype == rows.dtype else torch.empty_like(rows)
     sums = walk_squares(rows, norm, potential, scale=potential.scale_of(n, reduction), out=into)
@@ -90,7 +92,8 @@ def compute(
     if weight.dim() == 2:
         if _is_one_wide_square(weight):
             out = weight.new_empty(weight.shape) if gradient else weight.new_empty(0)
-            some = _some(weight[None], potential, reduction=reduction, out=out[None] if gradient else None)
+            into = out[None] if gradient else None
+            some = _some(weight[None], potential, reduction=reduction, dead=dead, out=into)
             if some is not None:
                 return _energy(some[0], weight), out
         energy, grad = _one(weight, potential, reduction=reduction, dead=dead, gradient=gradient)
@@ -102,7 +105,8 @@ def compute(
         part = slice(start, start + step)
         found = None
         if step > 1:
-            found = _some(weight[part], potential, reduction=reduction, out=grads[part] if gradient else None)
+            into = grads[part] if gradient else None
+            found = _some(weight[part], potential, reduction=reduction, dead=dead, out=into)
         if found is None:
             alone = zip(weight[part], grads[part], strict=True)
             found = [

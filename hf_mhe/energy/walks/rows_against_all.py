@@ -123,7 +123,8 @@ class _Beside:
         first, second = places.split(len(close.first))
         part = None if self._grad is None else self._unit.new_zeros(len(index), self._unit.shape[1])
         few = ClosePairs(close.where, first, second)
-        exact = sum_close_pairs(few, self._weight[index], self._potential, part, leave_out_below=None)
+        steps = close.second - close.first
+        exact = sum_close_pairs(few, self._weight[index], self._potential, part, leave_out_below=None, steps=steps)
         self.value += 0.5 * exact.value  # it counts both orders
         if part is not None and self._grad is not None:
             own = (index >= self._start) & (index < self._stop)

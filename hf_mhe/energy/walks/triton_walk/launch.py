@@ -220,7 +220,7 @@ def _sums_and_slopes(
         slopes.stride(0),
         columns,
         len(listed),
-        1 - 0.5 * ops.close_limit,
+        1 - 0.5 * max(ops.close_limit, potential.closest**2),
         float(potential.s),
         float(potential.softening) ** 2,
         tiles_m,
