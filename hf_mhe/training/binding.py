@@ -3,33 +3,45 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Sequence
 from weakref import WeakKeyDictionary
 
-from torch import nn
+from torch import Tensor, nn
 
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import NeuronGroup, neuron_groups
-from hf_mhe.neurons.untrained import check_asked
+from hf_mhe.neurons.untrained import check_asked, never_trains
 from hf_mhe.training.config import MHEConfig
 from hf_mhe.training.diagnosis import speaks
+from hf_mhe.training.engines import Managed, refuse_parameter
 from hf_mhe.training.messages import nothing_left, roles_without_groups
 
 
 def bind_groups(model: nn.Module, config: MHEConfig) -> list[NeuronGroup]:
     """The groups whose role has a weight above 0, frozen ones too: they may be unfrozen later.
 
+    Where all of them are frozen, a warning says that there is no penalty until then.
+
     Raises:
-        MHEError: none of them trains now, or a pattern of `include` asks for quantized layers alone.
+        MHEError: there are none, or none that can ever train, or a pattern of `include` asks for quantized layers
+            alone, or a parameter is held in a way that is not served.
     """
     found = neuron_groups(
         model, include=config.include, exclude=config.exclude, output=config.output, adapters=config.adapters
     )
     check_asked(found, config.include)
     weighted = [group for group in found if config.weight(group.role) > 0]
-    if not any(group.requires_grad for group in weighted):
+    if all(never_trains(group) for group in weighted):
         raise MHEError(nothing_left(model, found, weighted, config))
+    managed = Managed(model)
+    for group in weighted:
+        for tensor in group.tensors():
+            refuse_parameter(group.name, managed.parameter(tensor))
     for message in roles_without_groups(model, found, config):
         _warn_once(model, message)
+    if not any(group.requires_grad for group in weighted):
+        why = nothing_left(model, found, weighted, config)
+        _warn_once(model, f"there is no penalty until a layer is unfrozen: {why}")
     return weighted
 
 
@@ -43,3 +55,19 @@ def _warn_once(model: nn.Module, message: str) -> None:
         said.add(message)
         if speaks():
             warnings.warn(message, UserWarning, stacklevel=4)
+
+
+def trained(groups: Iterable[NeuronGroup]) -> list[Tensor]:
+    """The tensors of groups that the optimizer may have."""
+    return [tensor for group in groups if group.requires_grad for tensor in group.tensors() if tensor.requires_grad]
+
+
+def as_updated(model: nn.Module, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """A model's tensors as the optimizer has them, whatever stands in their place at the moment."""
+    managed = Managed(model)
+    return [managed.parameter(tensor) for tensor in tensors]
+
+
+def trained_as_updated(model: nn.Module, groups: Iterable[NeuronGroup]) -> list[Tensor]:
+    """The tensors of groups that the optimizer may have, as it has them."""
+    return as_updated(model, trained(groups))

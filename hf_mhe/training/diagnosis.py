@@ -54,6 +54,8 @@ class GradientRatio:
         """
 
         def measure(upstream: Tensor) -> None:
+            if not upstream:
+                return  # an earlier pass of the step has brought the penalty
             norms = _norms(model, again, upstream)
             if norms is not None:
                 self._judge(norms, steps)
@@ -97,14 +99,16 @@ class GradientRatio:
 
 
 class UnsaidAccumulation:
-    """A warning, once, where penalties add up in the gradients because no optimizer step comes between them."""
+    """A warning, once, where no optimizer step comes between penalties, and nothing says when one does."""
 
     def __init__(self) -> None:
         self._then: list[tuple[int, int]] | None = None
         self._warned = False
 
-    def watch(self, tensors: Sequence[Tensor]) -> None:
+    def watch(self, tensors: Sequence[Tensor], *, once: bool) -> None:
         """Look at the parameters that are about to get a penalty, of which the loop did not say when it is due.
+
+        It counts `once` where the optimizer is known; else the penalties add up.
 
         An optimizer changes parameters in place, which torch counts. One that a gradient scaler skipped leaves them as
         they are, but the gradients have been taken away by then.
@@ -112,10 +116,11 @@ class UnsaidAccumulation:
         now = [(id(tensor), tensor._version) for tensor in tensors]
         if now == self._then and not self._warned and any(_has_gradient(tensor) for tensor in tensors):
             self._warned = True
+            otherwise = "it is computed in each and counts in the first" if once else "lambda is multiplied"
             warnings.warn(
-                "a second penalty is added to gradients that still hold the last one: no optimizer step came between "
+                "a second penalty comes to gradients that still hold the last one: no optimizer step came between "
                 "them. Where gradients are accumulated by hand, say which micro-batch is the last, "
-                "regularizer(loss / steps, sync=(i + 1) % steps == 0), or lambda is multiplied by their number",
+                f"regularizer(loss / steps, sync=(i + 1) % steps == 0); otherwise {otherwise}",
                 UserWarning,
                 stacklevel=3,
             )

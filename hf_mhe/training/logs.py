@@ -45,6 +45,7 @@ class PenaltyLog:
     def __init__(self, config: MHEConfig) -> None:
         self.config = config
         self._groups: list[NeuronGroup] = []
+        self._latest: tuple[PenaltyTerms, float] | None = None  # of a step that may have another pass
         self._sum: Tensor | None = None  # of what has not been transferred: the penalty, then each group's energy
         self._steps = 0
         self._times: list[int] = []  # how many of the steps computed each group
@@ -52,13 +53,26 @@ class PenaltyLog:
         self._penalties: list[tuple[float, int]] = []  # sum, steps
         self._energies: dict[str, tuple[NeuronGroup, float, int]] = {}  # group, sum, steps
 
-    def count(self, terms: PenaltyTerms, factor: float) -> None:
-        """Add the terms of one optimizer step, whose λ the schedule multiplied by `factor`."""
+    def count(self, terms: PenaltyTerms, factor: float, *, again: bool = False) -> None:
+        """Add the terms of one optimizer step, whose λ the schedule multiplied by `factor`.
+
+        Those of another pass of the step, `again`, take the place of the last ones, unless a record was begun since.
+        """
+        if again and self._latest is None:
+            return
+        if not again:
+            self._add()
+        self._latest = terms._replace(penalty=terms.penalty.detach()), factor
+
+    def _add(self) -> None:
+        if self._latest is None:
+            return
+        (terms, factor), self._latest = self._latest, None
         if [group.name for group in self._groups] != [group.name for group in terms.groups]:
             self._settle()  # layers were frozen or unfrozen, on every rank alike
             self._groups = list(terms.groups)
             self._times = [0] * len(self._groups)
-        step = torch.cat([factor * terms.penalty.detach()[None].to(terms.energies), terms.energies])
+        step = torch.cat([factor * terms.penalty[None].to(terms.energies), terms.energies])
         self._sum = step if self._sum is None else self._sum + step
         self._steps += 1
         for place in range(len(self._groups)) if terms.computed is None else terms.computed:
@@ -70,6 +84,7 @@ class PenaltyLog:
 
         Where the work is divided every rank has to call this, for the means are taken over them.
         """
+        self._add()
         self._settle()
         penalties, self._penalties = self._penalties, []
         energies, self._energies = self._energies, {}

@@ -3,15 +3,43 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 
 from torch import Tensor, nn
 
+from hf_mhe.checks import check_integer
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import NeuronGroup, coverage, neuron_groups
 from hf_mhe.neurons.untrained import nothing_but_quantized
 from hf_mhe.training.config import ROLES, MHEConfig
+
+CLEARED = (
+    "the penalty would not reach this optimizer step: the gradients that held it were cleared (zero_grad), and a "
+    "backward pass of a loss without it followed. Call the regularizer for the loss of the last pass too; in a "
+    "Trainer, call self.accelerator.backward in training_step for each of the losses"
+)
+IN_PART = (
+    "the gradients hold the penalty of this optimizer step in part: of {all} parameters that it reaches, those of "
+    "{cleared} were cleared since (zero_grad of one of several optimizers?). Clear all of them or none between the "
+    "backward passes of a step, or make one regularizer for each optimizer's layers (include=...)"
+)
+PUT_TOGETHER = (
+    "the gradients of this optimizer step were put together from {passes} backward passes, each of which had the "
+    "penalty, so how often it counts cannot be told: call the regularizer for the loss of one of them"
+)
+TAKEN_OUT = (
+    "torch.autograd.grad took the gradient of the penalty more than once within one optimizer step: where those are "
+    "added up, lambda is multiplied by their number. Call the regularizer for one of the losses"
+)
+TWICE_IN_DEEPSPEED = (
+    "a second backward pass with the penalty came before one step of DeepSpeed's engine, and whether its gradients "
+    "still hold the first cannot be told: call engine.step() after each, or the regularizer for one of the losses"
+)
+UNUSED = (
+    "an optimizer steps, and the loss that regularizer(loss) returned had no backward pass before it: the penalty is "
+    "not in this step. Call backward on what the regularizer returns"
+)
 
 
 def nothing_left(
@@ -133,3 +161,13 @@ def check_loss(loss: object) -> None:
             f"a {loss.dtype} tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         )
         raise MHEError(f"loss must be a 0-dim floating tensor (loss.mean() makes one); got {got}")
+
+
+def check_state(state: object) -> None:
+    """Refuse what is not the state of a regularizer."""
+    if not isinstance(state, Mapping) or set(state) - {"step_operations"} != {"step"}:
+        raise MHEError(
+            "a regularizer's state is {'step': number of optimizer steps} and, with a budget, 'step_operations'; "
+            f"got {state!r}"
+        )
+    check_integer("step", state["step"], at_least=0)

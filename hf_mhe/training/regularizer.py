@@ -12,18 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_mhe.checks import check_integer
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import NeuronGroup
 from hf_mhe.neurons.model.unwrap import unwrap
 from hf_mhe.training.accumulation import find_moment
-from hf_mhe.training.binding import bind_groups
+from hf_mhe.training.binding import bind_groups, trained, trained_as_updated
 from hf_mhe.training.budget import Budget, Drawn, candidates, dividing_ranks
 from hf_mhe.training.config import MHEConfig
+from hf_mhe.training.delivery import Delivery
 from hf_mhe.training.diagnosis import GradientRatio, UnsaidAccumulation, is_due
 from hf_mhe.training.engines import (
     ForwardUnderDDP,
-    Managed,
     Part,
     averaging_ranks,
     divided_once,
@@ -31,11 +30,10 @@ from hf_mhe.training.engines import (
     is_distributed,
     prepare,
     refuse_model,
-    refuse_parameter,
     refuse_unfound,
 )
 from hf_mhe.training.logs import PenaltyLog, PenaltyTerms
-from hf_mhe.training.messages import check_loss, in_eval_mode, nothing_left
+from hf_mhe.training.messages import check_loss, check_state, in_eval_mode, nothing_left
 from hf_mhe.training.penalty import Evaluation, Term
 
 
@@ -43,8 +41,9 @@ class MHERegularizer:
     """The penalty `sum over groups of weight(role) * mean energy` of a model, and the hook that adds it to a loss.
 
     Binds the neuron groups once. A group is computed while at least one of its parameters requires a gradient, so
-    freezing and unfreezing layers during training is followed. Dead neurons (of zeros, or shorter than 2^-12 of the
-    longest in their layer) take no part. The model may be given before or after `accelerator.prepare`, DDP,
+    freezing and unfreezing layers during training is followed, also where none trains at first. Dead neurons (of
+    zeros, or shorter than 2^-12 of the longest in their layer) take no part. The model may be given before or after
+    `accelerator.prepare`, DDP,
     `fully_shard` or `parallelize_module`. Where parameters are sharded the ranks divide the work, and every rank
     reports the whole penalty. Parameters that are replaced later are followed; a layer that became something else than
     it was (an adapter, weight norm, pruning, another class or shape) is refused, and needs a new regularizer.
@@ -61,8 +60,10 @@ class MHERegularizer:
                 optimizer.zero_grad()
                 accelerator.log(regularizer.logs())
 
-    It counts the optimizer steps, for the schedule of the config. After
-    `accelerator.register_for_checkpointing(regularizer)` the count is saved and loaded with everything else.
+    A step may have several backward passes (sharpness-aware minimization, a closure, adversarial batches): call it for
+    each loss, and the gradient that the optimizer gets has the penalty once (`hf_mhe.training.delivery`). Steps are
+    counted for the schedule of the config; after `accelerator.register_for_checkpointing(regularizer)` the count is
+    saved and loaded with everything else.
 
     Source: Liu et al., "Learning towards Minimum Hyperspherical Energy", NeurIPS 2018, arXiv:1805.09298, eq. for L.
 
@@ -111,27 +112,26 @@ class MHERegularizer:
             )
         self.schedule = self.config.over(math.inf if total_steps is None else total_steps)
         self.step = 0
+        self._bound: list[NeuronGroup] = []
         self._evaluation = Evaluation(self.model, self.config)
         self._log = PenaltyLog(self.config)
         self._ratio = GradientRatio()
         self._unsaid = UnsaidAccumulation()
+        self.delivery = Delivery(self.model, functools.partial(trained_as_updated, self.model, self._bound))
         self._said: set[str] = set()
-        self._bound: list[NeuronGroup] = []
         self._forward: ForwardUnderDDP | None = None
         self.budget: Budget | None = None
         if self.config.is_off:
             return
-        self._bound = bind_groups(self.model, self.config)
-        managed = Managed(self.model)
-        for group in self._bound:
-            for tensor in group.tensors():
-                refuse_parameter(group.name, managed.parameter(tensor))
+        self._bound += bind_groups(self.model, self.config)
+        if not self.groups:
+            self._said.add("frozen")  # by bind_groups
         if self.config.budget is not None:
             self.budget = Budget(self.config.budget, self.model, step_operations=step_operations, seed=seed)
         if is_distributed():
             # The hook knows the groups and not the regularizer, and goes with it: another one may come in its place,
             # because the model was changed so that these groups can no longer be had.
-            self._forward = ForwardUnderDDP(functools.partial(_trained, self._bound))
+            self._forward = ForwardUnderDDP(functools.partial(trained, self._bound))
             hook = self.model.register_forward_hook(self._forward)
             weakref.finalize(self, hook.remove).atexit = False
 
@@ -161,16 +161,21 @@ class MHERegularizer:
         """
         return self._evaluation.whole(self._exact(self._checked()))
 
-    def advance(self) -> Tensor | None:
+    def advance(self, *, again: bool = False) -> Tensor | None:
         """What the optimizer step at hand gets of the penalty, and on to the next; None where it gets nothing.
 
         That is the penalty, or with a budget this step's estimate of it, times the schedule's share of the step; where
-        gradients are averaged over the ranks, this rank's part of it.
+        gradients are averaged over the ranks, this rank's part of it. Its gradient comes once, however many backward
+        passes the step has.
+
+        Args:
+            again: whether this is one more pass of the step that was counted last.
 
         Raises:
             MHEError: as `penalty`.
         """
-        step, self.step = self.step, self.step + 1
+        step = self.step - again
+        self.step = step + 1
         share = self.schedule.share(step)
         if self.budget is not None:
             self.budget.end_step()
@@ -185,12 +190,15 @@ class MHERegularizer:
             if not drawn:
                 return None
         found = self._due(terms)
-        self._log.count(found if places is None else found.among(groups, places), self.schedule.factor(step))
+        logged = found if places is None else found.among(groups, places)
+        self._log.count(logged, self.schedule.factor(step), again=again)
         penalty = share * found.penalty
         every = self.schedule.every_n_steps
         if is_due(step // every + 1) and not torch.compiler.is_compiling() and find_engine(self.model) is None:
-            again = lambda: share * self._evaluation.whole(terms).penalty  # noqa: E731
-            penalty = self._ratio.watch(penalty, self.model, again, steps=every * self._inflation(groups, terms))
+            anew = lambda: share * self._evaluation.whole(terms).penalty  # noqa: E731
+            penalty = self._ratio.watch(penalty, self.model, anew, steps=every * self._inflation(groups, terms))
+        if penalty.requires_grad and not torch.compiler.is_compiling():
+            penalty = self.delivery.carry(penalty, trained_as_updated(self.model, [term.group for term in terms]))
         return penalty
 
     def logs(self) -> dict[str, float]:
@@ -224,16 +232,12 @@ class MHERegularizer:
         Raises:
             MHEError: the state is not one of a regularizer.
         """
-        if not isinstance(state, Mapping) or set(state) - {"step_operations"} != {"step"}:
-            raise MHEError(
-                "a regularizer's state is {'step': number of optimizer steps} and, with a budget, 'step_operations'; "
-                f"got {state!r}"
-            )
-        check_integer("step", state["step"], at_least=0)
+        check_state(state)
         if self.budget is not None:
             self.budget.load(state.get("step_operations"))
         self.step = int(state["step"])
         self._log = PenaltyLog(self.config)
+        self.delivery.end()
         self._ratio.drain()  # what it has warned of it does not say again
 
     def energies(self) -> dict[str, float]:
@@ -285,13 +289,16 @@ class MHERegularizer:
             return loss
         engine = find_engine(self.model)
         if engine is None:
-            refuse_unfound(self.model, functools.partial(_trained, self._bound))
+            refuse_unfound(self.model, functools.partial(trained, self._bound))
         moment = find_moment(engine, sync=sync, scale=scale)
-        penalty = self.advance() if moment.sync else None
+        if not moment.sync:
+            return loss
+        again = not self.delivery.begin(engine)
+        penalty = self.advance(again=again)
         if penalty is None:
             return loss
         if engine is None and sync is None:
-            self._unsaid.watch(_trained(self._bound))
+            self._unsaid.watch(trained(self._bound), once=again)
         if engine is not None and scale is None and penalty.requires_grad:
             penalty = divided_once(engine, penalty)
         return loss + moment.divisor * penalty.to(loss.device)
@@ -309,7 +316,9 @@ class MHERegularizer:
     def _left(self) -> list[NeuronGroup]:
         """The groups to compute at the step at hand; where none is left, a warning once."""
         groups = self._checked()
-        if self._bound and not groups and "frozen" not in self._said:
+        if groups:
+            self._said.discard("frozen")
+        elif self._bound and "frozen" not in self._said:
             message = nothing_left(self.model, self._bound, self._bound, self.config)
             self._warn_once("frozen", f"from optimizer step {self.step} on: {message}")
         return groups
@@ -326,7 +335,7 @@ class MHERegularizer:
         """This rank's part of the terms, in the micro-batch at hand."""
         engine = find_engine(self.model)
         if engine is not None and terms:
-            prepare(engine, self.model, _trained(self._bound))
+            prepare(engine, self.model, trained(self._bound))
             return self._evaluation.whole(terms, averaging_ranks(engine) if self.divide_work else None)
         part = self._forward.take_part() if self._forward is not None and self.divide_work else Part()
         return self._evaluation.part(terms, part)
@@ -338,10 +347,5 @@ class MHERegularizer:
 
     def _inflation(self, groups: list[NeuronGroup], terms: list[Term]) -> float:
         """How much longer the gradient of a drawn penalty is than the exact one's, if all groups' are alike."""
-        exact = sum(self.weight(group.role) ** 2 for group in groups)
-        return math.sqrt(sum(term.factor**2 for term in terms) / exact)
-
-
-def _trained(groups: list[NeuronGroup]) -> list[Tensor]:
-    """The tensors of groups that the optimizer may have."""
-    return [tensor for group in groups if group.requires_grad for tensor in group.tensors() if tensor.requires_grad]
+        exact = math.hypot(*(self.weight(group.role) for group in groups))
+        return math.hypot(*(term.factor for term in terms)) / exact

@@ -1,8 +1,10 @@
 """When λ applies and how strongly, as a pure function of the optimizer step's number.
 
 Note [Which steps are counted]
-A step is counted when its gradients are complete, as Trainer counts `global_step`: also one that a gradient scaler
-then skips because a gradient overflowed. The task's gradient of that step is lost in the same way.
+Those of the optimizer, as `hf_mhe.training.delivery` knows them, and not calls of the regularizer: a line search and
+sharpness-aware minimization need several for one step. Counted too is a step that a gradient scaler skips because a
+gradient overflowed, as Trainer counts it in `global_step`: the task's gradient of that step is lost in the same way.
+Where no optimizer of torch's has the parameters, each call stands for a step.
 """
 
 from __future__ import annotations

@@ -46,16 +46,18 @@ class MHEMixin(Trainer):
         super().__init__(*args, **kwargs)
         self._refuse_engine()
         self.add_callback(_StepsAreServed(self))
-        _ = self.mhe_regularizer  # bound here, so that a model with nothing to regularize is refused at construction
+        if self.model is not None:
+            _ = self.mhe_regularizer  # so that a model with nothing to regularize is refused at construction
 
     @property
     def mhe_regularizer(self) -> MHERegularizer:
         """The regularizer, bound to the model that is trained now: `train` makes a new one.
 
         Raises:
-            MHEError: the model has nothing to regularize.
+            MHEError: the model has nothing to regularize, or there is none yet.
         """
-        assert self.model is not None  # Trainer's own constructor made sure
+        if self.model is None:
+            raise MHEError(f"{type(self).__name__} has no model to regularize yet: model_init makes it in train()")
         if self._mhe_regularizer is None or self._mhe_regularizer.model is not unwrap(self.model):
             # How long the training is, and where in it we are, is told at each step.
             self._mhe_regularizer = MHERegularizer(
@@ -65,9 +67,12 @@ class MHEMixin(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`."""
-        # The model may have been changed since: an adapter, other embeddings, a parametrization.
-        self._bind_anew()
         self._mhe_state = None
+        if self.model_init is None and self.model is not None:
+            # The model may have been changed since: an adapter, other embeddings, a parametrization.
+            self._bind_anew()
+        else:
+            self._mhe_regularizer, self._mhe_served = None, None  # bound when the model has been made
         return super().train(*args, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
@@ -77,15 +82,15 @@ class MHEMixin(Trainer):
             0-dim tensor, detached: the task loss of the micro-batch, without the penalty.
 
         Raises:
-            MHEError: the penalty is not finite, or the Trainer class does not go through `accelerator.backward`.
+            MHEError: the penalty is not finite, the Trainer class does not go through `accelerator.backward`, or the
+                gradients hold the penalty of this step in part.
         """
         if self._mhe_state is not self.state:
             if self._mhe_state is not None:
                 self._bind_anew()  # the training started over with smaller batches (auto_find_batch_size)
             self._mhe_state = self.state
         self._suppose_operations(inputs)
-        # A subclass may come here twice before the optimizer steps, with an adversarial batch say.
-        if self.mhe_config.is_off or self._step_is_served() or not self.accelerator.gradient_state.sync_gradients:
+        if self.mhe_config.is_off or not self.accelerator.gradient_state.sync_gradients:
             return super().training_step(model, inputs, *args, **kwargs)
         with self._penalty_in_backward():
             return super().training_step(model, inputs, *args, **kwargs)
@@ -113,22 +118,21 @@ class MHEMixin(Trainer):
 
     @contextmanager
     def _penalty_in_backward(self) -> Iterator[None]:
-        """Add the penalty to the first loss that goes through `accelerator.backward` within the context."""
+        """Add the penalty to the losses that go through `accelerator.backward` within the context, where it is due."""
         backward: Callable[..., None] = self.accelerator.backward
         own = vars(self.accelerator).get("backward")  # another library may have put its own in place
-        added = False
+        called = False
 
         def backward_with_penalty(loss: Tensor, **kwargs: Any) -> None:
-            nonlocal added
-            if not added:
-                added = True
-                penalty = self._mhe_penalty()
-                if penalty is not None:
-                    # `accelerator.backward` divides by its own accumulation steps; Trainer sets them to 1, others may
-                    # not, and says so to DeepSpeed's.
-                    scale = 1.0 if kwargs.get("scale_wrt_gas") is False else None
-                    engine = find_engine(self.mhe_regularizer.model)
-                    loss = loss + find_moment(engine, sync=True, scale=scale).divisor * penalty.to(loss.device)
+            nonlocal called
+            called = True
+            penalty = self._mhe_penalty()
+            if penalty is not None:
+                # `accelerator.backward` divides by its own accumulation steps; Trainer sets them to 1, others may
+                # not, and says so to DeepSpeed's.
+                scale = 1.0 if kwargs.get("scale_wrt_gas") is False else None
+                engine = find_engine(self.mhe_regularizer.model)
+                loss = loss + find_moment(engine, sync=True, scale=scale).divisor * penalty.to(loss.device)
             backward(loss, **kwargs)
 
         self.accelerator.backward = backward_with_penalty
@@ -138,30 +142,33 @@ class MHEMixin(Trainer):
             del self.accelerator.backward
             if own is not None:
                 self.accelerator.backward = own
-        if not added:
+        if not called:
             raise MHEError(
                 f"{type(self).__name__}.training_step did not call self.accelerator.backward, so the penalty could "
                 "not be added: call it there instead of loss.backward()"
             )
 
-    def _step_is_served(self) -> bool:
-        """Whether the optimizer step at hand has had its penalty."""
-        return self.is_in_train and self._mhe_served == self.state.global_step
-
     def _mhe_penalty(self) -> Tensor | None:
-        """What the optimizer step at hand gets; by Trainer's own count, with which a resumed training goes on."""
-        self._mhe_served = self.state.global_step
-        regularizer = self.mhe_regularizer
-        regularizer.step = self.state.global_step
+        """What the backward pass at hand gets; by Trainer's own count, with which a resumed training goes on."""
+        regularizer, step = self.mhe_regularizer, self.state.global_step
+        # A step may have several passes: adversarial batches, weights that are perturbed in between, several losses.
+        again = self.is_in_train and self._mhe_served == step
+        engine = find_engine(regularizer.model)
+        # Where DeepSpeed trains, `accelerator.backward` steps too: its own count says which passes are of one step.
+        regularizer.delivery.begin(engine, new=None if engine is not None and again else not again)
+        if again and regularizer.delivery.is_done():
+            return None
+        self._mhe_served = step
+        regularizer.step = step + again
         regularizer.schedule = self.mhe_config.over(self.state.max_steps or math.inf)  # 0 where train() was not called
         budget = regularizer.budget
         if budget is None:
-            return regularizer.advance()
+            return regularizer.advance(again=again)
         kept: Any = self.state.stateful_callbacks  # a dict, whatever its annotation says
         # Trainer saves this with its own state, and has it back when a training is resumed.
         if budget.step_operations is None and _BUDGET in kept:
             budget.load(kept[_BUDGET]["attributes"]["step_operations"])
-        penalty = regularizer.advance()
+        penalty = regularizer.advance(again=again)
         if budget.step_operations is not None:
             kept[_BUDGET] = {"args": {}, "attributes": {"step_operations": budget.step_operations}}
         return penalty
@@ -190,10 +197,13 @@ class MHEMixin(Trainer):
 
 
 class _StepsAreServed(TrainerCallback):
-    """Stops a training whose loop does not come by the place where the penalty enters."""
+    """Stops a training that has nothing to regularize, or whose loop goes around the place of the penalty."""
 
     def __init__(self, trainer: MHEMixin) -> None:
         self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        _ = self.trainer.mhe_regularizer  # of a model that `model_init` made for this training
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer._mhe_served is None and not self.trainer.mhe_config.is_off:
@@ -207,12 +217,13 @@ class _StepsAreServed(TrainerCallback):
 class MHETrainer(MHEMixin, Trainer):
     """`transformers.Trainer` with minimum hyperspherical energy: the same arguments, and `mhe_config`.
 
-    The penalty counts once per optimizer step at its full weight, however the batch is split into micro-batches and
-    whatever the model or the Trainer does to scale its loss. Evaluation and prediction never see it. The logged `loss`
-    stays the task loss; beside it are logged `mhe_loss`, the mean score and more (see `MHERegularizer.logs`). A
-    schedule of the config follows the optimizer steps of the training, a resumed one too. The neuron groups are found
-    when it is made, and again at each `train`, so that the model may be changed in between. `mhe_config.json` is saved
-    beside the weights. For another Trainer class see `with_mhe`.
+    The penalty counts once per optimizer step at its full weight, however the batch is split into micro-batches, in
+    however many backward passes, and whatever the model or the Trainer does to scale its loss. Evaluation and
+    prediction never see it. The logged `loss` stays the task loss; beside it are logged `mhe_loss`, the mean score and
+    more (see `MHERegularizer.logs`). A schedule of the config follows the optimizer steps of the training, a resumed
+    one too. The neuron groups are found when it is made, and again at each `train`, so that the model may be changed
+    in between, or made by `model_init`. `mhe_config.json` is saved beside the weights. For another Trainer class see
+    `with_mhe`.
 
     Example::
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hf_mhe.energy import Potential
 from hf_mhe.energy.autograd.share import energy_share
+from hf_mhe.energy.estimators.sampled import sampled_energy_of
 from hf_mhe.energy.functional import energy_of
 from hf_mhe.energy.walks.definition import dense_energy
 from hf_mhe.errors import MHEError

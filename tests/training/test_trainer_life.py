@@ -181,8 +181,8 @@ def test_bad_input_is_refused_at_construction(tmp_path: Path) -> None:
         MHETrainer(make_tiny(), args, mhe_config={"hidden_weight": -1})
     with pytest.raises(MHEError, match="no field 'lambda'"):
         MHETrainer(make_tiny(), args, mhe_config={"lambda": 1})
-    with pytest.raises(MHEError, match="are frozen"):
-        MHETrainer(make_tiny().requires_grad_(False), args)
+    with pytest.raises(MHEError, match="no group has a weight above 0"):
+        MHETrainer(make_tiny(), args, mhe_config={"hidden_weight": 0, "output_weight": 0, "embedding_weight": 1})
     args._n_gpu = 4
     with pytest.raises(MHEError, match=r"DataParallel \(4 GPUs in one process\).*torchrun --nproc_per_node 4"):
         MHETrainer(make_tiny(), args)
