@@ -63,7 +63,8 @@ class Delivery:
         self._taken = 0  # optimizer steps at its last call
         self._engine: Any | None = None
         self._engine_steps: int | None = None
-        self._weights: list[tuple[int, int]] = []
+        self._at_hand: Sequence[Tensor] = ()
+        self._weights: list[tuple[int, int]] = []  # the parameters at the last call, and their versions
         self._upstream: Tensor | None = None  # what the last pass brought to the penalty
         self._said: set[str] = set()
         self._handles: list[RemovableHandle] = []
@@ -91,7 +92,8 @@ class Delivery:
         self._is_begun = True
         self._taken, self._engine = self._steps.taken, engine
         self._engine_steps = None if engine is None else engine.global_steps
-        self._weights = [(id(tensor), tensor._version) for tensor in self._parameters()]
+        self._at_hand = self._parameters()
+        self._weights = _versions(self._at_hand)
         return new
 
     def end(self) -> None:
@@ -151,7 +153,7 @@ class Delivery:
 
     def followed(self) -> Sequence[Tensor]:
         """The parameters whose optimizers count: those that get the penalty, or all while none of these trains."""
-        return self._parameters() or as_updated(self._model, list(self._model.parameters()))
+        return self._at_hand or self._parameters() or as_updated(self._model, list(self._model.parameters()))
 
     def before_step(self, optimizer: Optimizer) -> None:
         """See that the penalty, where it was computed, is in the gradients.
@@ -207,7 +209,7 @@ class Delivery:
         """Whether a gradient scaler took the gradients away instead of a step: see `hf_mhe.training.schedule`."""
         if self._upstream is None or math.isclose(float(self._upstream), 1.0, rel_tol=1e-3):
             return False
-        if self._weights != [(id(tensor), tensor._version) for tensor in self._parameters()]:
+        if self._weights != _versions(self._parameters()):
             return False
         if self._is_computed:
             return self._is_left and not self.is_done()
@@ -299,6 +301,10 @@ class _Mark(NamedTuple):
         return self.gradient is not None and self.parameter.is_leaf and not isinstance(self.parameter, DTensor)
 
 
+def _versions(parameters: Sequence[Tensor]) -> list[tuple[int, int]]:
+    return [(id(parameter), parameter._version) for parameter in parameters]
+
+
 def _marks(parameters: Sequence[Tensor]) -> list[_Mark]:
     return [_mark(parameter) for parameter in parameters if parameter.is_leaf]
 
@@ -311,7 +317,9 @@ def _mark(parameter: Tensor) -> _Mark:
 def _version(gradient: Tensor | None) -> int:
     if gradient is None:
         return -1
-    return gradient.to_local()._version if isinstance(gradient, DTensor) else gradient._version
+    if isinstance(gradient, DTensor):  # changed as such, or by FSDP2 in its local part
+        return gradient._version + gradient._local_tensor._version
+    return gradient._version
 
 
 def _is_zero(gradient: Tensor | None) -> bool:

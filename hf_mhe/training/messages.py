@@ -154,13 +154,23 @@ def not_finite(groups: Sequence[str], energies: Sequence[float], softening: str)
     )
 
 
-def check_loss(loss: object) -> None:
-    """Refuse what is not a 0-dim floating tensor."""
+def no_end(decay: str) -> str:
+    """Why a decay needs to know how long the training is."""
+    return (
+        f"schedule={decay!r} decays to 0 at the end of the training, which MHERegularizer does not know: tell it the "
+        "number of optimizer steps, MHERegularizer(model, config, total_steps=...)"
+    )
+
+
+def check_loss(loss: object, scale: float | None) -> None:
+    """Refuse what is not a 0-dim floating tensor, and a scale that is not finite and positive."""
     if not isinstance(loss, Tensor) or loss.dim() != 0 or not loss.is_floating_point():
         got = (
             f"a {loss.dtype} tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         )
         raise MHEError(f"loss must be a 0-dim floating tensor (loss.mean() makes one); got {got}")
+    if scale is not None and not 0 < scale < math.inf:
+        raise MHEError(f"scale must be a finite number > 0; got {scale!r}")
 
 
 def check_state(state: object) -> None:

@@ -33,7 +33,7 @@ from hf_mhe.training.engines import (
     refuse_unfound,
 )
 from hf_mhe.training.logs import PenaltyLog, PenaltyTerms
-from hf_mhe.training.messages import check_loss, check_state, in_eval_mode, nothing_left
+from hf_mhe.training.messages import check_loss, check_state, in_eval_mode, no_end, nothing_left
 from hf_mhe.training.penalty import Evaluation, Term
 
 
@@ -106,10 +106,7 @@ class MHERegularizer:
         self.model = unwrap(model)
         self.divide_work = divide_work
         if total_steps is None and self.config.schedule != "constant":
-            raise MHEError(
-                f"schedule={self.config.schedule!r} decays to 0 at the end of the training, which MHERegularizer does "
-                "not know: tell it the number of optimizer steps, MHERegularizer(model, config, total_steps=...)"
-            )
+            raise MHEError(no_end(self.config.schedule))
         self.schedule = self.config.over(math.inf if total_steps is None else total_steps)
         self.step = 0
         self._bound: list[NeuronGroup] = []
@@ -161,7 +158,7 @@ class MHERegularizer:
         """
         return self._evaluation.whole(self._exact(self._checked()))
 
-    def advance(self, *, again: bool = False) -> Tensor | None:
+    def advance(self, *, again: bool | None = None) -> Tensor | None:
         """What the optimizer step at hand gets of the penalty, and on to the next; None where it gets nothing.
 
         That is the penalty, or with a budget this step's estimate of it, times the schedule's share of the step; where
@@ -169,11 +166,16 @@ class MHERegularizer:
         passes the step has.
 
         Args:
-            again: whether this is one more pass of the step that was counted last.
+            again: whether this is one more pass of the step that was counted last, where `delivery` was asked; else
+                each call is a step.
 
         Raises:
             MHEError: as `penalty`.
         """
+        if again is None:
+            again = False
+            if not torch.compiler.is_compiling():
+                self.delivery.begin(find_engine(self.model), new=True)
         step = self.step - again
         self.step = step + 1
         share = self.schedule.share(step)
@@ -278,9 +280,7 @@ class MHERegularizer:
             MHEError: the loss is not a 0-dim floating tensor, `scale` is not finite and positive, or as `penalty`;
                 where the work is divided under DDP, that comes out of the backward pass, on every rank.
         """
-        check_loss(loss)
-        if scale is not None and not 0 < scale < math.inf:
-            raise MHEError(f"scale must be a finite number > 0; got {scale!r}")
+        check_loss(loss, scale)
         if not torch.is_grad_enabled() or self.config.is_off:
             return loss
         if not self.model.training:

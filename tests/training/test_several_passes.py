@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from hf_mhe import MHEConfig, MHEError, MHERegularizer, MHETrainer, with_mhe
+from tests.engines.launch import run_in_processes
+from tests.training import passes_worker
 from tests.training.cases import CASES, make_tiny, relative_difference, starting_gradient, tiny_data
 from tests.training.test_accelerate_loop import forget_accelerate
 from tests.training.test_trainer_step import CONFIG, HIDDEN, LEARNING_RATE, OUTPUT, arguments, train
@@ -469,3 +472,29 @@ def test_mhe_trainer_is_one_of_them(tmp_path: Path) -> None:
     train(Trainer, plain, args, train_dataset=CASE.data(16))
     train(Sharpness, regularized, args, train_dataset=CASE.data(16), mhe_config=CONFIG)
     assert relative_difference(difference(plain, regularized), ONCE) < 1e-9
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    name: str
+
+
+@pytest.mark.parametrize("flow", passes_worker.FLOWS)
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_two_processes_put_it_in_once(engine: str, flow: str) -> None:
+    """The ranks would decide otherwise from their own part of a gradient, and wait for each other, or lose it."""
+    engines = [Engine("ddp"), Engine("fsdp2")]
+    results = run_in_processes(engines, 2, worker="tests.training.passes_worker", timeout=500)
+    at = CASE.make().double()
+    if flow != "added up":
+        passes_worker.scale(at, passes_worker.LARGER)
+    expected = step_by(CASE.penalty_gradient(at, HIDDEN, OUTPUT))
+    assert relative_difference(results[f"{engine} {flow}"], expected) < 1e-9
+
+
+@pytest.mark.engines
+def test_two_passes_before_one_step_of_deepspeed_are_refused() -> None:
+    """Whether its gradients were cleared in between cannot be seen: lambda would be doubled, or nothing."""
+    pytest.importorskip("deepspeed")
+    results = run_in_processes([Engine("deepspeed")], 2, worker="tests.training.passes_worker", timeout=500)
+    assert bool(results["deepspeed"]["refused"])
