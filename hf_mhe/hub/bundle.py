@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,8 @@ from hf_mhe.errors import MHEError
 from hf_mhe.hub.adapter import Adapter, find_adapter, is_peft_model, measure_adapter, of_model, read_adapter, with_note
 from hf_mhe.hub.card import CardKeywords, check_card_keywords, check_metrics, check_reports, model_card
 from hf_mhe.hub.finite import check_finite
-from hf_mhe.hub.folder import check_weights, read_facts
+from hf_mhe.hub.folder import ModelFacts, check_weights, read_facts
+from hf_mhe.hub.load_lines import is_partial
 from hf_mhe.hub.loader_files import published_files
 from hf_mhe.hub.names import (
     COMPARISON,
@@ -44,7 +46,8 @@ if TYPE_CHECKING:
 class Claims:
     """What is said of a model beside its weights; `card` holds further keywords of `model_card`.
 
-    `adapter` is what is known of an adapter from the model in memory, `guessed` the metadata of which a README's owner
+    `adapter` is what is known of an adapter from the model in memory; `is_of_the_files` says that the energies were
+    measured on the files to publish; `guessed` the metadata of which a README's owner
     knows better.
     """
 
@@ -56,6 +59,7 @@ class Claims:
     repo_id: str | None = None
     card: CardKeywords = field(default_factory=CardKeywords)
     adapter: Adapter | None = None
+    is_of_the_files: bool = False
     guessed: frozenset[str] = BASE_MODEL
 
     def check(self) -> None:
@@ -196,6 +200,7 @@ def claims_of_folder(folder: Path, given: Claims) -> tuple[Claims, Comparison | 
         after=after,
         metrics=metrics,
         metrics_before=metrics_before,
+        is_of_the_files=given.after is None,
         guessed=frozenset() if given.card.get("base_model") is not None else given.guessed,
     )
     claims.check()
@@ -212,6 +217,8 @@ def write_claims(model_folder: Path, target: Path, claims: Claims, comparison: C
     if facts.adapter is not None:
         adapter = claims.adapter or facts.adapter
         facts = replace(facts, adapter=replace(adapter, base=adapter.base or base))
+    if not claims.is_of_the_files:
+        facts = replace(facts, is_repeatable=_is_repeatable(model_folder, facts, claims.after))
     own_name = claims.repo_id or facts.architecture or model_folder.name
     after = replace(claims.after, source=own_name, revision=None)
     if facts.adapter is not None:
@@ -265,6 +272,24 @@ def _settings_of(before: Any) -> dict[str, Any]:
         "space": before.space,
         "duplicate_cosine": before.duplicate_cosine,
     }
+
+
+def _is_repeatable(folder: Path, facts: ModelFacts, after: EnergyReport) -> bool:
+    """Whether `analyze` of the files gives what was measured in memory.
+
+    It knows the models of every library by their config. For a class of the user's own it can only guess, so that the
+    card would claim what nobody else finds: there the files are measured too.
+    """
+    is_known = facts.code is None and (facts.library != "transformers" or facts.auto_class is not None)
+    if facts.adapter is not None or is_partial(after) or (is_known and facts.library is not None):
+        return True
+    try:
+        found = analyze(folder, **_settings_of(after)).summary
+    except MHEError:
+        return False
+    claimed = after.summary
+    same = (found.groups, found.neurons) == (claimed.groups, claimed.neurons)
+    return same and math.isclose(found.mean_score or 0.0, claimed.mean_score or 0.0, abs_tol=5e-5)
 
 
 def _hub_origin(model: Any) -> str | None:

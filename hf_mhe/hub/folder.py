@@ -39,6 +39,7 @@ class ModelFacts:
 
     `auto_class` is the transformers class that loads it, `task` the Hub's name of what it does; None where unknown.
     `code` is where code of its own lies that its loading runs, `weights` its file of weights where that is one.
+    `is_repeatable` says whether `analyze` finds the groups of the report in the files alone, without the class.
     """
 
     library: str | None = None
@@ -49,6 +50,7 @@ class ModelFacts:
     weights: str | None = None
     is_pipeline: bool = False
     adapter: Adapter | None = None
+    is_repeatable: bool = True
 
 
 def read_facts(folder: Path) -> ModelFacts:

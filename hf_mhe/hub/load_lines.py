@@ -52,6 +52,11 @@ def verifying(after: EnergyReport, facts: ModelFacts, where: str) -> str:
             "print(max(abs(measured[group.name].energy - group.energy) for group in published.groups))\n```\n\n"
             "The largest difference must be that of rounding."
         )
+    if not facts.is_repeatable:
+        return (
+            f"{title}\n\nThe model was measured in memory: `hf_mhe.analyze(model{arguments})`. The files alone do not "
+            "show all of its groups to whoever has not the code of its class."
+        )
     options = "".join(f" --{name} {value}" for name, value in potential.items())
     lines = f'import hf_mhe\n\nreport = hf_mhe.analyze("{where}"{arguments})\nprint(report.summary.mean_score)'
     return (
