@@ -36,7 +36,7 @@ def find_moment(engine: Any | None, *, sync: bool | None = None, scale: float | 
         scale: the divisor, where the loop says it.
 
     Raises:
-        MHEError: accelerate runs an engine that is not served, or the DeepSpeed engine does not know when it steps.
+        MHEError: accelerate runs an engine that is not supported, or the DeepSpeed engine does not know when it steps.
     """
     by_accelerate, divisor, drives = True, 1.0, False
     state = sys.modules.get("accelerate.state")  # not imported: nothing can have been prepared by it

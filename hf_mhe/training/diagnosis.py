@@ -86,7 +86,7 @@ class GradientRatio:
         if ratio > DWARFS:
             self._warn(
                 "dwarfs",
-                f"the gradient of MHE's penalty is {ratio:.3g} times as long as the task's, over the parameters that "
+                f"the norm of the penalty's gradient is {ratio:.3g} times the task's, over the parameters that "
                 f"are regularized: the task is hardly learnt. Divide the weights in MHEConfig by some {ratio:.0f}, or "
                 "let them rise (warmup_steps)",
             )

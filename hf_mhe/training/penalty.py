@@ -58,8 +58,8 @@ class Evaluation:
         Where DeepSpeed trains, `ranks` divide the work; under ZeRO 3 they do in any case.
 
         Raises:
-            MHEError: a group's energy is not finite, a parameter is sharded in a way that is not served or on the meta
-                device, or it changed its shape.
+            MHEError: a group's energy is not finite, a parameter is on the meta device or sharded in a way that is not
+                supported, or it changed its shape.
         """
         groups = [term.group for term in terms]
         if not terms:
@@ -158,7 +158,7 @@ class Evaluation:
             try:
                 energies = mean_energies([matrices[place] for place in places], potentials[places[0]])
             except MHEError:
-                continue  # to be taken one by one: which of them it is, and whether it is but a layer of zeros
+                continue  # retried one by one, to name the culprit, or because one of them is a layer of zeros
             found.update(zip(places, energies, strict=True))
         return [
             found[place] if place in found else self._energy(term, matrices[place], potentials[place])

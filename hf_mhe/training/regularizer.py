@@ -43,10 +43,10 @@ class MHERegularizer:
     Binds the neuron groups once. A group is computed while at least one of its parameters requires a gradient, so
     freezing and unfreezing layers during training is followed, also where none trains at first. Dead neurons (of
     zeros, or shorter than 2^-12 of the longest in their layer) take no part. The model may be given before or after
-    `accelerator.prepare`, DDP,
-    `fully_shard` or `parallelize_module`. Where parameters are sharded the ranks divide the work, and every rank
-    reports the whole penalty. Parameters that are replaced later are followed; a layer that became something else than
-    it was (an adapter, weight norm, pruning, another class or shape) is refused, and needs a new regularizer.
+    `accelerator.prepare`, DDP, `fully_shard` or `parallelize_module`. Where parameters are sharded the ranks divide
+    the work, and every rank reports the whole penalty. Parameters that are replaced later are followed; a layer that
+    became something else than it was (an adapter, weight norm, pruning, another class or shape) is refused, and needs
+    a new regularizer.
 
     In a loop with `accelerator.accumulate`, the penalty is added on the micro-batch that synchronizes gradients, and
     multiplied by what `accelerator.backward` divides by, so that it counts once per optimizer step at full weight::
@@ -84,7 +84,7 @@ class MHERegularizer:
         budget: what keeps the penalty within `MHEConfig(budget=...)`, or None.
 
     Raises:
-        MHEError: the model is not a module, runs on an engine that is not served, or has nothing to regularize; a
+        MHEError: the model is not a module, runs on an engine that is not supported, or has nothing to regularize; a
             decay is asked for without `total_steps`; or `step_operations` or `seed` is out of range.
     """
 
@@ -126,8 +126,8 @@ class MHERegularizer:
         if self.config.budget is not None:
             self.budget = Budget(self.config.budget, self.model, step_operations=step_operations, seed=seed)
         if is_distributed():
-            # The hook knows the groups and not the regularizer, and goes with it: another one may come in its place,
-            # because the model was changed so that these groups can no longer be had.
+            # The hook holds the groups and not the regularizer, and is removed with the regularizer: a new regularizer
+            # may replace this one after the model was changed, and these groups no longer exist then.
             self._forward = ForwardUnderDDP(functools.partial(trained, self._bound))
             hook = self.model.register_forward_hook(self._forward)
             weakref.finalize(self, hook.remove).atexit = False

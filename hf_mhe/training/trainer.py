@@ -189,11 +189,12 @@ class MHEMixin(Trainer):
         refuse_distributed_type(str(shared.distributed_type.value), is_fsdp2=shared.is_fsdp2)
         if self.args.n_gpu > 1:
             raise MHEError(
-                f"MHE does not serve torch.nn.DataParallel ({self.args.n_gpu} GPUs in one process): start one process "
-                f"per GPU (torchrun --nproc_per_node {self.args.n_gpu}) or show it one GPU (CUDA_VISIBLE_DEVICES=0)"
+                f"MHE does not support torch.nn.DataParallel ({self.args.n_gpu} GPUs in one process): start one "
+                f"process per GPU (torchrun --nproc_per_node {self.args.n_gpu}) or show it one GPU "
+                "(CUDA_VISIBLE_DEVICES=0)"
             )
         if is_sagemaker_mp_enabled():
-            raise MHEError("MHE does not serve SageMaker model parallel: train with DDP or in one process")
+            raise MHEError("MHE does not support SageMaker model parallel: train with DDP or in one process")
 
 
 class _StepsAreServed(TrainerCallback):
@@ -241,7 +242,7 @@ class MHETrainer(MHEMixin, Trainer):
         mhe_regularizer: the `MHERegularizer` bound to the model.
 
     Raises:
-        MHEError: the config is not valid, the engine is not served, or the model has nothing to regularize.
+        MHEError: the config is not valid, the engine is not supported, or the model has nothing to regularize.
     """
 
 

@@ -1,4 +1,4 @@
-"""What MHE says to what DeepSpeed can do and MHE does not serve, in processes on CPU.
+"""What MHE says to what DeepSpeed can do and MHE does not support, in processes on CPU.
 
 torchrun --standalone --nproc_per_node 2 -m tests.engines.deepspeed_refusals_worker OUTPUT.pt
 """

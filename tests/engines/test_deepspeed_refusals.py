@@ -1,4 +1,4 @@
-"""What DeepSpeed can do and MHE does not serve is refused by name, with the remedy, in two real processes."""
+"""What DeepSpeed can do and MHE does not support is refused by name, with the remedy, in two real processes."""
 
 from __future__ import annotations
 

@@ -274,7 +274,7 @@ def test_engines_that_are_not_served_are_refused_by_name() -> None:
     with pytest.raises(MHEError, match="FSDP1"):
         MHERegularizer(FullyShardedDataParallel(make_tiny()))
     for distributed_type, engine in (("FSDP", "FSDP1"), ("MEGATRON_LM", "Megatron-LM")):
-        with pytest.raises(MHEError, match=f"does not serve {engine} .*in one process"):
+        with pytest.raises(MHEError, match=f"does not support {engine} .*in one process"):
             refuse_distributed_type(distributed_type)
     refuse_distributed_type("FSDP", is_fsdp2=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from hf_mhe.analysis.report.columns import Shown, column
@@ -41,7 +41,7 @@ class ReportSummary:
     coincident: int = column(Shown.COMPARED)
     dead: int = column(Shown.COMPARED)
     skipped: int = column(Shown.NOWHERE)
-    by_role: dict[str, RoleSummary] = field()
+    by_role: dict[str, RoleSummary] = column(Shown.NOWHERE)
 
 
 def summarize(groups: list[GroupEnergy], skipped: int) -> ReportSummary:

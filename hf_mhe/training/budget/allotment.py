@@ -128,7 +128,7 @@ def allot(groups: tuple[Candidate, ...], allowance: float, ranks: int) -> Allotm
     rows = [None if g.whole or cost <= allowed else _rows(g, allowed) for g, cost in zip(groups, alone, strict=True)]
     made = Allotment(groups, tuple(rows), math.inf, ranks)
     made = replace(made, mean=min(allowed * ranks, sum(made.costs)))
-    # Few groups a step cannot be divided evenly: as many less that the busiest rank's share comes to the allowance.
+    # A few groups cannot be divided evenly: draw fewer, until the busiest rank's share is within the allowance.
     for _ in range(8):
         busiest = _busiest(made)
         if busiest <= allowed * 1.001:

@@ -1,7 +1,7 @@
 """Engines: who holds which part of a parameter, and what that means for the penalty; one file per engine.
 
-Served: whole parameters in every process (one process, DDP), DTensors (FSDP2, HSDP, tensor parallel), and DeepSpeed
-ZeRO 0 to 3. An engine that is not served is refused by name.
+Supported: whole parameters in every process (one process, DDP), DTensors (FSDP2, HSDP, tensor parallel), and DeepSpeed
+ZeRO 0 to 3. An engine that is not supported is refused by name.
 """
 
 from hf_mhe.training.engines.ddp import ForwardUnderDDP, Part, divide, is_distributed, stop_together, tie

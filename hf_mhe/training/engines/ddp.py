@@ -55,7 +55,7 @@ def is_distributed() -> bool:
 
 
 def divide(costs: Sequence[int], ranks: int) -> list[int]:
-    """The rank that each item falls to, so that the costs are balanced: the dearest first, to who has least."""
+    """The rank that each item falls to, so that costs are balanced: the most costly first, to the rank with least."""
     load = [0] * ranks
     owners = [0] * len(costs)
     for item in sorted(range(len(costs)), key=lambda item: -costs[item]):

@@ -8,10 +8,10 @@ ranks, each of which walks the rows that it owns against all of them and has its
 and it sends `n d` elements to every rank. So whole weights it is, where there are enough of them to keep all ranks
 busy; a few that outweigh a rank's share go by rows.
 
-Bytes count as operations, as many as a GPU does while the network between two nodes brings it a byte, at 50 TFLOP/s
-and 50 GB/s. For 70 B parameters on 512 ranks the operations of the busiest would be half as many by rows, and the
-bytes that it receives a hundred times as many. Rejected: dividing the pairs of one weight evenly, which needs a
-reduction of as many elements as the weight has, from and to every rank.
+One byte counts as 1000 operations: a GPU with 50 TFLOP/s does that many while a network of 50 GB/s between two
+nodes brings it one byte. For 70 B parameters on 512 ranks the operations of the busiest would be half as many by rows,
+and the bytes that it receives a hundred times as many. Rejected: dividing the pairs of one weight evenly, which needs
+a reduction of as many elements as the weight has, from and to every rank.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ def make_plan(works: tuple[Work, ...], ranks: int) -> Plan:
     """The plan whose busiest rank has the least to do, operations and bytes together."""
     best: Plan = ()
     least: float | None = None
-    # By rows goes whatever costs at least so much: the dearest weight is the last that one would give to one rank.
+    # Weights that cost at least the threshold are walked by rows: the most costly are the last to give to one rank.
     thresholds = sorted({work.whole for work in works if work.by_rows is not None}, reverse=True)
     for threshold in (None, *thresholds):
-        dear = [threshold is not None and work.whole >= threshold for work in works]
-        rows = {i for i, work in enumerate(works) if dear[i] and work.by_rows is not None}
+        costly = [threshold is not None and work.whole >= threshold for work in works]
+        rows = {i for i, work in enumerate(works) if costly[i] and work.by_rows is not None}
         rest = [i for i in range(len(works)) if i not in rows]
         owners: list[int | None] = [None] * len(works)
         for i, owner in zip(rest, divide([works[i].whole for i in rest], ranks), strict=True):

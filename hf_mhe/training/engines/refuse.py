@@ -1,4 +1,4 @@
-"""Engines that are not served, by name: a penalty must never be computed from a shard of a parameter.
+"""Engines that are not supported, by name: a penalty must never be computed from a shard of a parameter.
 
 Two marks give an engine away: the wrapper around the model (seen at construction), and what it made of a parameter
 (seen again at each use, because a model may be wrapped after the regularizer was bound).
@@ -28,7 +28,7 @@ _DISTRIBUTED_TYPES = {"FSDP": "FSDP1 (fsdp_version: 1)", "MEGATRON_LM": "Megatro
 
 
 def _refuse(engine: str, where: str) -> None:
-    raise MHEError(f"MHE does not serve {engine} yet, found at {where}: {_REMEDY}")
+    raise MHEError(f"MHE does not support {engine} yet, found at {where}: {_REMEDY}")
 
 
 def refuse_model(model: nn.Module) -> None:
@@ -44,7 +44,7 @@ def refuse_model(model: nn.Module) -> None:
 
 
 def refuse_distributed_type(name: str, *, is_fsdp2: bool = False) -> None:
-    """Refuse what accelerate calls the distributed type, such as `"DEEPSPEED"`, where it is not served.
+    """Refuse what accelerate calls the distributed type, such as `"DEEPSPEED"`, where it is not supported.
 
     Raises:
         MHEError: names the engine.

@@ -60,12 +60,12 @@ class Waiting:
         self._rows: list[tuple[Take, Tensor]] = []
 
     def add(self, take: Take, gradient: Tensor, shape: torch.Size) -> Tensor | None:
-        """Have rows wait. What autograd is given meanwhile, once in a backward pass: zeros of the shape."""
+        """Keep rows until the parameter's own gradient comes; returns zeros for autograd, once in a backward pass."""
         self._rows.append((take, gradient))
         return self.expect(gradient.new_zeros((), dtype=self._parameter.dtype).expand(shape))
 
     def expect(self, zeros: Tensor) -> Tensor | None:
-        """Be there when the parameter's own gradient comes, to which the zeros are given on the first call."""
+        """Register for the parameter's own gradient; returns the zeros on the first call in a backward pass."""
         if self._hook is not None:
             return None
         self._hook = self._parameter.register_hook(self._complete)

@@ -1,4 +1,4 @@
-"""DeepSpeed: the engine around a model, found, refused where it does what is not served, and asked what it does.
+"""DeepSpeed: the engine around a model, found, refused where it does what is not supported, and asked what it does.
 
 Note [How the engine is found]
 A regularizer that was bound before `deepspeed.initialize` knows the inner module only, and how often the engine
@@ -44,7 +44,7 @@ def find_engine(model: nn.Module) -> Any | None:
     """The DeepSpeed engine that a model is, or that trains it; None where there is none, or inside a compiled graph.
 
     Raises:
-        MHEError: the engine does something that is not served.
+        MHEError: the engine does something that is not supported.
     """
     if "deepspeed" not in sys.modules or torch.compiler.is_compiling():
         return None
@@ -72,12 +72,12 @@ def _refuse_engine(engine: Any) -> None:
     kinds = {kind.__name__ for kind in type(engine).__mro__}
     for name, what in _SPECIAL_ENGINES.items():
         if name in kinds:
-            raise MHEError(f"MHE does not serve {what}: train with deepspeed.initialize's plain engine, ZeRO 0 to 3")
+            raise MHEError(f"MHE does not support {what}: train with deepspeed.initialize's plain engine, ZeRO 0 to 3")
     missing = [name for name in _RELIES_ON if not hasattr(engine, name)]
     if missing:
         raise MHEError(
             f"DeepSpeed {sys.modules['deepspeed'].__version__} is installed, whose engine has no {missing[0]!r}; MHE "
-            f"serves {_LEAST} and later: pip install -U 'deepspeed>={_LEAST}'"
+            f"supports {_LEAST} and later: pip install -U 'deepspeed>={_LEAST}'"
         )
     optimizer = type(getattr(engine, "optimizer", None)).__name__
     used = {
@@ -89,11 +89,13 @@ def _refuse_engine(engine: Any) -> None:
     }
     for what, is_used in used.items():
         if is_used:
-            raise MHEError(f"MHE does not serve DeepSpeed with {what}: leave it out; ZeRO 0 to 3 without it is served")
+            raise MHEError(
+                f"MHE does not support DeepSpeed with {what}: leave it out; ZeRO 0 to 3 without it is supported"
+            )
     # This optimizer zeroes gradients when the model's output gets its own, and the penalty's are there by then.
     if optimizer == "BF16_Optimizer" and not engine.optimizer.immediate_grad_update:
         raise MHEError(
-            "MHE does not serve DeepSpeed ZeRO 1 with bfloat16 weights whose gradients are summed in float32 "
+            "MHE does not support DeepSpeed ZeRO 1 with bfloat16 weights whose gradients are summed in float32 "
             "(data_types.grad_accum_dtype) at the end of each backward pass: set bf16.immediate_grad_update to true"
         )
 
@@ -157,7 +159,7 @@ def is_last_micro_batch(engine: Any) -> bool:
     """Whether an optimizer step of the engine follows the micro-batch at hand.
 
     Raises:
-        MHEError: the engine leaves that to the loop, or it is in one of its contexts that are not served.
+        MHEError: the engine leaves that to the loop, or it is in one of its contexts that are not supported.
     """
     if engine.inside_no_sync_ctxt:  # where it counts no micro-batches, and may not step
         if getattr(engine.optimizer, "_coalesce_grad_reduction", False):
@@ -190,7 +192,7 @@ def prepare(engine: Any, model: nn.Module, parameters: Sequence[Tensor]) -> None
 
 def _not_in_this_context() -> MHEError:
     return MHEError(
-        "MHE does not serve the last micro-batch of an accumulation within DeepSpeed's no_sync or "
+        "MHE does not support the last micro-batch of an accumulation within DeepSpeed's no_sync or "
         "coalesce_grad_reduction: leave that one out of the context, or let the engine accumulate "
         "(gradient_accumulation_steps)"
     )

@@ -49,7 +49,7 @@ def owners(groups: Sequence[NeuronGroup]) -> torch.distributed.ProcessGroup | No
     if len(found) > 1:
         raise MHEError(
             f"the parameters are partitioned over {len(found)} different sets of ranks (expert parallel): MHE "
-            "serves ZeRO 3 over one; leave those layers out (exclude=...)"
+            "supports ZeRO 3 over one; leave those layers out (exclude=...)"
         )
     return next(iter(found.values()), None)
 

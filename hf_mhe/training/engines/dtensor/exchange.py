@@ -33,7 +33,7 @@ class Arrival:
         self._work, self._buffer, self._expected, self._own = work, buffer, expected, own
 
     def wait(self, rank: int) -> list[list[Tensor]]:
-        """By sender, its tensors; those that this rank, `rank`, sent to itself are the very ones."""
+        """The tensors of each sender; what this rank sent to itself are the same objects, not copies."""
         if self._work is not None:
             self._work.wait()
         places = self._expected

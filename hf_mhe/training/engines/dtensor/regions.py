@@ -175,7 +175,7 @@ def _split_factor(placement: Placement) -> int:
 
 def _not_served(placements: Sequence[Placement]) -> MHEError:
     return MHEError(
-        f"MHE does not serve a parameter placed {_named(placements)}: each axis of the mesh may replicate it or shard "
+        f"MHE does not support the placement {_named(placements)}: each axis of the mesh may replicate it or shard "
         "one dimension of it (Shard, or FSDP2 over tensor parallel)"
     )
 

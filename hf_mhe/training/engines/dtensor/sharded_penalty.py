@@ -42,7 +42,7 @@ def sharded_penalty(groups: Sequence[Sharded]) -> tuple[Tensor, Tensor]:
         The penalty, and the mean energies, `(groups,)`, detached: float64 if a parameter is, float32 otherwise.
 
     Raises:
-        MHEError: as `hyperspherical_energy`, or a parameter is placed in a way that is not served.
+        MHEError: as `hyperspherical_energy`, or a parameter is placed in a way that is not supported.
     """
     dtype = torch.float32
     for parameter in (parameter for each in groups for parameter in each.parameters):
