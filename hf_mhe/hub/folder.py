@@ -140,7 +140,7 @@ def _loading_class(architecture: str, auto_class: str, model_type: str | None) -
     """
     import transformers
 
-    if not isinstance(getattr(transformers, architecture, None), type):
+    if architecture not in dir(transformers):  # which, unlike getattr, does not import the model's module
         return None
     if model_type is None or auto_class == architecture:
         return auto_class

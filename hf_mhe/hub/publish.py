@@ -275,8 +275,9 @@ def _operations(
         local = read_readme(files[README], README)
         # A README with text of its own was written for this push; ours alone goes into the one on the Hub.
         if is_only_ours(local):
-            with hub_errors(f"read {README} of", repo_id), tempfile.TemporaryDirectory() as scratch:
-                path = api.hf_hub_download(repo_id, README, revision=remote.head, local_dir=scratch)
+            with tempfile.TemporaryDirectory() as scratch:
+                with hub_errors(f"read {README} of", repo_id):
+                    path = api.hf_hub_download(repo_id, README, revision=remote.head, local_dir=scratch)
                 existing = read_readme(Path(path), repo_id)
             files[README].write_bytes(merge_readme(existing, local, repo_id, found=guessed).encode())
     stale = {name for name in remote.files if name in OURS or STALE_WEIGHTS.fullmatch(name)} - set(files)

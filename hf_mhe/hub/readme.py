@@ -39,7 +39,7 @@ def read_readme(path: Path, where: str) -> str:
             hides its metadata from every reader.
     """
     data = path.read_bytes()
-    remedy = f"save {where} as UTF-8"
+    remedy = "save it as UTF-8"
     if data.startswith(_WIDE):
         raise MHEError(f"the README in {where} is UTF-{32 if data.startswith(_WIDE[:2]) else 16}: {remedy}")
     try:

@@ -219,7 +219,7 @@ def test_a_batch_is_its_matrices_and_dead_rows_are_left_out_or_refused() -> None
         (torch.eye(3), {"s": -1}, "s must be a finite number >= 0; got -1"),
         (torch.eye(3), {"space": "both"}, "'full', 'half'; got 'both'"),
         (torch.eye(3), {"reduction": "none"}, "'mean', 'sum'; got 'none'"),
-        (torch.eye(3), {"dead": "keep"}, "'error', 'skip'; got 'keep'"),
+        (torch.eye(3), {"dead": "keep"}, "'error', 'skip', 'skip_negligible'; got 'keep'"),
     ],
 )
 def test_bad_input_is_named(weight: torch.Tensor, options: dict[str, object], message: str) -> None:

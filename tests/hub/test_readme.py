@@ -185,9 +185,9 @@ def test_what_a_key_found_by_itself_does_not_know_better() -> None:
         (b"---\na: " + b"[" * 50_000 + b"\n---\n", "nested too deep"),
         (b"---\n{license: gpl}\n---\n", r"one \{...\} \(line 2\)"),
         (b"---\ntags: {a: b}\n---\n", "tags of the README .* must be a list of strings"),
-        ("---\nlicense: mit\n---\né".encode("latin-1"), "not UTF-8: byte 0xe9 in line 4; save .* as UTF-8"),
-        ("---\nlicense: mit\n---\né".encode("utf-16"), "is UTF-16: save .* as UTF-8"),
-        ("---\nlicense: mit\n---\né".encode("utf-32"), "is UTF-32: save .* as UTF-8"),
+        ("---\nlicense: mit\n---\né".encode("latin-1"), "not UTF-8: byte 0xe9 in line 4; save it as UTF-8"),
+        ("---\nlicense: mit\n---\né".encode("utf-16"), "is UTF-16: save it as UTF-8"),
+        ("---\nlicense: mit\n---\né".encode("utf-32"), "is UTF-32: save it as UTF-8"),
         ("---\nlicense: mit\n---\né".encode("utf-16-le"), "a NUL in line 1|not UTF-8"),
         (b"---\rlicense: mit\r---\rtext\r", "carriage returns alone"),
         (f"{END}\n{BEGIN}\n".encode(), "once each, or neither"),
@@ -262,5 +262,5 @@ out["read"] = Path(api.hf_hub_download("alice/hard", "README.md")).read_bytes().
     assert_only_added(readme, out["read"])
     assert out["read"].startswith("---\r\n# kept")
     assert out["again"] == out["first"]
-    assert out["refused"] == "the README in alice/wide is UTF-16: save alice/wide as UTF-8"
+    assert out["refused"] == "the README in alice/wide is UTF-16: save it as UTF-8"
     assert out["head"] == out["alice/wide"]

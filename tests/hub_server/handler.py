@@ -155,9 +155,8 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def send_json(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         """Send a value as JSON (no body to a HEAD, whose length is still told)."""
-        self._send(
-            status, json.dumps(value, default=str).encode(), {"Content-Type": "application/json", **(headers or {})}
-        )
+        body = json.dumps(value, default=str).encode()  # metadata may hold a date
+        self._send(status, body, {"Content-Type": "application/json", **(headers or {})})
 
     def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
