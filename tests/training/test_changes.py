@@ -32,7 +32,7 @@ from tests.training.cases import (
 from tests.training.test_accelerate_loop import forget_accelerate
 
 HIDDEN, OUTPUT, LEARNING_RATE = 0.7, 0.3, 0.1
-CONFIG = MHEConfig(hidden_weight=HIDDEN, output_weight=OUTPUT)
+CONFIG = MHEConfig(softening=0, hidden_weight=HIDDEN, output_weight=OUTPUT)
 
 
 @pytest.fixture(autouse=True)
