@@ -14,7 +14,7 @@ from hf_mhe.errors import MHEError
 from hf_mhe.neurons.adapters import effective as _effective  # noqa: F401  # it registers its weights
 from hf_mhe.neurons.adapters.own import own_matrices
 from hf_mhe.neurons.adapters.visits import Visit, standing, visits
-from hf_mhe.neurons.group import NeuronGroup, Role, Source, StoredTensor, full_shape
+from hf_mhe.neurons.group import Coverage, NeuronGroup, Role, full_shape
 from hf_mhe.neurons.kinds.bare_parameters import why_not
 from hf_mhe.neurons.kinds.fused.row_splits import row_splits
 from hf_mhe.neurons.kinds.fused.split import RowSplit, heads, split
@@ -33,23 +33,10 @@ from hf_mhe.neurons.quantized.live import codes_in_buffers
 from hf_mhe.neurons.quantized.mxfp4 import held_for_a_kernel
 from hf_mhe.neurons.reasons import LAZY, Unseen, size_refusal
 from hf_mhe.neurons.roles import output_modules
+from hf_mhe.neurons.source import Source, StoredTensor
 from hf_mhe.neurons.untrained import check_asked, nothing_but_quantized, why_untrained
 
 Adapters = Literal["effective", "own"]
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """All parameters of two or more dimensions: in `groups`, or in `skipped` as {parameter name: reason}.
-
-    `note` says why a checkpoint's groups could only be made by shape, or why not all of its weights can be read; None
-    where there is nothing to say. `codes` names those tensors of a quantized checkpoint whose bytes are no numbers.
-    """
-
-    groups: list[NeuronGroup]
-    skipped: dict[str, str]
-    note: str | None = None
-    codes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -331,7 +318,9 @@ def _skipped(
         for attribute, reason in {**held_for_a_kernel(visit.module), **codes_in_buffers(visit.module)}.items():
             held = f"{visit.path}.{attribute}".lstrip(".")
             if held not in parts:
-                skipped[clean(held)] = Unseen.of_shape(reason, attribute_at(visit.module, attribute).shape)
+                # What a kernel puts in the place of a parameter need not have a shape.
+                shape = getattr(attribute_at(visit.module, attribute), "shape", None)
+                skipped[clean(held)] = Unseen(reason) if shape is None else Unseen.of_shape(reason, shape)
         for attribute, parameter in visit.module.named_parameters(recurse=False):
             if not is_lazy(parameter) and len(full_shape(parameter)) < 2:
                 continue

@@ -16,13 +16,14 @@ from hf_mhe.neurons.checkpoint.loading import ConvertedTensor, Loading, loaded_a
 from hf_mhe.neurons.checkpoint.prefixes import look_through
 from hf_mhe.neurons.checkpoint.skeleton import build_skeleton
 from hf_mhe.neurons.checkpoint.ties import check_shape, tie_as_loaded
-from hf_mhe.neurons.coverage import Coverage, coverage
-from hf_mhe.neurons.group import Get, NeuronGroup, Source, Stored
+from hf_mhe.neurons.coverage import coverage
+from hf_mhe.neurons.group import Coverage, NeuronGroup
 from hf_mhe.neurons.layout import Layout, Slab, Then
 from hf_mhe.neurons.patterns import Patterns, select_groups
 from hf_mhe.neurons.quantized.stored import Tensors
 from hf_mhe.neurons.quantized.unpack import READ_METHODS, Unpacked, unpack
 from hf_mhe.neurons.reasons import Unseen
+from hf_mhe.neurons.source import Get, Source, Stored
 
 
 def checkpoint_groups(
@@ -70,18 +71,25 @@ def checkpoint_groups(
         names.seen(dtypes or {}),
         quantization if isinstance(quantization, dict) else {},
         metadata or {},
-        names.get(get),
+        None if get is None else names.reading(get),
     )
     if known is not None:
         tensors = replace(tensors, classes_of=known.classes_of, loaded_as=known.loaded, role=known.role)
     plain = unpack(tensors)
+
+    def reading(get: Get) -> Get:
+        return plain.reading(names.reading(get))
+
     if isinstance(skeleton, nn.Module):
         found = _by_module(plain, skeleton, tensors, by_head)
     else:
         check_merged(shapes, shapes)
         found = Coverage(*groups_by_shape(plain.shapes), skeleton)
     found = names.restore(plain.restore(found))
-    return replace(found, groups=select_groups(found.groups, include, exclude))
+    groups = select_groups(found.groups, include, exclude)
+    if names or plain.packed:
+        groups = [replace(group, source=replace(_source(group), reading=reading)) for group in groups]
+    return replace(found, groups=groups)
 
 
 class _Known:
@@ -151,17 +159,14 @@ def _source(group: NeuronGroup) -> Source:
 def _narrowed(
     layout: Layout, stored: ConvertedTensor, shape: tuple[int, ...]
 ) -> tuple[Layout, ConvertedTensor, tuple[int, ...]]:
-    """What one expert's group needs of a stack that is stored expert by expert: that expert alone, a stack of one.
-
-    Each group gets a reader of its own, by which the latest conversion knows the groups apart.
-    """
+    """What one expert's group needs of a stack that is stored expert by expert: that expert alone, a stack of one."""
     slab = layout.first if isinstance(layout, Then) else layout
     if isinstance(slab, Slab):
         alone = stored.one_expert(slab.index, shape[0])
         if alone is not None:
             first = replace(slab, index=0)
             return replace(layout, first=first) if isinstance(layout, Then) else first, alone, (1, *shape[1:])
-    return layout, replace(stored), shape
+    return layout, stored, shape
 
 
 class _Match:

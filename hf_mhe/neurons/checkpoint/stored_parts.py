@@ -18,9 +18,9 @@ from collections.abc import Container, Iterator
 import torch
 from torch import Tensor
 
-from hf_mhe.neurons.group import Get
 from hf_mhe.neurons.model.weight import masked, widened
 from hf_mhe.neurons.quantized.stored import Packed, Tensors, Unread
+from hf_mhe.neurons.source import Get
 
 _PARAMETRIZED = re.compile(r"^(?P<module>(?:.*\.)?)parametrizations\.(?P<name>[^.]+)\.(?P<part>.+)$")
 

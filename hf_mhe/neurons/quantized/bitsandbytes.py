@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from hf_mhe.errors import MHEError
-from hf_mhe.neurons.group import Get
 from hf_mhe.neurons.model.weight import Weight
 from hf_mhe.neurons.quantized.live import held_parameter, of_class, quantized_weight
 from hf_mhe.neurons.quantized.stored import TORCH_DTYPES, Packed, Tensors, Unread, needs
+from hf_mhe.neurons.source import Get
 
 _PACKAGE = "bitsandbytes"
 _INT8 = "bitsandbytes (8-bit)"

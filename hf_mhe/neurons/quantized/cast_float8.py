@@ -15,10 +15,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from hf_mhe.neurons.group import Get
 from hf_mhe.neurons.model.weight import Weight
 from hf_mhe.neurons.quantized.live import held_parameter, quantized_weight, unreadable
 from hf_mhe.neurons.quantized.stored import Packed, Tensors, Unread
+from hf_mhe.neurons.source import Get
 
 FORM = "float8 without scales"
 _DTYPES = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")

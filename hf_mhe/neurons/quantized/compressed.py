@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from hf_mhe.errors import MHEError
-from hf_mhe.neurons.group import Get
 from hf_mhe.neurons.model.peft_layers import AGAIN
 from hf_mhe.neurons.model.weight import Weight
 from hf_mhe.neurons.quantized.live import quantized_weight
 from hf_mhe.neurons.quantized.stored import PLAIN_DTYPES, Packed, Tensors, Unread, needs
+from hf_mhe.neurons.source import Get
 
 _METHOD = "compressed-tensors"
 _PACKAGE = "compressed_tensors"

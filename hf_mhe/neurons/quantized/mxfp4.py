@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_mhe.errors import MHEError
-from hf_mhe.neurons.group import Get
 from hf_mhe.neurons.quantized.stored import Packed, Tensors, Unread
+from hf_mhe.neurons.source import Get
 
 _FORM = "MXFP4"
 _NAN = 255

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hf_mhe.errors import MHEError
 from hf_mhe.json_files import parse_json_object
-from hf_mhe.neurons.group import Get
+from hf_mhe.neurons.source import Get
 
 PLAIN_DTYPES = ("F64", "F32", "F16", "BF16")
 """The dtypes, as a safetensors header spells them, whose values are numbers as they stand."""

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor
 
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons.checkpoint import stored_parts
-from hf_mhe.neurons.checkpoint.loading import LastConversion
-from hf_mhe.neurons.coverage import Coverage
-from hf_mhe.neurons.group import Get, NeuronGroup, Stored
+from hf_mhe.neurons.group import Coverage, NeuronGroup
 from hf_mhe.neurons.quantized import bitsandbytes, block_fp8, cast_float8, compressed, mxfp4, packages, torchao
 from hf_mhe.neurons.quantized.stored import Packed, Tensors, Unread
 from hf_mhe.neurons.reasons import Unseen
+from hf_mhe.neurons.source import Get
 
 _FORMATS = (bitsandbytes, torchao, block_fp8, mxfp4, compressed, stored_parts)
 # Asked for what none of those has taken, in this order.
@@ -39,11 +39,10 @@ class Unpacked:
 
     def restore(self, found: Coverage) -> Coverage:
         """The coverage of the plain checkpoint as that of the quantized one: groups read and name its own tensors."""
-        last = LastConversion()
         skipped = {name: reason for own, reason in found.skipped.items() for name in self._stored_names([own])}
         return replace(
             found,
-            groups=[self._restored(group, last) for group in found.groups],
+            groups=[self._restored(group) for group in found.groups],
             skipped={**skipped, **self.unread},
             note="; ".join(
                 filter(None, (found.note, self._cast(), self.why and f"some weights are not read: {self.why}"))
@@ -63,40 +62,15 @@ class Unpacked:
 
     def reading(self, get: Get) -> Get:
         """`get` by the names of the plain checkpoint."""
-        return _GetDequantized(get, self.packed) if self.packed else get
+        return partial(self._dequantized, get) if self.packed else get
 
-    def _stored_names(self, names: Iterable[str]) -> list[str]:
-        parts = ((self.packed[name].parts if name in self.packed else (name,)) for name in names)
-        return list(dict.fromkeys(name for of_name in parts for name in of_name))
-
-    def _restored(self, group: NeuronGroup, last: LastConversion) -> NeuronGroup:
-        assert group.source is not None, group
-        used = [self.packed[name] for name in group.parameters if name in self.packed]
-        if not used:
-            return group
-        stored = tuple(_Dequantized(each, self.packed, last) for each in group.source.stored)
-        return replace(
-            group,
-            parameters=tuple(self._stored_names(group.parameters)),
-            source=replace(group.source, stored=stored),
-            quantized=next((packed.form for packed in used if packed.quantized), None),
-        )
-
-
-@dataclass(frozen=True)
-class _GetDequantized:
-    """`get` by the names of the plain checkpoint. Those of one `get` are equal, so what groups share is made once."""
-
-    get: Get
-    packed: Mapping[str, Packed] = field(compare=False)
-
-    def __call__(self, name: str) -> Tensor:
+    def _dequantized(self, get: Get, name: str) -> Tensor:
         packed = self.packed.get(name)
         if packed is None:
-            return self.get(name)
+            return get(name)
         parts = " + ".join(packed.parts)
         try:
-            made = packed.dequantize(self.get)
+            made = packed.dequantize(get)
         except (RuntimeError, ValueError, AssertionError, LookupError) as error:  # whatever a library makes of damage
             said = " ".join(str(error).split())
             raise MHEError(f"no {packed.form} weight can be made of {parts}: {said}") from error
@@ -104,33 +78,19 @@ class _GetDequantized:
             raise MHEError(f"{packed.form} makes a weight {tuple(made.shape)} of {parts}, expected {packed.shape}")
         return made
 
+    def _stored_names(self, names: Iterable[str]) -> list[str]:
+        parts = ((self.packed[name].parts if name in self.packed else (name,)) for name in names)
+        return list(dict.fromkeys(name for of_name in parts for name in of_name))
 
-@dataclass(frozen=True, eq=False)
-class _Dequantized:
-    """A tensor of the plain checkpoint, read from those that it is stored as; each group has one of its own."""
-
-    stored: Stored
-    packed: Mapping[str, Packed]
-    last: LastConversion
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        parts = (self.packed[name].parts if name in self.packed else (name,) for name in self.stored.names)
-        return tuple(name for of_name in parts for name in of_name)
-
-    @property
-    def key(self) -> object:
-        return self.stored
-
-    @property
-    def target(self) -> str:
-        return ""
-
-    def convert(self, get: Get) -> dict[str, Tensor]:
-        return {self.target: self.stored.read(_GetDequantized(get, self.packed))}
-
-    def read(self, get: Get) -> Tensor:
-        return self.last.take(self, get)
+    def _restored(self, group: NeuronGroup) -> NeuronGroup:
+        used = [self.packed[name] for name in group.parameters if name in self.packed]
+        if not used:
+            return group
+        return replace(
+            group,
+            parameters=tuple(self._stored_names(group.parameters)),
+            quantized=next((packed.form for packed in used if packed.quantized), None),
+        )
 
 
 def unpack(tensors: Tensors) -> Unpacked:
