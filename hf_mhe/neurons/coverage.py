@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hf_mhe.errors import MHEError
-from hf_mhe.neurons.adapters import effective as _effective  # noqa: F401  # it registers its weights
 from hf_mhe.neurons.adapters.own import own_matrices
 from hf_mhe.neurons.adapters.visits import Visit, standing, visits
+from hf_mhe.neurons.find_weight import find_weight
 from hf_mhe.neurons.group import Coverage, NeuronGroup, Role, full_shape
 from hf_mhe.neurons.kinds.bare_parameters import why_not
 from hf_mhe.neurons.kinds.fused.row_splits import row_splits
@@ -26,11 +26,9 @@ from hf_mhe.neurons.model.offloaded import offloaded_ties
 from hf_mhe.neurons.model.peft_layers import is_adapter_layer
 from hf_mhe.neurons.model.still_bound import Binding
 from hf_mhe.neurons.model.unwrap import bare, clean, unwrap
-from hf_mhe.neurons.model.weight import Weight, attribute_at, find_weight
+from hf_mhe.neurons.model.weight import Weight, attribute_at
 from hf_mhe.neurons.patterns import Patterns, matching, select_groups
-from hf_mhe.neurons.quantized import layers as _layers  # noqa: F401  # it registers its weights
-from hf_mhe.neurons.quantized.live import codes_in_buffers
-from hf_mhe.neurons.quantized.mxfp4 import held_for_a_kernel
+from hf_mhe.neurons.quantized.formats import unread_live
 from hf_mhe.neurons.reasons import LAZY, Unseen, size_refusal
 from hf_mhe.neurons.roles import output_modules
 from hf_mhe.neurons.source import Source, StoredTensor
@@ -315,7 +313,7 @@ def _skipped(
         if is_adapter_layer(visit.module):
             for name, reason in standing(visit.module).items():
                 refused.setdefault(clean(f"{visit.path}.{name}".lstrip(".")), reason)
-        for attribute, reason in {**held_for_a_kernel(visit.module), **codes_in_buffers(visit.module)}.items():
+        for attribute, reason in unread_live(visit.module).items():
             held = f"{visit.path}.{attribute}".lstrip(".")
             if held not in parts:
                 # What a kernel puts in the place of a parameter need not have a shape.

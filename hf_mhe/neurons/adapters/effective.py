@@ -21,7 +21,7 @@ from hf_mhe.neurons.adapters.methods import METHODS, OF_THE_INPUT, Method
 from hf_mhe.neurons.model.identity import place
 from hf_mhe.neurons.model.peft_layers import State, check_state, is_adapter_layer, method_of, own_parameters, state_of
 from hf_mhe.neurons.model.unwrap import inner_path
-from hf_mhe.neurons.model.weight import Weight, attribute_at, family, find_weight
+from hf_mhe.neurons.model.weight import Finder, Weight, attribute_at
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,13 +65,15 @@ class _Adapted:
         return weight
 
 
-@family
-def adapted(module: nn.Module, attribute: str) -> Weight | None:
-    """The effective weight of an adapter layer, under the name that its base layer gives the weight."""
+def adapted(module: nn.Module, attribute: str, find: Finder) -> Weight | None:
+    """The effective weight of an adapter layer, under the name that its base layer gives the weight.
+
+    `find` finds the base layer's own weight; None where `module` is no adapter layer, or the base has no such weight.
+    """
     if not is_adapter_layer(module):
         return None
     layers, prefix, base_layer = _chain(module)
-    base = find_weight(base_layer, attribute)
+    base = find(base_layer, attribute)
     if base is None:
         return None
     steps, parts, refusals = [], [prefix + part for part in base.parts], [base.refusal]

@@ -20,8 +20,9 @@ from hf_mhe.neurons.coverage import coverage
 from hf_mhe.neurons.group import Coverage, NeuronGroup
 from hf_mhe.neurons.layout import Layout, Slab, Then
 from hf_mhe.neurons.patterns import Patterns, select_groups
+from hf_mhe.neurons.quantized.formats import READ_METHODS
 from hf_mhe.neurons.quantized.stored import Tensors
-from hf_mhe.neurons.quantized.unpack import READ_METHODS, Unpacked, unpack
+from hf_mhe.neurons.quantized.unpack import Unpacked, unpack
 from hf_mhe.neurons.reasons import Unseen
 from hf_mhe.neurons.source import Get, Source, Stored
 

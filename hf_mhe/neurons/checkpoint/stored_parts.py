@@ -13,12 +13,13 @@ taken over.
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from hf_mhe.neurons.model.weight import masked, widened
+from hf_mhe.neurons.quantized.format import Format
 from hf_mhe.neurons.quantized.stored import Packed, Tensors, Unread
 from hf_mhe.neurons.source import Get
 
@@ -34,10 +35,6 @@ def stored_weights(tensors: Tensors) -> Iterator[Packed | Unread]:
                 yield _unless_stored(tensors, found)
         elif name.endswith("_mask") and tensors.shapes.get(name.removesuffix("_mask")) == tensors.shapes[name]:
             yield Unread((name,), f"mask of {name.removesuffix('_mask')}, which is stored beside it", weights=False)
-
-
-def check_complete(tensors: Tensors, taken: Container[str]) -> None:
-    """A part without its other is a tensor like any other: nothing says that it was one."""
 
 
 def _unless_stored(tensors: Tensors, found: Packed) -> Packed | Unread:
@@ -112,3 +109,7 @@ def _over_sigma(get: Get, parts: tuple[str, ...]) -> Tensor:
 
 def _packed(name: str, parts: tuple[str, ...], shape: tuple[int, ...], form: str, make: object) -> Packed:
     return Packed(name, parts, shape, form, make, quantized=False)  # type: ignore[arg-type]
+
+
+# A part without its other is a tensor like any other: nothing says that it was one.
+FORMAT = Format("pruned or normed", stored_weights)

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from hf_mhe.errors import MHEError
+from hf_mhe.neurons.kinds.registry import Piece
 from hf_mhe.neurons.model.weight import Weight
+from hf_mhe.neurons.quantized.format import Format
 from hf_mhe.neurons.quantized.live import held_parameter, of_class, quantized_weight
 from hf_mhe.neurons.quantized.stored import TORCH_DTYPES, Packed, Tensors, Unread, needs
 from hf_mhe.neurons.source import Get
@@ -191,3 +193,23 @@ def _turn(weight: Tensor) -> Tensor:
 
 def _turned(shape: tuple[int, ...], transposed: bool) -> tuple[int, ...]:
     return shape[::-1] if transposed else shape
+
+
+def _linear(module: nn.Module) -> Iterator[Piece]:
+    """Weight (out, in), also of what was a `Conv1D`: transformers notes the class that it replaced."""
+    replaced = getattr(module, "source_cls", None)
+    is_conv1d = isinstance(replaced, type) and any(cls.__name__ == "Conv1D" for cls in replaced.__mro__)
+    yield Piece("weight", "transformers_conv1d" if is_conv1d else "linear")
+
+
+FORMAT = Format(
+    "bitsandbytes",
+    stored_weights,
+    methods=(_PACKAGE,),
+    check_complete=check_complete,
+    live_weight=live_weight,
+    layers={
+        "bitsandbytes.nn.modules.Linear8bitLt": _linear,
+        "bitsandbytes.nn.modules.Linear4bit": _linear,
+    },
+)

@@ -9,13 +9,14 @@ cannot be told whether the scales are in another file.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from hf_mhe.neurons.model.weight import Weight
+from hf_mhe.neurons.quantized.format import Format
 from hf_mhe.neurons.quantized.live import held_parameter, quantized_weight, unreadable
 from hf_mhe.neurons.quantized.stored import Packed, Tensors, Unread
 from hf_mhe.neurons.source import Get
@@ -57,10 +58,6 @@ def stored_weights(tensors: Tensors) -> Iterator[Packed | Unread]:
             yield Packed(name, (name,), shape, FORM, partial(_read, name))
 
 
-def check_complete(tensors: Tensors, taken: Container[str]) -> None:
-    """Nothing can be missing of values that stand alone."""
-
-
 def _read(name: str, get: Get) -> Tensor:
     return get(name).float()
 
@@ -78,3 +75,6 @@ def _scales_beside(tensors: Tensors, name: str) -> list[str]:
 
 def _is_scale(name: str) -> bool:
     return any(word in name.lower() for word in _SCALES)
+
+
+FORMAT = Format(FORM, stored_weights, live_weight=live_weight, left_over=True)

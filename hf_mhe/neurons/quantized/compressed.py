@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons.model.peft_layers import AGAIN
 from hf_mhe.neurons.model.weight import Weight
+from hf_mhe.neurons.quantized.format import Format
 from hf_mhe.neurons.quantized.live import quantized_weight
 from hf_mhe.neurons.quantized.stored import PLAIN_DTYPES, Packed, Tensors, Unread, needs
 from hf_mhe.neurons.source import Get
@@ -197,3 +198,6 @@ def _check_grid(name: str, grid: tuple[int, ...], shape: tuple[int, ...], scheme
     if height and torch.Size(grid).numel() != -(-rows // height) * -(-columns // width):
         expected = (-(-rows // height), -(-columns // width))
         raise MHEError(f"tensor {name!r} has shape {grid}, expected {expected}: {strategy} scales of a weight {shape}")
+
+
+FORMAT = Format(_METHOD, stored_weights, (_METHOD,), check_complete, live_weight)

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from hf_mhe.neurons.model.weight import Weight
 
-_CODES = (torch.uint8, torch.int8, torch.int16, torch.int32)
-
 
 def of_class(value: object, package: str, name: str) -> bool:
     """Whether an object's class, or a base of it, is `name` of `package`, which is not imported for the question."""
@@ -49,14 +47,3 @@ def unreadable(parts: tuple[str, ...], form: str, why: str) -> Weight:
 def held_parameter(module: nn.Module, attribute: str) -> Any:
     """The parameter that a module holds under a name; None where it holds none, or something else than a tensor."""
     return module._parameters.get(attribute)
-
-
-def codes_in_buffers(module: nn.Module) -> dict[str, str]:
-    """Integer weights that a layer holds as buffers (GPTQ, AWQ, EETQ), with the reason why they are not read."""
-    found: dict[str, str] = {}
-    for name, buffer in module._buffers.items():
-        if buffer is None or buffer.ndim < 2 or "weight" not in name or buffer.dtype not in _CODES:
-            continue
-        held = f"{str(buffer.dtype).removeprefix('torch.')} codes of {type(module).__name__}"
-        found[name] = f"{held}: its format is not read: analyze the model that its package dequantizes"
-    return found

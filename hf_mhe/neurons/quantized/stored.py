@@ -15,16 +15,15 @@ from torch import Tensor
 from hf_mhe.errors import MHEError
 from hf_mhe.json_files import parse_json_object
 from hf_mhe.neurons.source import Get
+from hf_mhe.safetensors_dtypes import SAFETENSORS_DTYPES
 
-PLAIN_DTYPES = ("F64", "F32", "F16", "BF16")
+PLAIN_DTYPES = tuple(name for name, dtype in SAFETENSORS_DTYPES.items() if dtype.plain)
 """The dtypes, as a safetensors header spells them, whose values are numbers as they stand."""
 
-TORCH_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I8": torch.int8,
-    "U8": torch.uint8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
-"""What torch calls the dtypes of a safetensors header."""
+TORCH_DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, dtype.torch) for name, dtype in SAFETENSORS_DTYPES.items() if dtype.torch is not None
+}
+"""torch's dtypes for those of a safetensors header."""
 
 
 @dataclass(frozen=True, eq=False)

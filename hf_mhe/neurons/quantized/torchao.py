@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hf_mhe.errors import MHEError
 from hf_mhe.json_files import parse_json
 from hf_mhe.neurons.model.weight import Weight
+from hf_mhe.neurons.quantized.format import Format
 from hf_mhe.neurons.quantized.live import held_parameter, of_class, quantized_weight, unreadable
 from hf_mhe.neurons.quantized.stored import TORCH_DTYPES, Packed, Tensors, Unread, needs
 from hf_mhe.neurons.source import Get
@@ -192,3 +193,6 @@ def _described(tensors: Tensors, name: str) -> dict[str, Any]:
     if not isinstance(described, dict):
         raise MHEError(f"torchao's metadata says {tensors.metadata[name]!r:.80} of {name!r}, not how it is made")
     return described
+
+
+FORMAT = Format("torchao", stored_weights, (_PACKAGE,), check_complete, live_weight)

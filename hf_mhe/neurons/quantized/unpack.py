@@ -9,19 +9,12 @@ from functools import partial
 from torch import Tensor
 
 from hf_mhe.errors import MHEError
-from hf_mhe.neurons.checkpoint import stored_parts
 from hf_mhe.neurons.group import Coverage, NeuronGroup
-from hf_mhe.neurons.quantized import bitsandbytes, block_fp8, cast_float8, compressed, mxfp4, packages, torchao
+from hf_mhe.neurons.quantized.cast_float8 import FORM as CAST
+from hf_mhe.neurons.quantized.formats import FORMATS
 from hf_mhe.neurons.quantized.stored import Packed, Tensors, Unread
 from hf_mhe.neurons.reasons import Unseen
 from hf_mhe.neurons.source import Get
-
-_FORMATS = (bitsandbytes, torchao, block_fp8, mxfp4, compressed, stored_parts)
-# Asked for what none of those has taken, in this order.
-_LEFT_OVER = (cast_float8, packages)
-
-READ_METHODS = ("bitsandbytes", "torchao", "fp8", "mxfp4", "compressed-tensors")
-"""What configs call the methods whose tensors are read; those of others are known by nothing but their dtypes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +46,7 @@ class Unpacked:
 
     def _cast(self) -> str | None:
         """What to say of float8 weights that are read as they stand."""
-        cast = [name for name, packed in self.packed.items() if packed.form == cast_float8.FORM]
+        cast = [name for name, packed in self.packed.items() if packed.form == CAST]
         if not cast:
             return None
         return (
@@ -99,11 +92,12 @@ def unpack(tensors: Tensors) -> Unpacked:
     Raises:
         MHEError: scales that are missing or of a wrong shape, a config that its own library does not accept.
     """
-    found = [each for form in _FORMATS for each in form.stored_weights(tensors)]
+    first, left_over = ([each for each in FORMATS if each.left_over is last] for last in (False, True))
+    found = [each for form in first for each in form.stored_weights(tensors)]
     taken = {part for each in found for part in each.parts}
-    for form in _FORMATS:
+    for form in first:
         form.check_complete(tensors, taken)
-    for form in _LEFT_OVER:
+    for form in left_over:
         rest = {name: shape for name, shape in tensors.shapes.items() if name not in taken}
         more = list(form.stored_weights(replace(tensors, shapes=rest)))
         found += more
