@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from hf_mhe.neurons.adapters.effective import adapted
+from hf_mhe.neurons.adapters.effective import adapted_weight
 from hf_mhe.neurons.model.weight import Finder, Weight, torch_weight
 from hf_mhe.neurons.quantized.formats import quantized_live_weight
 
@@ -13,7 +13,7 @@ _OF_ONE_LAYER: tuple[Finder, ...] = (quantized_live_weight, torch_weight)
 
 def find_weight(module: nn.Module, attribute: str) -> Weight | None:
     """The weight that a module computes with under a name, or None where it has no such tensor."""
-    return adapted(module, attribute, _of_one_layer) or _of_one_layer(module, attribute)
+    return adapted_weight(module, attribute, _of_one_layer) or _of_one_layer(module, attribute)
 
 
 def _of_one_layer(module: nn.Module, attribute: str) -> Weight | None:

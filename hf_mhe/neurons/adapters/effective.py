@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
+from hf_mhe.neurons.adapters.adapted import Adapted
 from hf_mhe.neurons.adapters.methods import METHODS, OF_THE_INPUT, Method
 from hf_mhe.neurons.model.identity import place
 from hf_mhe.neurons.model.peft_layers import State, check_state, is_adapter_layer, method_of, own_parameters, state_of
@@ -26,7 +27,7 @@ from hf_mhe.neurons.model.weight import Finder, Weight, attribute_at
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """One adapter layer's part: `prefix` is its path below the outermost one, `own` its parameters' names in it."""
+    """One adapter layer's part: `prefix` is its path inside the outermost one, `own` its parameters' names in it."""
 
     prefix: str
     layer: nn.Module
@@ -36,7 +37,7 @@ class _Step:
 
 
 @dataclass(frozen=True, eq=False)
-class _Adapted:
+class _Combined:
     """The effective weight, from the tensors of the base weight and of the adapters, by their names in the layer."""
 
     base: Weight
@@ -61,11 +62,11 @@ class _Adapted:
         for step in self.steps:
             if step.method is not None:
                 own = {name: tensors[step.prefix + name] for name in step.own}
-                weight = step.method.change(step.layer, step.state.active, own, weight, original)
+                weight = step.method.change(Adapted(step.layer, step.state.active, own, original), weight)
         return weight
 
 
-def adapted(module: nn.Module, attribute: str, find: Finder) -> Weight | None:
+def adapted_weight(module: nn.Module, attribute: str, find: Finder) -> Weight | None:
     """The effective weight of an adapter layer, under the name that its base layer gives the weight.
 
     `find` finds the base layer's own weight; None where `module` is no adapter layer, or the base has no such weight.
@@ -77,7 +78,7 @@ def adapted(module: nn.Module, attribute: str, find: Finder) -> Weight | None:
     if base is None:
         return None
     steps, parts, refusals = [], [prefix + part for part in base.parts], [base.refusal]
-    for below, layer in reversed(layers):
+    for path, layer in reversed(layers):
         if getattr(layer, "parameter_name", attribute) != attribute:
             continue  # of a layer for each target parameter, the one around this parameter
         state = state_of(layer)
@@ -86,13 +87,13 @@ def adapted(module: nn.Module, attribute: str, find: Finder) -> Weight | None:
         biases = method.biases if method is not None else ()
         names = (name for adapter in counts for name in own_parameters(layer, adapter))
         own = tuple(dict.fromkeys(name for name in names if name.partition(".")[0] not in biases))
-        parts += [below + name for name in own]
+        parts += [path + name for name in own]
         if state.disabled and state.merged:
             refusals.append(f"its {method_of(layer)} adapters are disabled, yet merged: call unmerge_adapter() first")
         elif counts:
             refusals.append(_refusal(layer, counts, method, base_layer))
-        steps.append(_Step(below, layer, state, method if counts else None, own))
-    combine = _Adapted(base, prefix, tuple(steps))
+        steps.append(_Step(path, layer, state, method if counts else None, own))
+    combine = _Combined(base, prefix, tuple(steps))
     refusal = next((reason for reason in refusals if reason is not None), None)
     fixed = tuple(prefix + part for part in base.fixed)
     return replace(
