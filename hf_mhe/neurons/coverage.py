@@ -41,7 +41,7 @@ Adapters = Literal["effective", "own"]
 class _Use:
     """One module's use of a matrix; tied weights have several.
 
-    `path` and `module` are those that hold the weight's parts, `name` and `layer` the user's: of an adapted layer, the
+    `path` and `module` are those that store the weight, `name` and `layer` the user's: of an adapted layer, the
     base layer.
     """
 
@@ -171,11 +171,11 @@ def _matrices(
     matrices: dict[Hashable, list[_Use]] = {}
     for visit in visited:
         for use in _uses(visit, adapters):
-            held = (attribute_at(use.module, part) for part in use.weight.parts)
-            tensors = [ties.get(id(tensor), tensor) for tensor in held]
-            for part in _split(use, splits.get(id(use.layer)), by_head):
-                key = identity(use.weight, tensors, part.layout)
-                matrices.setdefault(key, []).append(replace(use, piece=part))
+            found = (attribute_at(use.module, name) for name in use.weight.tensor_names)
+            tensors = [ties.get(id(tensor), tensor) for tensor in found]
+            for piece in _split(use, splits.get(id(use.layer)), by_head):
+                key = identity(use.weight, tensors, piece.layout)
+                matrices.setdefault(key, []).append(replace(use, piece=piece))
     return matrices.values()
 
 
@@ -198,8 +198,8 @@ def _split(use: _Use, row_split: RowSplit | None, by_head: bool) -> Iterator[Pie
     if row_split is None and not (by_head and use.piece.head):
         yield use.piece
         return
-    for part in split(use.piece, row_split, _rows(use)):
-        yield from heads(part, _rows(replace(use, piece=part))) if by_head else (part,)
+    for piece in split(use.piece, row_split, _rows(use)):
+        yield from heads(piece, _rows(replace(use, piece=piece))) if by_head else (piece,)
 
 
 def _rows(use: _Use) -> int:
@@ -218,9 +218,9 @@ def _group(root: nn.Module, uses: list[_Use], names: dict[int, list[str]], outpu
     parameters = tuple(dict.fromkeys(name for each in (use, *others) for name in _parameters(each, names)))
     if use.weight.refusal is not None:
         raise _RefusedError(parameters, Unseen.of_shape(use.weight.refusal, shapes[0]))
-    for part, tensor in zip(use.weight.parts, tensors, strict=True):
-        if part not in use.weight.fixed and (held := held_refusal(tensor)) is not None:
-            raise _RefusedError(parameters, held)
+    for name, tensor in zip(use.weight.tensor_names, tensors, strict=True):
+        if name not in use.weight.fixed and (unread := held_refusal(tensor)) is not None:
+            raise _RefusedError(parameters, unread)
     n, d = _matrix_shape(use, tensors, shapes, parameters)
     reason = size_refusal(n, d)
     if reason is not None:
@@ -243,20 +243,20 @@ def _group(root: nn.Module, uses: list[_Use], names: dict[int, list[str]], outpu
         source=Source(
             root,
             use.path,
-            use.weight.parts,
+            use.weight.tensor_names,
             shapes,
             use.weight.combine,
             tuple(StoredTensor(name) for name in own_names),
             use.weight.check,
             use.weight.fixed,
-            Binding.of(use.module, use.weight.parts),
+            Binding.of(use.module, use.weight.tensor_names),
         ),
         quantized=use.weight.quantized,
     )
 
 
 def _own_names(use: _Use) -> list[str]:
-    return [clean(f"{use.path}.{part}".lstrip(".")) for part in use.weight.parts]
+    return [clean(f"{use.path}.{name}".lstrip(".")) for name in use.weight.tensor_names]
 
 
 def _parameters(use: _Use, names: dict[int, list[str]]) -> Iterator[str]:
@@ -269,7 +269,7 @@ def _parameters(use: _Use, names: dict[int, list[str]]) -> Iterator[str]:
 
 def _tensors_of(use: _Use) -> tuple[list[Tensor], tuple[tuple[int, ...], ...]]:
     """The tensors that a use is made of, with their whole shapes; () for one that has none yet."""
-    tensors = [attribute_at(use.module, part) for part in use.weight.parts]
+    tensors = [attribute_at(use.module, name) for name in use.weight.tensor_names]
     return tensors, tuple(() if is_lazy(tensor) else full_shape(tensor) for tensor in tensors)
 
 
@@ -281,7 +281,7 @@ def _matrix_shape(
     try:
         with torch.no_grad():
             make = use.weight.outline or use.weight.combine
-            matrix = use.piece.layout(make(dict(zip(use.weight.parts, blank, strict=True))))
+            matrix = use.piece.layout(make(dict(zip(use.weight.tensor_names, blank, strict=True))))
     except (RuntimeError, IndexError, ValueError) as error:
         reason = f"shapes {', '.join(map(str, shapes))} do not fit {use.piece.kind} of {type(use.layer).__name__}"
         raise _RefusedError(
@@ -307,18 +307,18 @@ def _skipped(
 ) -> dict[str, str]:
     taken = {name for group in groups for name in group.parameters}
     sources = [group.source for group in groups if group.source is not None]
-    parts = {f"{source.owner}.{part}".lstrip(".") for source in sources for part in source.parts}
+    read = {source.path_of(name) for source in sources for name in source.tensor_names}
     skipped: dict[str, str] = {}
     for visit in visited:
         if is_adapter_layer(visit.module):
             for name, reason in standing(visit.module).items():
                 refused.setdefault(clean(f"{visit.path}.{name}".lstrip(".")), reason)
         for attribute, reason in unread_live(visit.module).items():
-            held = f"{visit.path}.{attribute}".lstrip(".")
-            if held not in parts:
+            path = f"{visit.path}.{attribute}".lstrip(".")
+            if path not in read:
                 # What a kernel puts in the place of a parameter need not have a shape.
                 shape = getattr(attribute_at(visit.module, attribute), "shape", None)
-                skipped[clean(held)] = Unseen(reason) if shape is None else Unseen.of_shape(reason, shape)
+                skipped[clean(path)] = Unseen(reason) if shape is None else Unseen.of_shape(reason, shape)
         for attribute, parameter in visit.module.named_parameters(recurse=False):
             if not is_lazy(parameter) and len(full_shape(parameter)) < 2:
                 continue

@@ -76,8 +76,8 @@ class NeuronGroup:
         source = self._bound()
         if source.root is None:
             return False
-        held = zip(source.parts, self.tensors(), strict=True)
-        return any(tensor.requires_grad for part, tensor in held if part not in source.fixed)
+        named = zip(source.tensor_names, self.tensors(), strict=True)
+        return any(tensor.requires_grad for name, tensor in named if name not in source.fixed)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The live tensors that the group's weight is made of, as the module holds them: usually its one parameter.
@@ -91,11 +91,12 @@ class NeuronGroup:
                 f"neuron group {self.name!r} was made from a checkpoint and has no model; read it with build(get)"
             )
         found = []
-        for part in source.parts:
-            tensor = attribute_at(source.root, f"{source.owner}.{part}".lstrip("."))
+        for name in source.tensor_names:
+            tensor = attribute_at(source.root, source.path_of(name))
             if not isinstance(tensor, Tensor):
                 raise MHEError(
-                    f"neuron group {self.name!r}: the model no longer has {part!r} in module {source.owner!r}; {AGAIN}"
+                    f"neuron group {self.name!r}: the model no longer has {name!r} in module {source.module_path!r}; "
+                    + AGAIN
                 )
             found.append(tensor)
         return tuple(found)
@@ -112,9 +113,9 @@ class NeuronGroup:
         source = self._bound()
         try:
             if source.root is not None:
-                check_copies(source.root, source.owner)
+                check_copies(source.root, source.module_path)
                 if source.binding is not None:
-                    source.binding.check(source.root, source.owner)
+                    source.binding.check(source.root, source.module_path)
             if source.check is not None:
                 source.check()
         except MHEError as error:
@@ -133,9 +134,9 @@ class NeuronGroup:
                 other adapters of peft are active than then.
         """
         source = self._bound()
-        tensors = tuple(map(self._fetched, source.parts, self.tensors()))
-        for part, tensor, shape in zip(source.parts, tensors, source.shapes, strict=True):
-            self._check_live(f"{source.owner}.{part}".lstrip("."), tensor, shape)
+        tensors = tuple(map(self._fetched, source.tensor_names, self.tensors()))
+        for name, tensor, shape in zip(source.tensor_names, tensors, source.shapes, strict=True):
+            self._check_live(source.path_of(name), tensor, shape)
         return self._rows(source, tensors, cache)
 
     def assemble(self, tensors: Sequence[Tensor]) -> Tensor:
@@ -183,20 +184,20 @@ class NeuronGroup:
 
     def _rows(self, source: Source, tensors: tuple[Tensor, ...], cache: WeightCache | None = None) -> Tensor:
         self.check_in_use()
-        for part, tensor, shape in zip(source.parts, tensors, source.shapes, strict=True):
-            # A quantized part may be packed anew: bitsandbytes does so in a first forward pass on a CPU.
-            if part not in source.fixed and tuple(tensor.shape) != shape:
+        for name, tensor, shape in zip(source.tensor_names, tensors, source.shapes, strict=True):
+            # A quantized tensor may be packed anew: bitsandbytes does so in a first forward pass on a CPU.
+            if name not in source.fixed and tuple(tensor.shape) != shape:
                 raise MHEError(
-                    f"neuron group {self.name!r}: {part} has shape {tuple(tensor.shape)}, expected {shape}; {AGAIN}"
+                    f"neuron group {self.name!r}: {name} has shape {tuple(tensor.shape)}, expected {shape}; {AGAIN}"
                 )
 
         def make() -> Tensor:
-            return source.combine(dict(zip(source.parts, tensors, strict=True)))
+            return source.combine(dict(zip(source.tensor_names, tensors, strict=True)))
 
         if cache is None:
             rows = self.layout(make())
         else:
-            weight: SharedWeight = cache.once((source.owner, source.parts), lambda: SharedWeight(make()))
+            weight: SharedWeight = cache.once((source.module_path, source.tensor_names), lambda: SharedWeight(make()))
             rows = weight.rows(self.layout)
         if tuple(rows.shape) != (self.n, self.d):
             raise MHEError(
@@ -205,12 +206,12 @@ class NeuronGroup:
             )
         return rows
 
-    def _fetched(self, part: str, tensor: Tensor) -> Tensor:
-        """A part's tensor, or the value that accelerate keeps elsewhere; a quantized one is more than its values."""
+    def _fetched(self, name: str, tensor: Tensor) -> Tensor:
+        """A tensor, or the value that accelerate keeps elsewhere; a quantized one is more than its values."""
         source = self._bound()
-        if not tensor.is_meta or source.root is None or part in source.fixed:
+        if not tensor.is_meta or source.root is None or name in source.fixed:
             return tensor
-        value = offloaded_value(source.root, f"{source.owner}.{part}".lstrip("."))
+        value = offloaded_value(source.root, source.path_of(name))
         return tensor if value is None else value
 
     def _check_live(self, parameter: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

@@ -55,18 +55,19 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a group's weight comes from: its parts by name, and how they combine.
+    """Where a group's weight comes from: the tensors that it is made of, by name, and how they combine.
 
-    `root` is the live model, or None for a checkpoint; `owner` the real dotted path of the module in it; `shapes` the
-    parts' shapes when the group was made; `stored` says for each part how it is read by name. `check` raises where the
-    module no longer computes with that weight. `fixed` are the parts that hold a quantized weight. `binding` is what
-    the module of a live model was when the group was made. `reading` makes, of what reads a checkpoint by its own
-    names, what reads the plain tensors that `stored` names; None where they are the same.
+    `root` is the live model, or None for a checkpoint; `module_path` the real dotted path of the module in it, and
+    `tensor_names` are the tensors' paths in the module. `shapes` are their shapes when the group was made, `stored`
+    says for each how it is read by name. `check` raises where the module no longer computes with that weight. `fixed`
+    names those that store a quantized weight. `binding` is what the module of a live model was when the group was
+    made. `reading` makes, of what reads a checkpoint by its own names, what reads the plain tensors that `stored`
+    names; None where they are the same.
     """
 
     root: nn.Module | None
-    owner: str
-    parts: tuple[str, ...]
+    module_path: str
+    tensor_names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     combine: Callable[[Mapping[str, Tensor]], Tensor]
     stored: tuple[Stored, ...]
@@ -74,3 +75,7 @@ class Source:
     fixed: tuple[str, ...] = ()
     binding: Binding | None = None
     reading: Callable[[Get], Get] | None = None
+
+    def path_of(self, tensor_name: str) -> str:
+        """The dotted path in the model of one of the tensors."""
+        return f"{self.module_path}.{tensor_name}".lstrip(".")

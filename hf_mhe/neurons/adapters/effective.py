@@ -27,7 +27,7 @@ from hf_mhe.neurons.model.weight import Finder, Weight, attribute_at
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """One adapter layer's part: `prefix` is its path inside the outermost one, `own` its parameters' names in it."""
+    """One adapter layer's change: `prefix` is its path inside the outermost one, `own` its parameters' names in it."""
 
     prefix: str
     layer: nn.Module
@@ -45,7 +45,7 @@ class _Combined:
     steps: tuple[_Step, ...]
 
     def original(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        return self.base.combine({part: tensors[self.prefix + part] for part in self.base.parts})
+        return self.base.combine({name: tensors[self.prefix + name] for name in self.base.tensor_names})
 
     def check(self) -> None:
         if self.base.check is not None:
@@ -55,7 +55,7 @@ class _Combined:
 
     def outline(self, tensors: Mapping[str, Tensor]) -> Tensor:
         make = self.base.outline or self.base.combine
-        return make({part: tensors[self.prefix + part] for part in self.base.parts})
+        return make({name: tensors[self.prefix + name] for name in self.base.tensor_names})
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> Tensor:
         original = weight = self.original(tensors)
@@ -77,7 +77,7 @@ def adapted_weight(module: nn.Module, attribute: str, find: Finder) -> Weight | 
     base = find(base_layer, attribute)
     if base is None:
         return None
-    steps, parts, refusals = [], [prefix + part for part in base.parts], [base.refusal]
+    steps, names, refusals = [], [prefix + name for name in base.tensor_names], [base.refusal]
     for path, layer in reversed(layers):
         if getattr(layer, "parameter_name", attribute) != attribute:
             continue  # of a layer for each target parameter, the one around this parameter
@@ -85,9 +85,9 @@ def adapted_weight(module: nn.Module, attribute: str, find: Finder) -> Weight | 
         counts = state.active if not (state.disabled or state.merged) else ()
         method = METHODS.get(method_of(layer))
         biases = method.biases if method is not None else ()
-        names = (name for adapter in counts for name in own_parameters(layer, adapter))
-        own = tuple(dict.fromkeys(name for name in names if name.partition(".")[0] not in biases))
-        parts += [path + name for name in own]
+        its_names = (name for adapter in counts for name in own_parameters(layer, adapter))
+        own = tuple(dict.fromkeys(name for name in its_names if name.partition(".")[0] not in biases))
+        names += [path + name for name in own]
         if state.disabled and state.merged:
             refusals.append(f"its {method_of(layer)} adapters are disabled, yet merged: call unmerge_adapter() first")
         elif counts:
@@ -95,10 +95,10 @@ def adapted_weight(module: nn.Module, attribute: str, find: Finder) -> Weight | 
         steps.append(_Step(path, layer, state, method if counts else None, own))
     combine = _Combined(base, prefix, tuple(steps))
     refusal = next((reason for reason in refusals if reason is not None), None)
-    fixed = tuple(prefix + part for part in base.fixed)
+    fixed = tuple(prefix + name for name in base.fixed)
     return replace(
         base,
-        parts=tuple(parts),
+        tensor_names=tuple(names),
         combine=combine,
         outline=combine.outline,
         refusal=refusal,
@@ -115,7 +115,7 @@ def _identity(base_layer: nn.Module, base: Weight, steps: list[_Step]) -> Hashab
         for step in steps
         if step.method is not None
     ]
-    return (*(place(attribute_at(base_layer, part)) for part in base.parts), *changes) if changes else None
+    return (*(place(attribute_at(base_layer, name)) for name in base.tensor_names), *changes) if changes else None
 
 
 def _tensors(step: _Step) -> dict[str, Tensor]:

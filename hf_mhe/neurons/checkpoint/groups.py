@@ -206,8 +206,8 @@ class _Match:
         chosen: list[Stored] = []
         shapes: list[tuple[int, ...]] = []
         parameters: list[str] = []
-        for part, shape in zip(source.parts, source.shapes, strict=True):
-            own = f"{source.owner}.{part}".lstrip(".")
+        for name, shape in zip(source.tensor_names, source.shapes, strict=True):
+            own = source.path_of(name)
             targets = self.stored_as(own)
             if not targets:
                 return {own: Unseen.of_shape(self.missing, shape)}

@@ -39,7 +39,7 @@ def stored_weights(tensors: Tensors) -> Iterator[Packed | Unread]:
 
 def _unless_stored(tensors: Tensors, found: Packed) -> Packed | Unread:
     if found.name in tensors.shapes:
-        return Unread(found.parts, f"part of {found.name}, which is stored beside it", weights=False)
+        return Unread(found.tensor_names, f"part of {found.name}, which is stored beside it", weights=False)
     return found
 
 
@@ -95,20 +95,20 @@ def _spectral(tensors: Tensors, name: str) -> Packed | None:
     left, right = f"{vectors}u", f"{vectors}v"
     if left not in tensors.shapes or right not in tensors.shapes:
         return None
-    parts = (name, left, right)
-    return _packed(weight, parts, tensors.shapes[name], "spectrally normed", lambda get: _over_sigma(get, parts))
+    names = (name, left, right)
+    return _packed(weight, names, tensors.shapes[name], "spectrally normed", lambda get: _over_sigma(get, names))
 
 
-def _over_sigma(get: Get, parts: tuple[str, ...]) -> Tensor:
+def _over_sigma(get: Get, names: tuple[str, ...]) -> Tensor:
     """The axis that torch unfolds a matrix along is the one that the left vector is as long as."""
-    stored, left, right = (widened(get(part)) for part in parts)
+    stored, left, right = (widened(get(name)) for name in names)
     axis = next((axis for axis, length in enumerate(stored.shape) if length == len(left)), 0)
     sigma = torch.dot(left, stored.movedim(axis, 0).flatten(1).mv(right))
     return stored / sigma
 
 
-def _packed(name: str, parts: tuple[str, ...], shape: tuple[int, ...], form: str, make: object) -> Packed:
-    return Packed(name, parts, shape, form, make, quantized=False)  # type: ignore[arg-type]
+def _packed(name: str, names: tuple[str, ...], shape: tuple[int, ...], form: str, make: object) -> Packed:
+    return Packed(name, names, shape, form, make, quantized=False)  # type: ignore[arg-type]
 
 
 # A part without its other is a tensor like any other: nothing says that it was one.

@@ -24,16 +24,16 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 @dataclass(frozen=True)
 class Weight:
-    """`parts` are attribute paths, relative to the owning module, of the tensors that `combine` makes it from.
+    """`tensor_names` are attribute paths, relative to the owning module, of the tensors that `combine` makes it from.
 
     `outline` gives a tensor of the weight's shape from tensors without values, where `combine` cannot. `refusal` says
     why the weight cannot be read, for one that is there and cannot. `check` raises where the module no longer computes
     with the weight that `combine` makes. `quantized` is what the format of a quantized weight is called, and `fixed`
-    those parts that hold it, which are not trained. `identity` is equal for weights that are one and the same though
-    they are made of other parts; None where the parts say it.
+    those tensors that store it, which are not trained. `identity` is equal for weights that are one and the same
+    though they are made of other tensors; None where the names say it.
     """
 
-    parts: tuple[str, ...]
+    tensor_names: tuple[str, ...]
     combine: Callable[[Mapping[str, Tensor]], Tensor]
     outline: Callable[[Mapping[str, Tensor]], Tensor] | None = None
     refusal: str | None = None

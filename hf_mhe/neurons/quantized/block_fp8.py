@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons.model.weight import Weight
 from hf_mhe.neurons.quantized.format import Format
-from hf_mhe.neurons.quantized.live import held_parameter, quantized_weight
+from hf_mhe.neurons.quantized.live import own_parameter, quantized_weight
 from hf_mhe.neurons.quantized.stored import Packed, Tensors, Unread
 
 _FORM = "block-scaled FP8"
@@ -37,13 +37,13 @@ _FP4_DTYPES = ("I8", "U8", "F4")
 
 def live_weight(module: nn.Module, attribute: str) -> Weight | None:
     """The weight of transformers' `FP8Linear` and `FP8Experts`: float8, with `<name>_scale_inv` beside it."""
-    values, scales = held_parameter(module, attribute), held_parameter(module, f"{attribute}{_SUFFIX}")
+    values, scales = own_parameter(module, attribute), own_parameter(module, f"{attribute}{_SUFFIX}")
     if values is None or scales is None or values.element_size() != 1 or not values.is_floating_point():
         return None
     block = getattr(module, "block_size", None)
-    parts = (attribute, f"{attribute}{_SUFFIX}")
+    names = (attribute, f"{attribute}{_SUFFIX}")
     return quantized_weight(
-        parts, tuple(values.shape), torch.float32, _FORM, lambda t: dequantize(t[parts[0]], t[parts[1]], block)
+        names, tuple(values.shape), torch.float32, _FORM, lambda t: dequantize(t[names[0]], t[names[1]], block)
     )
 
 
@@ -94,8 +94,8 @@ def _stored(tensors: Tensors, name: str, scales: str) -> Packed | Unread:
             f"{block or 'the whole tensor'} in {name} {shape}"
         )
     activations = f"{name.removesuffix('.weight')}.activation_scale"
-    parts = (name, scales, *((activations,) if activations in tensors.shapes else ()))
-    return Packed(name, parts, shape, _FORM, lambda get: dequantize(get(name), get(scales), block))
+    names = (name, scales, *((activations,) if activations in tensors.shapes else ()))
+    return Packed(name, names, shape, _FORM, lambda get: dequantize(get(name), get(scales), block))
 
 
 def _block(tensors: Tensors) -> tuple[int, int] | None:

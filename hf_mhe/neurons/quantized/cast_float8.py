@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hf_mhe.neurons.model.weight import Weight
 from hf_mhe.neurons.quantized.format import Format
-from hf_mhe.neurons.quantized.live import held_parameter, quantized_weight, unreadable
+from hf_mhe.neurons.quantized.live import own_parameter, quantized_weight, unreadable
 from hf_mhe.neurons.quantized.stored import Packed, Tensors, Unread
 from hf_mhe.neurons.source import Get
 
@@ -29,7 +29,7 @@ _SCALES = ("scale", "absmax", "amax", "qparams")
 
 def live_weight(module: nn.Module, attribute: str) -> Weight | None:
     """A float8 parameter: its values, or a refusal where the module holds a scale beside it."""
-    values = held_parameter(module, attribute)
+    values = own_parameter(module, attribute)
     if values is None or values.dtype not in _TORCH_DTYPES:
         return None
     held = {**module._parameters, **module._buffers}

@@ -28,14 +28,14 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """A weight that a checkpoint stores quantized: `parts` are its tensors, the values first.
+    """A weight that a checkpoint stores quantized: `tensor_names` are its tensors, the values first.
 
     `shape` is the weight's own, `form` what its format is called; `dequantize` makes the weight, reading by name.
-    `quantized` is False where the parts are numbers as they stand, such as a weight and the mask that prunes it.
+    `quantized` is False where these are numbers as they stand, such as a weight and the mask that prunes it.
     """
 
     name: str
-    parts: tuple[str, ...]
+    tensor_names: tuple[str, ...]
     shape: tuple[int, ...]
     form: str
     dequantize: Callable[[Get], Tensor]
@@ -49,7 +49,7 @@ class Unread:
     `weights` is False where there is no weight to see in them: positions, flags, masks.
     """
 
-    parts: tuple[str, ...]
+    tensor_names: tuple[str, ...]
     reason: str
     quantized: bool = True
     weights: bool = True

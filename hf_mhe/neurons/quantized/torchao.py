@@ -17,7 +17,7 @@ from hf_mhe.errors import MHEError
 from hf_mhe.json_files import parse_json
 from hf_mhe.neurons.model.weight import Weight
 from hf_mhe.neurons.quantized.format import Format
-from hf_mhe.neurons.quantized.live import held_parameter, of_class, quantized_weight, unreadable
+from hf_mhe.neurons.quantized.live import of_class, own_parameter, quantized_weight, unreadable
 from hf_mhe.neurons.quantized.stored import TORCH_DTYPES, Packed, Tensors, Unread, needs
 from hf_mhe.neurons.source import Get
 
@@ -26,7 +26,7 @@ _PACKAGE = "torchao"
 
 def live_weight(module: nn.Module, attribute: str) -> Weight | None:
     """A parameter that is one of torchao's tensor subclasses."""
-    parameter = held_parameter(module, attribute)
+    parameter = own_parameter(module, attribute)
     if not of_class(parameter, _PACKAGE, "TorchAOBaseTensor"):
         return None
     form = f"{_PACKAGE} ({type(parameter).__name__})"

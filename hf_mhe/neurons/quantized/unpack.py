@@ -21,8 +21,8 @@ from hf_mhe.neurons.source import Get
 class Unpacked:
     """`shapes`: those of the tensors as they would be stored without quantization, by the names they would have.
 
-    `packed` are the weights among them that are made of other tensors, `unread` the tensors that take no part, each
-    with the reason; `why` is the reason for the first weight that cannot be read, None where all can.
+    `packed` are the weights among them that are made of other tensors, `unread` the tensors that are in no weight,
+    each with the reason; `why` is the reason for the first weight that cannot be read, None where all can.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -41,7 +41,7 @@ class Unpacked:
                 filter(None, (found.note, self._cast(), self.why and f"some weights are not read: {self.why}"))
             )
             or None,
-            codes=frozenset(packed.parts[0] for packed in self.packed.values() if packed.quantized),
+            codes=frozenset(packed.tensor_names[0] for packed in self.packed.values() if packed.quantized),
         )
 
     def _cast(self) -> str | None:
@@ -61,19 +61,19 @@ class Unpacked:
         packed = self.packed.get(name)
         if packed is None:
             return get(name)
-        parts = " + ".join(packed.parts)
+        sources = " + ".join(packed.tensor_names)
         try:
             made = packed.dequantize(get)
         except (RuntimeError, ValueError, AssertionError, LookupError) as error:  # whatever a library makes of damage
             said = " ".join(str(error).split())
-            raise MHEError(f"no {packed.form} weight can be made of {parts}: {said}") from error
+            raise MHEError(f"no {packed.form} weight can be made of {sources}: {said}") from error
         if tuple(made.shape) != packed.shape:
-            raise MHEError(f"{packed.form} makes a weight {tuple(made.shape)} of {parts}, expected {packed.shape}")
+            raise MHEError(f"{packed.form} makes a weight {tuple(made.shape)} of {sources}, expected {packed.shape}")
         return made
 
     def _stored_names(self, names: Iterable[str]) -> list[str]:
-        parts = ((self.packed[name].parts if name in self.packed else (name,)) for name in names)
-        return list(dict.fromkeys(name for of_name in parts for name in of_name))
+        found = ((self.packed[name].tensor_names if name in self.packed else (name,)) for name in names)
+        return list(dict.fromkeys(name for of_name in found for name in of_name))
 
     def _restored(self, group: NeuronGroup) -> NeuronGroup:
         used = [self.packed[name] for name in group.parameters if name in self.packed]
@@ -94,28 +94,28 @@ def unpack(tensors: Tensors) -> Unpacked:
     """
     first, left_over = ([each for each in FORMATS if each.left_over is last] for last in (False, True))
     found = [each for form in first for each in form.stored_weights(tensors)]
-    taken = {part for each in found for part in each.parts}
+    taken = {name for each in found for name in each.tensor_names}
     for form in first:
         form.check_complete(tensors, taken)
     for form in left_over:
         rest = {name: shape for name, shape in tensors.shapes.items() if name not in taken}
         more = list(form.stored_weights(replace(tensors, shapes=rest)))
         found += more
-        taken |= {part for each in more for part in each.parts}
+        taken |= {name for each in more for name in each.tensor_names}
 
     unread: dict[str, str] = {}
-    first_part: dict[str, Packed] = {}
+    by_values: dict[str, Packed] = {}
     for each in found:
         if isinstance(each, Packed):
-            first_part[each.parts[0]] = each
+            by_values[each.tensor_names[0]] = each
         else:
-            for part in each.parts:
-                if len(shape := tensors.shapes[part]) >= 2:
-                    unread[part] = Unseen.of_shape(each.reason, shape) if each.weights else each.reason
+            for name in each.tensor_names:
+                if len(shape := tensors.shapes[name]) >= 2:
+                    unread[name] = Unseen.of_shape(each.reason, shape) if each.weights else each.reason
     shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in tensors.shapes.items():
-        if name in first_part:
-            shapes[first_part[name].name] = first_part[name].shape
+        if name in by_values:
+            shapes[by_values[name].name] = by_values[name].shape
         elif name not in taken:
             shapes[name] = shape
     reasons = [each.reason for each in found if isinstance(each, Unread) and each.quantized]
