@@ -15,7 +15,7 @@ from hf_mhe.neurons.adapters.own import own_matrices
 from hf_mhe.neurons.adapters.visits import Visit, standing, visits
 from hf_mhe.neurons.find_weight import find_weight
 from hf_mhe.neurons.group import Coverage, NeuronGroup, Role, full_shape
-from hf_mhe.neurons.kinds.bare_parameters import why_not
+from hf_mhe.neurons.kinds.bare_parameters import why_no_neurons
 from hf_mhe.neurons.kinds.fused.row_splits import row_splits
 from hf_mhe.neurons.kinds.fused.split import RowSplit, heads, split
 from hf_mhe.neurons.kinds.pieces import pieces
@@ -65,20 +65,27 @@ def neuron_groups(
 ) -> list[NeuronGroup]:
     """The neuron groups of a model, in the order of its modules, bound to its live parameters.
 
-    `include` and `exclude` are globs on dotted names, or regular expressions after `re:` (see `select_groups`).
-    `trainable_only` keeps the groups of which a parameter requires grad; quantized weights are not trained, and their
-    layers are kept for their adapters alone. `output` names the output layers of a model
-    that does not tell them itself.
-
     Fused projections are taken apart: `h.0.attn.c_attn.q`, `.k`, `.v`, `mlp.gate_up_proj.gate`, `.up`; experts are
-    `mlp.experts.5.gate`, `.up`, `.down`. With `by_head` the queries, keys and values of each attention head are a
-    group of their own, `h.0.attn.c_attn.q.head.3`, where the attention module tells its heads.
+    `mlp.experts.5.gate`, `.up`, `.down`. A model with adapters of peft has the groups of the model without them.
 
-    A model with adapters of peft has the groups of the model without them. With `adapters="effective"` a layer's
-    weight is the one it computes with, `W + scaling * B A` for LoRA, differentiable into the adapter; adapters that
-    are disabled or not active take no part. With `adapters="own"` the layers have their base weights, and each matrix
-    of an active LoRA is a group of its own with one neuron for each of its ranks: `q_proj.lora_A.default` in input
-    space, `q_proj.lora_B.default` in output space.
+        >>> import torch, hf_mhe
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> [(group.name, group.n, group.d) for group in hf_mhe.neuron_groups(model)]
+        [('0', 16, 8), ('2', 4, 16)]
+
+    Args:
+        model: An `nn.Module`; wrappers such as DistributedDataParallel and `torch.compile` are looked through.
+        include: Globs on dotted names, or regular expressions after `re:` (see `select_groups`); None for all groups.
+        exclude: Likewise, of what is left out.
+        trainable_only: Keep the groups of which a parameter requires grad. Quantized weights are not trained, and
+            their layers are kept for their adapters alone.
+        output: Patterns that name the output layers of a model that does not say which they are.
+        by_head: Make the queries, keys and values of each attention head a group of their own,
+            `h.0.attn.c_attn.q.head.3`, where the attention module says which its heads are.
+        adapters: With "effective" a layer's weight is the one it computes with, `W + scaling * B A` for LoRA,
+            differentiable into the adapter; adapters that are disabled or not active take no part. With "own" the
+            layers have their base weights, and each matrix of an active LoRA is a group of its own with one neuron for
+            each of its ranks: `q_proj.lora_A.default` in input space, `q_proj.lora_B.default` in output space.
 
     Raises:
         MHEError: `model` is no `nn.Module`, a pattern matches nothing, `adapters` is neither of the two, or with
@@ -106,9 +113,19 @@ def coverage(
     """Every parameter of two or more dimensions of a model: in a neuron group, or skipped with the reason.
 
     Wrappers (DistributedDataParallel, torch.compile, a DeepSpeed engine) are looked through, and are not in the names.
-    Those of peft are not in the names of groups, but in those of parameters. `output`, `by_head` and `adapters` are
-    those of `neuron_groups`. With `trainable_only`, what is not trained is skipped, with the reason: frozen, or
-    quantized, and how.
+    Those of peft are not in the names of groups, but in those of parameters.
+
+        >>> import torch, hf_mhe
+        >>> found = hf_mhe.coverage(torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 1)))
+        >>> [group.name for group in found.groups], found.skipped
+        (['0'], {'1.weight': 'one neuron only: energy needs at least two'})
+
+    Args:
+        model: An `nn.Module`.
+        output: As in `neuron_groups`, like `by_head` and `adapters`.
+        by_head: As in `neuron_groups`.
+        adapters: As in `neuron_groups`.
+        trainable_only: Skip what is not trained, with the reason: frozen, or quantized, and how.
 
     Raises:
         MHEError: `model` is no `nn.Module`, a pattern of `output` matches nothing, or `adapters` is not known.
@@ -339,4 +356,4 @@ def _unread(root: nn.Module, path: str, attribute: str, parameter: Tensor) -> st
         attribute = f"{path.rpartition('.')[2]}.{attribute}"
     else:
         owner = module
-    return why_not(owner, attribute, full_shape(parameter))
+    return why_no_neurons(owner, attribute, full_shape(parameter))

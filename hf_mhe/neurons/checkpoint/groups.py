@@ -41,21 +41,29 @@ def checkpoint_groups(
 ) -> Coverage:
     """The neuron groups of a checkpoint: the same names, roles, n, d and order as of the model that loads it.
 
-    `shapes` maps each tensor's name to its shape, `config` is the parsed config.json. The class that the config names
-    (`declared`: the one that the index of a pipeline or of a sentence-transformers folder names) is built on the meta
-    device, without weights and without code from outside transformers, diffusers, timm and sentence-transformers;
-    names are matched by the rules the library loads by. Every tensor of two or more dimensions is in a group or in
-    `skipped`, and every weight that the model has and the checkpoint does not is in `skipped` too. Where two tied
-    names are both stored, `get` reads them, and they are one matrix only if they are equal, as loading ties them;
-    without `get` they are taken to be equal. Where no class is known, groups are made by shape, kind "unknown", and
-    `note` says why. `by_head` is that of `neuron_groups`. Groups that share tensors follow each other, so that reading
-    them in order reads each tensor once.
+    The class that the config names is built on the meta device, without weights and without code from outside
+    transformers, diffusers, timm and sentence-transformers; names are matched by the rules the library loads by. Every
+    tensor of two or more dimensions is in a group or in `skipped`, and every weight that the model has and the
+    checkpoint does not is in `skipped` too. Where no class is known, groups are made by shape, kind "unknown", and
+    `note` says why. Groups that share tensors follow each other: building them in order with one `WeightCache` reads
+    each tensor once.
 
     Quantized weights are read as the numbers that they stand for, and their groups name the tensors that they are made
-    of. They are found by the tensors' `dtypes` (name -> safetensors dtype), the files' `metadata`, and the config's
-    `quantization_config`; `get` reads the small tensors in which some formats keep the shapes of the others. So are
-    weights that are stored pruned or normed. What wrappers of training put before the names is looked through, and
-    `note` says what it was.
+    of; so are weights that are stored pruned or normed. What wrappers of training put before the names is looked
+    through, and `note` says what it was.
+
+    Args:
+        shapes: The shape of each tensor, by its name.
+        config: The parsed config.json; None where there is none.
+        include: As in `neuron_groups`, like `exclude` and `by_head`.
+        exclude: As in `neuron_groups`.
+        dtypes: The tensors' dtypes as safetensors spells them, by name; quantized weights are found by them.
+        by_head: As in `neuron_groups`.
+        declared: The class that the index of a pipeline or of a sentence-transformers folder names for the checkpoint.
+        metadata: That of the files' headers, in which some formats say how their tensors go together.
+        get: Reads a tensor by its name. Where two tied names are both stored, they are one matrix only if they are
+            equal, as loading ties them; without `get` they are taken to be equal. It also reads the small tensors in
+            which some formats keep the shapes of the others.
 
     Raises:
         MHEError: a tensor's shape is not its module's, the config builds no model, a pattern matches nothing, the

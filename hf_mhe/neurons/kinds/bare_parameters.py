@@ -117,7 +117,7 @@ def _table_axes(module: nn.Module, name: str, shape: tuple[int, ...]) -> ByAxes 
     return ByAxes(neurons, (coordinates,))
 
 
-def why_not(module: nn.Module, name: str, shape: tuple[int, ...]) -> str:
+def why_no_neurons(module: nn.Module, name: str, shape: tuple[int, ...]) -> str:
     """Why a parameter of a module (of a list of its own: `list.0`) is no neuron group."""
     rank, cls = f"{len(shape)}-dimensional", type(module).__name__
     own = name.partition(".")[0]
