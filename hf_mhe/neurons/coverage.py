@@ -20,11 +20,11 @@ from hf_mhe.neurons.kinds.fused.row_splits import row_splits
 from hf_mhe.neurons.kinds.fused.split import RowSplit, heads, split
 from hf_mhe.neurons.kinds.pieces import pieces
 from hf_mhe.neurons.kinds.registry import TABLES, Piece
-from hf_mhe.neurons.model.held import held_refusal
 from hf_mhe.neurons.model.identity import identity
 from hf_mhe.neurons.model.offloaded import offloaded_ties
 from hf_mhe.neurons.model.peft_layers import is_adapter_layer
 from hf_mhe.neurons.model.still_bound import Binding
+from hf_mhe.neurons.model.storage import storage_refusal
 from hf_mhe.neurons.model.unwrap import bare, clean, unwrap
 from hf_mhe.neurons.model.weight import Weight, attribute_at
 from hf_mhe.neurons.patterns import Patterns, matching, select_groups
@@ -236,7 +236,7 @@ def _group(root: nn.Module, uses: list[_Use], names: dict[int, list[str]], outpu
     if use.weight.refusal is not None:
         raise _RefusedError(parameters, Unseen.of_shape(use.weight.refusal, shapes[0]))
     for name, tensor in zip(use.weight.tensor_names, tensors, strict=True):
-        if name not in use.weight.fixed and (unread := held_refusal(tensor)) is not None:
+        if name not in use.weight.fixed and (unread := storage_refusal(tensor)) is not None:
             raise _RefusedError(parameters, unread)
     n, d = _matrix_shape(use, tensors, shapes, parameters)
     reason = size_refusal(n, d)

@@ -219,7 +219,7 @@ class NeuronGroup:
         if isinstance(tensor, _UNINITIALIZED):
             raise MHEError(f"{where}: {LAZY}")
         if tensor.layout is not torch.strided:
-            raise MHEError(f"{where} is held as {tensor.layout}, without directions of its rows; make it dense")
+            raise MHEError(f"{where} is stored as {tensor.layout}, without directions of its rows; make it dense")
         if tensor.is_meta:
             raise MHEError(f"{where} is on the meta device and has no values; load the weights first")
         if is_dtensor(tensor):

@@ -65,9 +65,9 @@ def refuses(layer: Any, active: tuple[str, ...], base_layer: nn.Module) -> str |
         variant = type(layer.lora_variant.get(adapter)).__name__
         if variant not in ("NoneType", *_DORA, *_PLAIN):
             return f"the weight of {variant.removesuffix('Variant')} is not known: call merge_adapter(), if it can"
-        for told in ("dilation", "padding_mode") if adapter in layer.lora_A else ():
-            if getattr(base_layer, told, None) != getattr(layer.lora_A[adapter], told, None):
-                return f"peft's LoRA has another {told} than its convolution, so there is no one weight"
+        for setting in ("dilation", "padding_mode") if adapter in layer.lora_A else ():
+            if getattr(base_layer, setting, None) != getattr(layer.lora_A[adapter], setting, None):
+                return f"peft's LoRA has another {setting} than its convolution, so there is no one weight"
     if getattr(base_layer, "groups", 1) > 1:
         return "peft's LoRA of a grouped convolution mixes the groups, so there is no one weight of the layer's shape"
     return None

@@ -5,7 +5,7 @@ own module has every name of the model with something before it.
 
 Note [Which prefix]. What torch's own wrappers add is known and goes wherever it stands, unless the model that the
 config describes has such a name itself. Any other (`model.` of a Lightning module, `student.`) goes only where a
-config tells the names, and the model takes more of them without it. Where two prefixes do equally well (a student and
+config gives the names, and the model takes more of them without it. Where two prefixes do equally well (a student and
 a teacher), neither is taken: nothing says which one is the model.
 """
 

@@ -6,7 +6,7 @@ place; a state dict that was saved meanwhile has those, and the model that a con
 Note [Parts that the model itself has]. Some models are built with a norm (wav2vec2's positional convolution), and load
 its parts by their own names. Those stay as they are: the model's own module makes the weight of them.
 
-Note [The dimension of a weight norm] is told by the shape of the lengths: it is 1 along every axis that a length is
+Note [The dimension of a weight norm] is given by the shape of the lengths: it is 1 along every axis that a length is
 taken over.
 """
 
@@ -100,7 +100,7 @@ def _spectral(tensors: Tensors, name: str) -> Packed | None:
 
 
 def _over_sigma(get: Get, names: tuple[str, ...]) -> Tensor:
-    """The axis that torch unfolds a matrix along is the one that the left vector is as long as."""
+    """The axis that torch unfolds a matrix along has the length of the left vector."""
     stored, left, right = (widened(get(name)) for name in names)
     axis = next((axis for axis, length in enumerate(stored.shape) if length == len(left)), 0)
     sigma = torch.dot(left, stored.movedim(axis, 0).flatten(1).mv(right))

@@ -54,7 +54,7 @@ def live_weight(module: nn.Module, attribute: str) -> Weight | None:
 
 
 def _parametrized(module: Any, attribute: str) -> Weight | None:
-    """A parameter under `bitsandbytes.nn.parametrize`, which is how stacks of experts are held in 4 bits."""
+    """A parameter under `bitsandbytes.nn.parametrize`, which is how stacks of experts are stored in 4 bits."""
     chain = module.parametrizations[attribute]
     if len(chain) != 1 or not of_class(chain[0], _PACKAGE, "Bnb4bitParametrization"):
         return None

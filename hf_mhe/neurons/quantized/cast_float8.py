@@ -3,8 +3,8 @@
 Note [Cast or quantized]. `model.to(torch.float8_e4m3fn)` leaves nothing but rounded values, while every quantizer that
 writes float8 keeps scales beside it. So where a config describes the model and names no quantization, and no scale
 stands beside the values, they are the weight. With a scale beside them it is a quantized weight that lost its
-description: to multiply or to divide, by rows or by columns, is not told, and nothing is guessed. Without a config it
-cannot be told whether the scales are in another file.
+description: to multiply or to divide, by rows or by columns, is not known, and nothing is guessed. Without a config it
+cannot be known whether the scales are in another file.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def live_weight(module: nn.Module, attribute: str) -> Weight | None:
     values = own_parameter(module, attribute)
     if values is None or values.dtype not in _TORCH_DTYPES:
         return None
-    held = {**module._parameters, **module._buffers}
-    others = (name for name, tensor in held.items() if tensor is not None and tensor.dtype not in _TORCH_DTYPES)
+    registered = {**module._parameters, **module._buffers}
+    others = (name for name, tensor in registered.items() if tensor is not None and tensor.dtype not in _TORCH_DTYPES)
     scale = next(filter(_is_scale, others), None)
     if scale is not None:
-        return unreadable((attribute,), "float8", f"how it makes a weight with {scale} beside it is not told")
+        return unreadable((attribute,), "float8", f"how it makes a weight with {scale} beside it is not known")
     return quantized_weight(
         (attribute,), tuple(values.shape), torch.float32, FORM, lambda tensors: tensors[attribute].float()
     )

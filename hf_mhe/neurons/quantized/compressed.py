@@ -33,7 +33,7 @@ def live_weight(module: nn.Module, attribute: str) -> Weight | None:
     shape = _shape_of(module)
     if shape is None:
         return None
-    names = tuple(name for held in (module._parameters, module._buffers) for name in held if name.startswith("weight"))
+    names = tuple(name for name in (*module._parameters, *module._buffers) if name.startswith("weight"))
     form = f"{_METHOD} ({getattr(scheme.format, 'value', scheme.format)})"
 
     def check() -> None:
@@ -158,10 +158,10 @@ def _scheme(tensors: Tensors, module: str, groups: list[Any]) -> Any:
 
 
 def _shape(tensors: Tensors, module: str, names: tuple[str, ...], scheme: Any, form: str) -> tuple[int, ...]:
-    """The weight's own shape, as its format stores it or as its values tell it.
+    """The weight's own shape, as its format stores it or as its values show it.
 
     Raises:
-        MHEError: the shape is not told, or the values or the scales do not fit it.
+        MHEError: the shape is not known, or the values or the scales do not fit it.
     """
     values, stored = names[0], tensors.shapes[names[0]]
     bits, shape = int(scheme.weights.num_bits), stored
@@ -172,8 +172,8 @@ def _shape(tensors: Tensors, module: str, names: tuple[str, ...], scheme: Any, f
     elif values.endswith(".weight_packed"):
         if bits not in (4, 8) or tensors.dtype(values) not in (None, "U8", "I8"):
             raise MHEError(
-                f"tensor {values!r} of shape {stored} holds {bits}-bit values, and {module}.weight_shape, which tells "
-                "the weight's shape, is not in the checkpoint"
+                f"tensor {values!r} of shape {stored} stores {bits}-bit values, and {module}.weight_shape, which "
+                "gives the weight's shape, is not in the checkpoint"
             )
         shape = (*stored[:-1], stored[-1] * 8 // bits)
     grid = tensors.shape(f"{module}.weight_scale", values, form)

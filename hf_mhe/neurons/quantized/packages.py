@@ -62,8 +62,8 @@ def codes_in_buffers(module: nn.Module) -> dict[str, str]:
     for name, buffer in module._buffers.items():
         if buffer is None or buffer.ndim < 2 or "weight" not in name or buffer.dtype not in _CODE_DTYPES:
             continue
-        held = f"{str(buffer.dtype).removeprefix('torch.')} codes of {type(module).__name__}"
-        found[name] = f"{held}: its format is not read: analyze the model that its package dequantizes"
+        what = f"{str(buffer.dtype).removeprefix('torch.')} codes of {type(module).__name__}"
+        found[name] = f"{what}: its format is not read: analyze the model that its package dequantizes"
     return found
 
 

@@ -61,7 +61,7 @@ class Tensors:
 
     `config` is the config's `quantization_config`, `metadata` that of the files' headers, and `get` reads a tensor
     (None: nothing can be read yet). `classes_of` names the class of a module and its bases, by its dotted name;
-    `loaded_as` tells what a stored tensor is called in the model that loads it, and `role` whether it is a "parameter"
+    `loaded_as` says what a stored tensor is called in the model that loads it, and `role` whether it is a "parameter"
     or a "buffer" there, "" where the model does not take it or is not known.
     """
 
