@@ -4,8 +4,9 @@ Knows modules, names and shapes; computes no energy.
 """
 
 from hf_mhe.neurons.checkpoint.groups import checkpoint_groups
-from hf_mhe.neurons.coverage import Adapters, coverage, neuron_groups
+from hf_mhe.neurons.coverage import coverage, neuron_groups
 from hf_mhe.neurons.group import Coverage, NeuronGroup, Role
+from hf_mhe.neurons.matrices import Adapters
 from hf_mhe.neurons.model.unwrap import unwrap
 from hf_mhe.neurons.patterns import select_groups
 from hf_mhe.neurons.weight_cache import WeightCache

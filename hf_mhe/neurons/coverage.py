@@ -2,55 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import get_args
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hf_mhe.errors import MHEError
-from hf_mhe.neurons.adapters.own import own_matrices
 from hf_mhe.neurons.adapters.visits import Visit, standing, visits
-from hf_mhe.neurons.find_weight import find_weight
 from hf_mhe.neurons.group import Coverage, NeuronGroup, Role, full_shape
 from hf_mhe.neurons.kinds.bare_parameters import why_no_neurons
 from hf_mhe.neurons.kinds.fused.row_splits import row_splits
-from hf_mhe.neurons.kinds.fused.split import RowSplit, heads, split
-from hf_mhe.neurons.kinds.pieces import pieces
-from hf_mhe.neurons.kinds.registry import TABLES, Piece
-from hf_mhe.neurons.model.identity import identity
+from hf_mhe.neurons.kinds.registry import TABLES
+from hf_mhe.neurons.matrices import Adapters, MatrixUse, NoGroupError, matrices, matrix_shape, tensors_of
 from hf_mhe.neurons.model.offloaded import offloaded_ties
 from hf_mhe.neurons.model.peft_layers import is_adapter_layer
 from hf_mhe.neurons.model.still_bound import Binding
 from hf_mhe.neurons.model.storage import storage_refusal
 from hf_mhe.neurons.model.unwrap import bare, clean, unwrap
-from hf_mhe.neurons.model.weight import Weight, attribute_at
+from hf_mhe.neurons.model.weight import attribute_at
 from hf_mhe.neurons.patterns import Patterns, matching, select_groups
 from hf_mhe.neurons.quantized.formats import unread_live
 from hf_mhe.neurons.reasons import LAZY, Unseen, size_refusal
 from hf_mhe.neurons.roles import output_modules
 from hf_mhe.neurons.source import Source, StoredTensor
 from hf_mhe.neurons.untrained import check_asked, nothing_but_quantized, why_untrained
-
-Adapters = Literal["effective", "own"]
-
-
-@dataclass(frozen=True)
-class _Use:
-    """One module's use of a matrix; tied weights have several.
-
-    `path` and `module` are those that store the weight, `name` and `layer` the user's: of an adapted layer, the
-    base layer.
-    """
-
-    path: str
-    module: nn.Module
-    name: str
-    layer: nn.Module
-    piece: Piece
-    weight: Weight
 
 
 def neuron_groups(
@@ -150,10 +127,10 @@ def coverage(
 
     groups: list[NeuronGroup] = []
     refused: dict[str, str] = {}
-    for uses in _matrices(visited, splits, by_head, adapters, ties):
+    for uses in matrices(visited, splits, by_head, adapters, ties):
         try:
             group = _group(root, uses, names, outputs)
-        except _RefusedError as refusal:
+        except NoGroupError as refusal:
             refused.update(dict.fromkeys(refusal.parameters, refusal.reason))
         else:
             groups.append(group)
@@ -168,80 +145,21 @@ def coverage(
     return Coverage(groups, _skipped(root, visited, groups, refused, names))
 
 
-class _RefusedError(Exception):
-    """A matrix that is no neuron group, and why."""
-
-    def __init__(self, parameters: tuple[str, ...], reason: str) -> None:
-        super().__init__(reason)
-        self.parameters = parameters
-        self.reason = reason
-
-
-def _matrices(
-    visited: Iterable[Visit],
-    splits: Mapping[int, RowSplit],
-    by_head: bool,
-    adapters: Adapters,
-    ties: Mapping[int, Tensor],
-) -> Iterable[list[_Use]]:
-    """The uses of each matrix, in the order of first use."""
-    matrices: dict[Hashable, list[_Use]] = {}
-    for visit in visited:
-        for use in _uses(visit, adapters):
-            found = (attribute_at(use.module, name) for name in use.weight.tensor_names)
-            tensors = [ties.get(id(tensor), tensor) for tensor in found]
-            for piece in _split(use, splits.get(id(use.layer)), by_head):
-                key = identity(use.weight, tensors, piece.layout)
-                matrices.setdefault(key, []).append(replace(use, piece=piece))
-    return matrices.values()
-
-
-def _uses(visit: Visit, adapters: Adapters) -> Iterator[_Use]:
-    """The weights that one module holds; an adapter layer has its base layer's weights, or its own matrices."""
-    adapted = is_adapter_layer(visit.module)
-    if adapted and adapters == "own":
-        for piece, weight in own_matrices(visit.module):
-            yield _Use(visit.path, visit.module, visit.name, visit.module, piece, weight)
-    elif visit.aside is None and not (visit.below_adapter and adapters == "effective"):
-        layer = bare(visit.module) if adapted else visit.module
-        for piece in pieces(layer):
-            found = find_weight(visit.module, piece.weight)
-            if found is not None:
-                yield _Use(visit.path, visit.module, visit.name, layer, piece, found)
-
-
-def _split(use: _Use, row_split: RowSplit | None, by_head: bool) -> Iterator[Piece]:
-    """The pieces of one use: its projections, where its layer is fused, and of each its heads, where asked for."""
-    if row_split is None and not (by_head and use.piece.head):
-        yield use.piece
-        return
-    for piece in split(use.piece, row_split, _rows(use)):
-        yield from heads(piece, _rows(replace(use, piece=piece))) if by_head else (piece,)
-
-
-def _rows(use: _Use) -> int:
-    """How many neurons a use has; 0 where its tensors do not fit, which `_group` then says."""
-    try:
-        return _matrix_shape(use, *_tensors_of(use), ())[0]
-    except _RefusedError:
-        return 0
-
-
-def _group(root: nn.Module, uses: list[_Use], names: dict[int, list[str]], outputs: set[int]) -> NeuronGroup:
+def _group(root: nn.Module, uses: list[MatrixUse], names: dict[int, list[str]], outputs: set[int]) -> NeuronGroup:
     use = next((use for use in uses if use.piece.kind in TABLES), uses[0])
-    tensors, shapes = _tensors_of(use)
+    tensors, shapes = tensors_of(use)
     own_names = _own_names(use)
     others = [other for other in uses if other is not use]
     parameters = tuple(dict.fromkeys(name for each in (use, *others) for name in _parameters(each, names)))
     if use.weight.refusal is not None:
-        raise _RefusedError(parameters, Unseen.of_shape(use.weight.refusal, shapes[0]))
+        raise NoGroupError(parameters, Unseen.of_shape(use.weight.refusal, shapes[0]))
     for name, tensor in zip(use.weight.tensor_names, tensors, strict=True):
         if name not in use.weight.fixed and (unread := storage_refusal(tensor)) is not None:
-            raise _RefusedError(parameters, unread)
-    n, d = _matrix_shape(use, tensors, shapes, parameters)
+            raise NoGroupError(parameters, unread)
+    n, d = matrix_shape(use, tensors, shapes, parameters)
     reason = size_refusal(n, d)
     if reason is not None:
-        raise _RefusedError(parameters, reason)
+        raise NoGroupError(parameters, reason)
     role: Role = "hidden"
     if use.piece.kind in TABLES:
         role = "embedding"
@@ -272,45 +190,19 @@ def _group(root: nn.Module, uses: list[_Use], names: dict[int, list[str]], outpu
     )
 
 
-def _own_names(use: _Use) -> list[str]:
+def _own_names(use: MatrixUse) -> list[str]:
     return [clean(f"{use.path}.{name}".lstrip(".")) for name in use.weight.tensor_names]
 
 
-def _parameters(use: _Use, names: dict[int, list[str]]) -> Iterator[str]:
+def _parameters(use: MatrixUse, names: dict[int, list[str]]) -> Iterator[str]:
     """The names of the parameters of a use, each with its other names behind it."""
-    for name, tensor in zip(_own_names(use), _tensors_of(use)[0], strict=True):
+    for name, tensor in zip(_own_names(use), tensors_of(use)[0], strict=True):
         if isinstance(tensor, nn.Parameter):
             yield name
             yield from (other for other in names.get(id(tensor), ()) if other != name)
 
 
-def _tensors_of(use: _Use) -> tuple[list[Tensor], tuple[tuple[int, ...], ...]]:
-    """The tensors that a use is made of, with their whole shapes; () for one that has none yet."""
-    tensors = [attribute_at(use.module, name) for name in use.weight.tensor_names]
-    return tensors, tuple(() if is_lazy(tensor) else full_shape(tensor) for tensor in tensors)
-
-
-def _matrix_shape(
-    use: _Use, tensors: list[Tensor], shapes: tuple[tuple[int, ...], ...], parameters: tuple[str, ...]
-) -> tuple[int, int]:
-    """(n, d), from the very transform that makes the matrix, on tensors without storage."""
-    blank = [torch.empty(shape, dtype=t.dtype, device="meta") for t, shape in zip(tensors, shapes, strict=True)]
-    try:
-        with torch.no_grad():
-            make = use.weight.outline or use.weight.combine
-            matrix = use.piece.layout(make(dict(zip(use.weight.tensor_names, blank, strict=True))))
-    except (RuntimeError, IndexError, ValueError) as error:
-        reason = f"shapes {', '.join(map(str, shapes))} do not fit {use.piece.kind} of {type(use.layer).__name__}"
-        raise _RefusedError(
-            parameters, Unseen.of_shape(f"{reason}: {str(error).splitlines()[0]}", shapes[0])
-        ) from error
-    if matrix.ndim != 2:
-        rank = f"{use.piece.kind} of {type(use.layer).__name__} gives rank {matrix.ndim}, not 2"
-        raise _RefusedError(parameters, Unseen.of_shape(rank, shapes[0]))
-    return matrix.shape[0], matrix.shape[1]
-
-
-def _dotted(use: _Use) -> str:
+def _dotted(use: MatrixUse) -> str:
     """The group's name; a model that is itself one layer lends it the name of its class."""
     return ".".join(part for part in (use.name, use.piece.suffix) if part) or type(use.layer).__name__
 
