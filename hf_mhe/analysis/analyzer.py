@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from hf_mhe._version import __version__
 from hf_mhe.analysis.checkpoint.file_names import listed
-from hf_mhe.analysis.checkpoint.location import unmerged_refusal
 from hf_mhe.analysis.checkpoint.masks import MASK
-from hf_mhe.analysis.checkpoint.reader import CheckpointReader, check_finite, open_checkpoint
+from hf_mhe.analysis.checkpoint.reader import check_finite, open_checkpoint
+from hf_mhe.analysis.checkpoint.stored_groups import StoredGroups
 from hf_mhe.analysis.in_memory import Pipeline, as_module
 from hf_mhe.analysis.report.group_energy import GroupEnergy
 from hf_mhe.analysis.report.report import EnergyReport
@@ -22,9 +22,7 @@ from hf_mhe.analysis.report.unseen import unseen_note, unseen_share
 from hf_mhe.energy import EnergyScore, PairStatistics, Potential, energy_score, pair_statistics
 from hf_mhe.energy.statistics import check_duplicate_cosine
 from hf_mhe.errors import MHEError
-from hf_mhe.neurons import Adapters, Coverage, NeuronGroup, Shared, below, checkpoint_groups, coverage, select_groups
-from hf_mhe.neurons.adapters.keys import UnmergedAdapterError
-from hf_mhe.neurons.reasons import Unseen
+from hf_mhe.neurons import Adapters, Coverage, NeuronGroup, WeightCache, coverage, select_groups
 
 Progress = Callable[[int, int, str], None]
 Patterns = str | Sequence[str] | None
@@ -80,7 +78,7 @@ def analyze(
         if revision is not None:
             raise MHEError(f"revision {revision!r} was given for a model in memory: only Hub repositories have any")
         found = coverage(module, by_head=by_head, adapters=adapters)
-        return _report(type(model).__name__, None, found, _live_reader(), settings)
+        return _report(type(model).__name__, None, found, _live_matrices(), settings)
     if not isinstance(model, (str, os.PathLike)):
         raise MHEError(
             "analyze takes a torch.nn.Module, a diffusers pipeline, a path or a Hub repo id, "
@@ -89,11 +87,10 @@ def analyze(
     if adapters != "effective":
         raise MHEError(f"adapters={adapters!r} was given for a checkpoint: only a model in memory has any adapters")
     with open_checkpoint(model, revision=revision, token=token, cache_dir=cache_dir) as reader:
-        found = _checkpoint_coverage(reader, by_head)
-        get = _remember_last(reader.get)
+        stored = StoredGroups(reader, by_head)
         location = reader.location
         settings = replace(settings, stored=frozenset(reader.tensors))
-        return _report(location.source, location.revision, found, lambda group: _stored_matrix(group, get), settings)
+        return _report(location.source, location.revision, stored.coverage, stored.matrix, settings)
 
 
 @dataclass(frozen=True)
@@ -109,72 +106,16 @@ class _Settings:
     """Names of a checkpoint's tensors."""
 
 
-def _checkpoint_coverage(reader: CheckpointReader, by_head: bool) -> Coverage:
-    if reader.components:
-        return _components_coverage(reader, by_head)
-    try:
-        found = checkpoint_groups(
-            reader.shapes(),
-            reader.config,
-            dtypes=reader.dtypes(),
-            by_head=by_head,
-            declared=reader.location.declared,
-            metadata=reader.metadata,
-            get=reader.get,
-        )
-    except UnmergedAdapterError as error:
-        raise MHEError(unmerged_refusal(reader.location, error)) from error
-    reader.codes = found.codes
-    reader.may_hold_masks = all(group.kind == "unknown" for group in found.groups)
-    return found
+def _live_matrices() -> Callable[[NeuronGroup], Tensor]:
+    """The matrix of a group of a model; a weight that several are cut from is made once."""
+    cache = WeightCache()
 
+    def matrix(group: NeuronGroup) -> Tensor:
+        made = group.matrix(cache)
+        check_finite(made, f"parameter {' / '.join(group.parameters)}")
+        return made
 
-def _components_coverage(reader: CheckpointReader, by_head: bool) -> Coverage:
-    groups: list[NeuronGroup] = []
-    skipped: dict[str, str] = {name: Unseen(reason) for name, reason in reader.location.left_out.items()}
-    notes = [f"{name} is left out: {reason}" for name, reason in skipped.items()]
-    for name, component in reader.components.items():
-        found = below(name, _checkpoint_coverage(component, by_head))
-        groups += found.groups
-        skipped.update(found.skipped)
-        notes += [found.note] if found.note else []
-    return Coverage(groups, skipped, "; ".join(notes) or None)
-
-
-def _live_reader() -> Callable[[NeuronGroup], Tensor]:
-    """Read live groups in their order, making a weight that several are cut from once, and holding only the last."""
-    shared: Shared = {}
-
-    def read(group: NeuronGroup) -> Tensor:
-        if len(shared) > 1:
-            shared.clear()
-        matrix = group.matrix(shared)
-        check_finite(matrix, f"parameter {' / '.join(group.parameters)}")
-        return matrix
-
-    return read
-
-
-def _stored_matrix(group: NeuronGroup, get: Callable[[str], Tensor]) -> Tensor:
-    matrix = group.build(get)
-    # What was read was checked; what codes and scales, or lengths and directions, make of each other was not.
-    if group.quantized is not None or len(group.parameters) > 1:
-        made = "dequantized" if group.quantized is not None else "put together"
-        check_finite(matrix, f"{' + '.join(group.parameters)}, {made},")
     return matrix
-
-
-def _remember_last(get: Callable[[str], Tensor]) -> Callable[[str], Tensor]:
-    """Read a tensor that several groups share (fused projections, experts) once, still holding only one at a time."""
-    last: dict[str, Tensor] = {}
-
-    def read(name: str) -> Tensor:
-        if name not in last:
-            last.clear()
-            last[name] = get(name)
-        return last[name]
-
-    return read
 
 
 def _report(

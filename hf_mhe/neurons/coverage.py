@@ -2,70 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import get_args
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hf_mhe.errors import MHEError
-from hf_mhe.neurons.adapters import effective as _effective  # noqa: F401  # it registers its weights
-from hf_mhe.neurons.adapters.own import own_matrices
 from hf_mhe.neurons.adapters.visits import Visit, standing, visits
-from hf_mhe.neurons.group import NeuronGroup, Role, Source, StoredTensor, full_shape
-from hf_mhe.neurons.kinds.bare_parameters import why_not
+from hf_mhe.neurons.group import Coverage, NeuronGroup, Role, full_shape
+from hf_mhe.neurons.kinds.bare_parameters import why_no_neurons
 from hf_mhe.neurons.kinds.fused.row_splits import row_splits
-from hf_mhe.neurons.kinds.fused.split import RowSplit, heads, split
-from hf_mhe.neurons.kinds.pieces import pieces
-from hf_mhe.neurons.kinds.registry import TABLES, Piece
-from hf_mhe.neurons.model.held import held_refusal
-from hf_mhe.neurons.model.identity import identity
+from hf_mhe.neurons.kinds.registry import TABLES
+from hf_mhe.neurons.matrices import Adapters, MatrixUse, NoGroupError, matrices, matrix_shape, tensors_of
 from hf_mhe.neurons.model.offloaded import offloaded_ties
 from hf_mhe.neurons.model.peft_layers import is_adapter_layer
 from hf_mhe.neurons.model.still_bound import Binding
+from hf_mhe.neurons.model.storage import storage_refusal
 from hf_mhe.neurons.model.unwrap import bare, clean, unwrap
-from hf_mhe.neurons.model.weight import Weight, attribute_at, find_weight
+from hf_mhe.neurons.model.weight import attribute_at
 from hf_mhe.neurons.patterns import Patterns, matching, select_groups
-from hf_mhe.neurons.quantized import layers as _layers  # noqa: F401  # it registers its weights
-from hf_mhe.neurons.quantized.live import codes_in_buffers
-from hf_mhe.neurons.quantized.mxfp4 import held_for_a_kernel
+from hf_mhe.neurons.quantized.formats import unread_live
 from hf_mhe.neurons.reasons import LAZY, Unseen, size_refusal
 from hf_mhe.neurons.roles import output_modules
+from hf_mhe.neurons.source import Source, StoredTensor
 from hf_mhe.neurons.untrained import check_asked, nothing_but_quantized, why_untrained
-
-Adapters = Literal["effective", "own"]
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """All parameters of two or more dimensions: in `groups`, or in `skipped` as {parameter name: reason}.
-
-    `note` says why a checkpoint's groups could only be made by shape, or why not all of its weights can be read; None
-    where there is nothing to say. `codes` names those tensors of a quantized checkpoint whose bytes are no numbers.
-    """
-
-    groups: list[NeuronGroup]
-    skipped: dict[str, str]
-    note: str | None = None
-    codes: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class _Use:
-    """One module's use of a matrix; tied weights have several.
-
-    `path` and `module` are those that hold the weight's parts, `name` and `layer` the user's: of an adapted layer, the
-    base layer.
-    """
-
-    path: str
-    module: nn.Module
-    name: str
-    layer: nn.Module
-    piece: Piece
-    weight: Weight
 
 
 def neuron_groups(
@@ -80,20 +42,27 @@ def neuron_groups(
 ) -> list[NeuronGroup]:
     """The neuron groups of a model, in the order of its modules, bound to its live parameters.
 
-    `include` and `exclude` are globs on dotted names, or regular expressions after `re:` (see `select_groups`).
-    `trainable_only` keeps the groups of which a parameter requires grad; quantized weights are not trained, and their
-    layers are kept for their adapters alone. `output` names the output layers of a model
-    that does not tell them itself.
-
     Fused projections are taken apart: `h.0.attn.c_attn.q`, `.k`, `.v`, `mlp.gate_up_proj.gate`, `.up`; experts are
-    `mlp.experts.5.gate`, `.up`, `.down`. With `by_head` the queries, keys and values of each attention head are a
-    group of their own, `h.0.attn.c_attn.q.head.3`, where the attention module tells its heads.
+    `mlp.experts.5.gate`, `.up`, `.down`. A model with adapters of peft has the groups of the model without them.
 
-    A model with adapters of peft has the groups of the model without them. With `adapters="effective"` a layer's
-    weight is the one it computes with, `W + scaling * B A` for LoRA, differentiable into the adapter; adapters that
-    are disabled or not active take no part. With `adapters="own"` the layers have their base weights, and each matrix
-    of an active LoRA is a group of its own with one neuron for each of its ranks: `q_proj.lora_A.default` in input
-    space, `q_proj.lora_B.default` in output space.
+        >>> import torch, hf_mhe
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> [(group.name, group.n, group.d) for group in hf_mhe.neuron_groups(model)]
+        [('0', 16, 8), ('2', 4, 16)]
+
+    Args:
+        model: An `nn.Module`; wrappers such as DistributedDataParallel and `torch.compile` are looked through.
+        include: Globs on dotted names, or regular expressions after `re:` (see `select_groups`); None for all groups.
+        exclude: Likewise, of what is left out.
+        trainable_only: Keep the groups of which a parameter requires grad. Quantized weights are not trained, and
+            their layers are kept for their adapters alone.
+        output: Patterns that name the output layers of a model that does not say which they are.
+        by_head: Make the queries, keys and values of each attention head a group of their own,
+            `h.0.attn.c_attn.q.head.3`, where the attention module says which its heads are.
+        adapters: With "effective" a layer's weight is the one it computes with, `W + scaling * B A` for LoRA,
+            differentiable into the adapter; adapters that are disabled or not active take no part. With "own" the
+            layers have their base weights, and each matrix of an active LoRA is a group of its own with one neuron for
+            each of its ranks: `q_proj.lora_A.default` in input space, `q_proj.lora_B.default` in output space.
 
     Raises:
         MHEError: `model` is no `nn.Module`, a pattern matches nothing, `adapters` is neither of the two, or with
@@ -121,9 +90,19 @@ def coverage(
     """Every parameter of two or more dimensions of a model: in a neuron group, or skipped with the reason.
 
     Wrappers (DistributedDataParallel, torch.compile, a DeepSpeed engine) are looked through, and are not in the names.
-    Those of peft are not in the names of groups, but in those of parameters. `output`, `by_head` and `adapters` are
-    those of `neuron_groups`. With `trainable_only`, what is not trained is skipped, with the reason: frozen, or
-    quantized, and how.
+    Those of peft are not in the names of groups, but in those of parameters.
+
+        >>> import torch, hf_mhe
+        >>> found = hf_mhe.coverage(torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 1)))
+        >>> [group.name for group in found.groups], found.skipped
+        (['0'], {'1.weight': 'one neuron only: energy needs at least two'})
+
+    Args:
+        model: An `nn.Module`.
+        output: As in `neuron_groups`, like `by_head` and `adapters`.
+        by_head: As in `neuron_groups`.
+        adapters: As in `neuron_groups`.
+        trainable_only: Skip what is not trained, with the reason: frozen, or quantized, and how.
 
     Raises:
         MHEError: `model` is no `nn.Module`, a pattern of `output` matches nothing, or `adapters` is not known.
@@ -148,10 +127,10 @@ def coverage(
 
     groups: list[NeuronGroup] = []
     refused: dict[str, str] = {}
-    for uses in _matrices(visited, splits, by_head, adapters, ties):
+    for uses in matrices(visited, splits, by_head, adapters, ties):
         try:
             group = _group(root, uses, names, outputs)
-        except _RefusedError as refusal:
+        except NoGroupError as refusal:
             refused.update(dict.fromkeys(refusal.parameters, refusal.reason))
         else:
             groups.append(group)
@@ -166,80 +145,21 @@ def coverage(
     return Coverage(groups, _skipped(root, visited, groups, refused, names))
 
 
-class _RefusedError(Exception):
-    """A matrix that is no neuron group, and why."""
-
-    def __init__(self, parameters: tuple[str, ...], reason: str) -> None:
-        super().__init__(reason)
-        self.parameters = parameters
-        self.reason = reason
-
-
-def _matrices(
-    visited: Iterable[Visit],
-    splits: Mapping[int, RowSplit],
-    by_head: bool,
-    adapters: Adapters,
-    ties: Mapping[int, Tensor],
-) -> Iterable[list[_Use]]:
-    """The uses of each matrix, in the order of first use."""
-    matrices: dict[Hashable, list[_Use]] = {}
-    for visit in visited:
-        for use in _uses(visit, adapters):
-            held = (attribute_at(use.module, part) for part in use.weight.parts)
-            tensors = [ties.get(id(tensor), tensor) for tensor in held]
-            for part in _split(use, splits.get(id(use.layer)), by_head):
-                key = identity(use.weight, tensors, part.layout)
-                matrices.setdefault(key, []).append(replace(use, piece=part))
-    return matrices.values()
-
-
-def _uses(visit: Visit, adapters: Adapters) -> Iterator[_Use]:
-    """The weights that one module holds; an adapter layer has its base layer's weights, or its own matrices."""
-    adapted = is_adapter_layer(visit.module)
-    if adapted and adapters == "own":
-        for piece, weight in own_matrices(visit.module):
-            yield _Use(visit.path, visit.module, visit.name, visit.module, piece, weight)
-    elif visit.aside is None and not (visit.below_adapter and adapters == "effective"):
-        layer = bare(visit.module) if adapted else visit.module
-        for piece in pieces(layer):
-            found = find_weight(visit.module, piece.weight)
-            if found is not None:
-                yield _Use(visit.path, visit.module, visit.name, layer, piece, found)
-
-
-def _split(use: _Use, row_split: RowSplit | None, by_head: bool) -> Iterator[Piece]:
-    """The pieces of one use: its projections, where its layer is fused, and of each its heads, where asked for."""
-    if row_split is None and not (by_head and use.piece.head):
-        yield use.piece
-        return
-    for part in split(use.piece, row_split, _rows(use)):
-        yield from heads(part, _rows(replace(use, piece=part))) if by_head else (part,)
-
-
-def _rows(use: _Use) -> int:
-    """How many neurons a use has; 0 where its tensors do not fit, which `_group` then says."""
-    try:
-        return _matrix_shape(use, *_tensors_of(use), ())[0]
-    except _RefusedError:
-        return 0
-
-
-def _group(root: nn.Module, uses: list[_Use], names: dict[int, list[str]], outputs: set[int]) -> NeuronGroup:
+def _group(root: nn.Module, uses: list[MatrixUse], names: dict[int, list[str]], outputs: set[int]) -> NeuronGroup:
     use = next((use for use in uses if use.piece.kind in TABLES), uses[0])
-    tensors, shapes = _tensors_of(use)
+    tensors, shapes = tensors_of(use)
     own_names = _own_names(use)
     others = [other for other in uses if other is not use]
     parameters = tuple(dict.fromkeys(name for each in (use, *others) for name in _parameters(each, names)))
     if use.weight.refusal is not None:
-        raise _RefusedError(parameters, Unseen.of_shape(use.weight.refusal, shapes[0]))
-    for part, tensor in zip(use.weight.parts, tensors, strict=True):
-        if part not in use.weight.fixed and (held := held_refusal(tensor)) is not None:
-            raise _RefusedError(parameters, held)
-    n, d = _matrix_shape(use, tensors, shapes, parameters)
+        raise NoGroupError(parameters, Unseen.of_shape(use.weight.refusal, shapes[0]))
+    for name, tensor in zip(use.weight.tensor_names, tensors, strict=True):
+        if name not in use.weight.fixed and (unread := storage_refusal(tensor)) is not None:
+            raise NoGroupError(parameters, unread)
+    n, d = matrix_shape(use, tensors, shapes, parameters)
     reason = size_refusal(n, d)
     if reason is not None:
-        raise _RefusedError(parameters, reason)
+        raise NoGroupError(parameters, reason)
     role: Role = "hidden"
     if use.piece.kind in TABLES:
         role = "embedding"
@@ -258,57 +178,31 @@ def _group(root: nn.Module, uses: list[_Use], names: dict[int, list[str]], outpu
         source=Source(
             root,
             use.path,
-            use.weight.parts,
+            use.weight.tensor_names,
             shapes,
             use.weight.combine,
             tuple(StoredTensor(name) for name in own_names),
             use.weight.check,
             use.weight.fixed,
-            Binding.of(use.module, use.weight.parts),
+            Binding.of(use.module, use.weight.tensor_names),
         ),
         quantized=use.weight.quantized,
     )
 
 
-def _own_names(use: _Use) -> list[str]:
-    return [clean(f"{use.path}.{part}".lstrip(".")) for part in use.weight.parts]
+def _own_names(use: MatrixUse) -> list[str]:
+    return [clean(f"{use.path}.{name}".lstrip(".")) for name in use.weight.tensor_names]
 
 
-def _parameters(use: _Use, names: dict[int, list[str]]) -> Iterator[str]:
+def _parameters(use: MatrixUse, names: dict[int, list[str]]) -> Iterator[str]:
     """The names of the parameters of a use, each with its other names behind it."""
-    for name, tensor in zip(_own_names(use), _tensors_of(use)[0], strict=True):
+    for name, tensor in zip(_own_names(use), tensors_of(use)[0], strict=True):
         if isinstance(tensor, nn.Parameter):
             yield name
             yield from (other for other in names.get(id(tensor), ()) if other != name)
 
 
-def _tensors_of(use: _Use) -> tuple[list[Tensor], tuple[tuple[int, ...], ...]]:
-    """The tensors that a use is made of, with their whole shapes; () for one that has none yet."""
-    tensors = [attribute_at(use.module, part) for part in use.weight.parts]
-    return tensors, tuple(() if is_lazy(tensor) else full_shape(tensor) for tensor in tensors)
-
-
-def _matrix_shape(
-    use: _Use, tensors: list[Tensor], shapes: tuple[tuple[int, ...], ...], parameters: tuple[str, ...]
-) -> tuple[int, int]:
-    """(n, d), from the very transform that makes the matrix, on tensors without storage."""
-    blank = [torch.empty(shape, dtype=t.dtype, device="meta") for t, shape in zip(tensors, shapes, strict=True)]
-    try:
-        with torch.no_grad():
-            make = use.weight.outline or use.weight.combine
-            matrix = use.piece.layout(make(dict(zip(use.weight.parts, blank, strict=True))))
-    except (RuntimeError, IndexError, ValueError) as error:
-        reason = f"shapes {', '.join(map(str, shapes))} do not fit {use.piece.kind} of {type(use.layer).__name__}"
-        raise _RefusedError(
-            parameters, Unseen.of_shape(f"{reason}: {str(error).splitlines()[0]}", shapes[0])
-        ) from error
-    if matrix.ndim != 2:
-        rank = f"{use.piece.kind} of {type(use.layer).__name__} gives rank {matrix.ndim}, not 2"
-        raise _RefusedError(parameters, Unseen.of_shape(rank, shapes[0]))
-    return matrix.shape[0], matrix.shape[1]
-
-
-def _dotted(use: _Use) -> str:
+def _dotted(use: MatrixUse) -> str:
     """The group's name; a model that is itself one layer lends it the name of its class."""
     return ".".join(part for part in (use.name, use.piece.suffix) if part) or type(use.layer).__name__
 
@@ -322,16 +216,18 @@ def _skipped(
 ) -> dict[str, str]:
     taken = {name for group in groups for name in group.parameters}
     sources = [group.source for group in groups if group.source is not None]
-    parts = {f"{source.owner}.{part}".lstrip(".") for source in sources for part in source.parts}
+    read = {source.path_of(name) for source in sources for name in source.tensor_names}
     skipped: dict[str, str] = {}
     for visit in visited:
         if is_adapter_layer(visit.module):
             for name, reason in standing(visit.module).items():
                 refused.setdefault(clean(f"{visit.path}.{name}".lstrip(".")), reason)
-        for attribute, reason in {**held_for_a_kernel(visit.module), **codes_in_buffers(visit.module)}.items():
-            held = f"{visit.path}.{attribute}".lstrip(".")
-            if held not in parts:
-                skipped[clean(held)] = Unseen.of_shape(reason, attribute_at(visit.module, attribute).shape)
+        for attribute, reason in unread_live(visit.module).items():
+            path = f"{visit.path}.{attribute}".lstrip(".")
+            if path not in read:
+                # What a kernel puts in the place of a parameter need not have a shape.
+                shape = getattr(attribute_at(visit.module, attribute), "shape", None)
+                skipped[clean(path)] = Unseen(reason) if shape is None else Unseen.of_shape(reason, shape)
         for attribute, parameter in visit.module.named_parameters(recurse=False):
             if not is_lazy(parameter) and len(full_shape(parameter)) < 2:
                 continue
@@ -352,4 +248,4 @@ def _unread(root: nn.Module, path: str, attribute: str, parameter: Tensor) -> st
         attribute = f"{path.rpartition('.')[2]}.{attribute}"
     else:
         owner = module
-    return why_not(owner, attribute, full_shape(parameter))
+    return why_no_neurons(owner, attribute, full_shape(parameter))

@@ -4,71 +4,26 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from hf_mhe.errors import MHEError
-from hf_mhe.neurons.layout import ROWS, Layout, Slab, Then
+from hf_mhe.neurons.layout import ROWS, Layout
 from hf_mhe.neurons.model.offloaded import offloaded_value
 from hf_mhe.neurons.model.peft_layers import AGAIN, check_copies
-from hf_mhe.neurons.model.still_bound import Binding
 from hf_mhe.neurons.model.weight import attribute_at
 from hf_mhe.neurons.reasons import LAZY
+from hf_mhe.neurons.source import Get, Source, Stored
+from hf_mhe.neurons.weight_cache import SharedWeight, WeightCache
 
 Role = Literal["hidden", "output", "embedding"]
-Get = Callable[[str], Tensor]
 _UNINITIALIZED = (UninitializedParameter, UninitializedBuffer)  # torch.compile does not trace `is_lazy`
-Shared = dict[tuple[str, tuple[str, ...]], Tensor]
-"""Whole weights by their module and its parts, so that the groups that are cut from one weight make it once."""
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor read by one name, as it is."""
-
-    name: str
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (self.name,)
-
-    def read(self, get: Get) -> Tensor:
-        return get(self.name)
-
-
-class Stored(Protocol):
-    """A tensor made from one or more tensors that are read by name."""
-
-    @property
-    def names(self) -> tuple[str, ...]: ...
-
-    def read(self, get: Get) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a group's weight comes from: its parts by name, and how they combine.
-
-    `root` is the live model, or None for a checkpoint; `owner` the real dotted path of the module in it; `shapes` the
-    parts' shapes when the group was made; `stored` says for each part how it is read by name. `check` raises where the
-    module no longer computes with that weight. `fixed` are the parts that hold a quantized weight. `binding` is what
-    the module of a live model was when the group was made.
-    """
-
-    root: nn.Module | None
-    owner: str
-    parts: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]
-    combine: Callable[[Mapping[str, Tensor]], Tensor]
-    stored: tuple[Stored, ...]
-    check: Callable[[], None] | None = None
-    fixed: tuple[str, ...] = ()
-    binding: Binding | None = None
 
 
 @dataclass(frozen=True)
@@ -121,8 +76,8 @@ class NeuronGroup:
         source = self._bound()
         if source.root is None:
             return False
-        held = zip(source.parts, self.tensors(), strict=True)
-        return any(tensor.requires_grad for part, tensor in held if part not in source.fixed)
+        named = zip(source.tensor_names, self.tensors(), strict=True)
+        return any(tensor.requires_grad for name, tensor in named if name not in source.fixed)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The live tensors that the group's weight is made of, as the module holds them: usually its one parameter.
@@ -136,11 +91,12 @@ class NeuronGroup:
                 f"neuron group {self.name!r} was made from a checkpoint and has no model; read it with build(get)"
             )
         found = []
-        for part in source.parts:
-            tensor = attribute_at(source.root, f"{source.owner}.{part}".lstrip("."))
+        for name in source.tensor_names:
+            tensor = attribute_at(source.root, source.path_of(name))
             if not isinstance(tensor, Tensor):
                 raise MHEError(
-                    f"neuron group {self.name!r}: the model no longer has {part!r} in module {source.owner!r}; {AGAIN}"
+                    f"neuron group {self.name!r}: the model no longer has {name!r} in module {source.module_path!r}; "
+                    + AGAIN
                 )
             found.append(tensor)
         return tuple(found)
@@ -157,21 +113,20 @@ class NeuronGroup:
         source = self._bound()
         try:
             if source.root is not None:
-                check_copies(source.root, source.owner)
+                check_copies(source.root, source.module_path)
                 if source.binding is not None:
-                    source.binding.check(source.root, source.owner)
+                    source.binding.check(source.root, source.module_path)
             if source.check is not None:
                 source.check()
         except MHEError as error:
             raise MHEError(f"neuron group {self.name!r}: {error}") from error
 
-    def matrix(self, shared: Shared | None = None) -> Tensor:
+    def matrix(self, cache: WeightCache | None = None) -> Tensor:
         """The neurons as rows (n, d), in the parameter's dtype, on its device; gradients reach the parameter.
 
         A parametrized or normed weight of half precision is float32. A weight that accelerate has offloaded is read
-        where it is kept, without a gradient. `shared` keeps the weights that are made for one
-        walk over many groups, for those that come after: an adapted stack of experts is one product, not one for each
-        expert. It holds for as long as no parameter changes.
+        where it is kept, without a gradient. With a `cache` that goes from group to group, a weight that several are
+        cut from is made once: an adapted stack of experts is one product, not one for each expert.
 
         Raises:
             MHEError: no live value is there: the group comes from a checkpoint, or the parameter is on the meta
@@ -179,10 +134,10 @@ class NeuronGroup:
                 other adapters of peft are active than then.
         """
         source = self._bound()
-        tensors = tuple(map(self._fetched, source.parts, self.tensors()))
-        for part, tensor, shape in zip(source.parts, tensors, source.shapes, strict=True):
-            self._check_live(f"{source.owner}.{part}".lstrip("."), tensor, shape)
-        return self._rows(source, tensors, shared)
+        tensors = tuple(map(self._fetched, source.tensor_names, self.tensors()))
+        for name, tensor, shape in zip(source.tensor_names, tensors, source.shapes, strict=True):
+            self._check_live(source.path_of(name), tensor, shape)
+        return self._rows(source, tensors, cache)
 
     def assemble(self, tensors: Sequence[Tensor]) -> Tensor:
         """The neurons as rows (n, d), made from other values of what `tensors()` returns: whole ones, in that order.
@@ -192,33 +147,58 @@ class NeuronGroup:
         """
         return self._rows(self._bound(), tuple(tensors))
 
-    def build(self, get: Get) -> Tensor:
+    def build(self, get: Get | WeightCache) -> Tensor:
         """The neurons as rows (n, d), made from tensors that `get(name)` returns by the names in `parameters`.
 
+        A `WeightCache(get)` that goes from group to group reads and makes once what several of them share.
+
         Raises:
-            MHEError: `get` returned a tensor whose shape does not give (n, d).
+            MHEError: `get` returned a tensor whose shape does not give (n, d), or the cache is that of a model.
         """
         source = self._bound()
-        return self._rows(source, tuple(stored.read(get) for stored in source.stored))
+        cache = get if isinstance(get, WeightCache) else WeightCache(get)
+        if cache.get is None:
+            raise MHEError(f"neuron group {self.name!r}: build needs a WeightCache(get), which reads tensors by name")
+        plain = cache.get if source.reading is None else source.reading(cache.get)
+
+        def read(stored: Stored) -> Tensor:
+            made: Any = cache.once(stored.key, partial(stored.make, plain))
+            return stored.pick(made)
+
+        return self._rows(source, tuple(map(read, source.stored)))
+
+    def prefixed(self, prefix: str) -> NeuronGroup:
+        """The group of a component under the component's name, still built by the component's own names."""
+        return replace(
+            self,
+            name=f"{prefix}.{self.name}",
+            parameters=tuple(f"{prefix}.{name}" for name in self.parameters),
+            aliases=tuple(f"{prefix}.{name}" for name in self.aliases),
+            module=f"{prefix}.{self.module}".rstrip("."),
+        )
 
     def _bound(self) -> Source:
         if self.source is None:
             raise MHEError(f"neuron group {self.name!r} is a description only: it is bound to no model or checkpoint")
         return self.source
 
-    def _rows(self, source: Source, tensors: tuple[Tensor, ...], shared: Shared | None = None) -> Tensor:
+    def _rows(self, source: Source, tensors: tuple[Tensor, ...], cache: WeightCache | None = None) -> Tensor:
         self.check_in_use()
-        for part, tensor, shape in zip(source.parts, tensors, source.shapes, strict=True):
-            # A quantized part may be packed anew: bitsandbytes does so in a first forward pass on a CPU.
-            if part not in source.fixed and tuple(tensor.shape) != shape:
+        for name, tensor, shape in zip(source.tensor_names, tensors, source.shapes, strict=True):
+            # A quantized tensor may be packed anew: bitsandbytes does so in a first forward pass on a CPU.
+            if name not in source.fixed and tuple(tensor.shape) != shape:
                 raise MHEError(
-                    f"neuron group {self.name!r}: {part} has shape {tuple(tensor.shape)}, expected {shape}; {AGAIN}"
+                    f"neuron group {self.name!r}: {name} has shape {tuple(tensor.shape)}, expected {shape}; {AGAIN}"
                 )
-        weights = {} if shared is None else shared
-        key = (source.owner, source.parts)
-        if key not in weights:
-            weights[key] = source.combine(dict(zip(source.parts, tensors, strict=True)))
-        rows = _from_entry(self.layout, key, weights) if shared is not None else self.layout(weights[key])
+
+        def make() -> Tensor:
+            return source.combine(dict(zip(source.tensor_names, tensors, strict=True)))
+
+        if cache is None:
+            rows = self.layout(make())
+        else:
+            weight: SharedWeight = cache.once((source.module_path, source.tensor_names), lambda: SharedWeight(make()))
+            rows = weight.rows(self.layout)
         if tuple(rows.shape) != (self.n, self.d):
             raise MHEError(
                 f"neuron group {self.name!r}: its tensors make {tuple(rows.shape)}, expected {(self.n, self.d)}; "
@@ -226,12 +206,12 @@ class NeuronGroup:
             )
         return rows
 
-    def _fetched(self, part: str, tensor: Tensor) -> Tensor:
-        """A part's tensor, or the value that accelerate keeps elsewhere; a quantized one is more than its values."""
+    def _fetched(self, name: str, tensor: Tensor) -> Tensor:
+        """A tensor, or the value that accelerate keeps elsewhere; a quantized one is more than its values."""
         source = self._bound()
-        if not tensor.is_meta or source.root is None or part in source.fixed:
+        if not tensor.is_meta or source.root is None or name in source.fixed:
             return tensor
-        value = offloaded_value(source.root, f"{source.owner}.{part}".lstrip("."))
+        value = offloaded_value(source.root, source.path_of(name))
         return tensor if value is None else value
 
     def _check_live(self, parameter: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
@@ -239,7 +219,7 @@ class NeuronGroup:
         if isinstance(tensor, _UNINITIALIZED):
             raise MHEError(f"{where}: {LAZY}")
         if tensor.layout is not torch.strided:
-            raise MHEError(f"{where} is held as {tensor.layout}, without directions of its rows; make it dense")
+            raise MHEError(f"{where} is stored as {tensor.layout}, without directions of its rows; make it dense")
         if tensor.is_meta:
             raise MHEError(f"{where} is on the meta device and has no values; load the weights first")
         if is_dtensor(tensor):
@@ -251,20 +231,30 @@ class NeuronGroup:
             )
 
 
-def _from_entry(layout: Layout, key: tuple[str, tuple[str, ...]], shared: Shared) -> Tensor:
-    """The layout of a shared weight; of a stack that trains, from its entries, which are taken apart all at once.
+@dataclass(frozen=True)
+class Coverage:
+    """All parameters of two or more dimensions: in `groups`, or in `skipped` as {parameter name: reason}.
 
-    One entry alone has a gradient of the whole stack's size, and a stack of a hundred experts a hundred of them.
+    `note` says why a checkpoint's groups could only be made by shape, or why not all of its weights can be read; None
+    where there is nothing to say. `codes` names those tensors of a quantized checkpoint whose bytes are no numbers.
     """
-    weight = shared[key]
-    slab, rest = (layout.first, layout.second) if isinstance(layout, Then) else (layout, None)
-    if not isinstance(slab, Slab) or not (weight.requires_grad and torch.is_grad_enabled()):
-        return layout(weight)
-    owner, parts = key
-    if (owner, (*parts, str(slab.index))) not in shared:
-        shared.update({(owner, (*parts, str(index))): entry for index, entry in enumerate(weight.unbind())})
-    rows = slab.within(shared[(owner, (*parts, str(slab.index)))])
-    return rows if rest is None else rest(rows)
+
+    groups: list[NeuronGroup]
+    skipped: dict[str, str]
+    note: str | None = None
+    codes: frozenset[str] = frozenset()
+
+    def prefixed(self, prefix: str) -> Coverage:
+        """The coverage of a checkpoint that is one component of a larger one, every name with `prefix.` before it.
+
+        Its groups are still built by the component's own names.
+        """
+        return Coverage(
+            [group.prefixed(prefix) for group in self.groups],
+            {f"{prefix}.{name}": reason for name, reason in self.skipped.items()},
+            f"{prefix}: {self.note}" if self.note else None,
+            frozenset(f"{prefix}.{name}" for name in self.codes),
+        )
 
 
 def is_dtensor(tensor: Tensor) -> bool:

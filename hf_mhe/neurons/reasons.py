@@ -2,8 +2,8 @@
 
 Note [Seen and not seen]. Most of what is skipped was looked at and has no neurons: a bias, one vector, a table of
 positions' numbers. A weight of an unknown format, or a tensor that the known model does not take, may have some. The
-two are told apart where the reason is given, by its type, so that a report can say how much of a model it has not
-seen. Rejected: to tell them apart by the text, which a new reason would slip through.
+two are kept apart where the reason is given, by its type, so that a report can say how much of a model it has not
+seen. Rejected: to distinguish them by the text, which a new reason would slip through.
 """
 
 from __future__ import annotations

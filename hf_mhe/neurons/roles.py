@@ -84,7 +84,7 @@ def _heads(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _choosing(model: nn.Module, base: nn.Module | None, labels: set[int], entries: set[int]) -> Iterator[nn.Module]:
-    """The layers of a model that have so many neurons and lie where heads do."""
+    """The layers of a model that have that many neurons and lie where heads do."""
     bodies = [base] if base is not None else [m for m in model.modules() if m is not model and _is_pretrained(m)]
     inside = {module for body in bodies for module in body.modules()}
     outer = {model, *filter(_is_sequential, model.children())} if base is None else set()
@@ -179,9 +179,9 @@ def _input_sizes(model: nn.Module) -> set[int]:
 
 
 def _label_counts(config: Any) -> set[int]:
-    """The numbers of labels that a config tells."""
-    told = {"num_labels": getattr(config, "num_labels", None), **vars(config)}  # num_labels is a property
-    return {value for name, value in told.items() if _LABELS.match(name) and type(value) is int}
+    """The numbers of labels that a config gives."""
+    given = {"num_labels": getattr(config, "num_labels", None), **vars(config)}  # num_labels is a property
+    return {value for name, value in given.items() if _LABELS.match(name) and type(value) is int}
 
 
 def _vocabularies(config: Any) -> set[int]:

@@ -37,7 +37,7 @@ def nothing_but_quantized(groups: Sequence[NeuronGroup]) -> str | None:
 def never_trains(group: NeuronGroup) -> bool:
     """Whether a group's whole weight is quantized, with no adapter on it that may train, now or later."""
     source = group.source
-    return group.quantized is not None and source is not None and set(source.parts) <= set(source.fixed)
+    return group.quantized is not None and source is not None and set(source.tensor_names) <= set(source.fixed)
 
 
 def check_asked(groups: Sequence[NeuronGroup], include: Patterns) -> None:

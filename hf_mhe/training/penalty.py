@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hf_mhe.energy import Potential
 from hf_mhe.errors import MHEError
-from hf_mhe.neurons import NeuronGroup, Shared
+from hf_mhe.neurons import NeuronGroup, WeightCache
 from hf_mhe.neurons.group import is_dtensor
 from hf_mhe.training.config import MHEConfig
 from hf_mhe.training.engines import (
@@ -134,20 +134,20 @@ class Evaluation:
         """The mean energies of groups whose parameters this process holds whole, differentiable."""
         # Autocast would run the walk's products in half precision, where its own treatment of the hard pairs is lost.
         device = terms[0].group.tensors()[0].device
-        shared: Shared = {}
+        cache = WeightCache(keep_all=True)
         with torch.autocast(device.type, enabled=False):
-            matrices = [self._matrix(term, shared) for term in terms]
+            matrices = [self._matrix(term, cache) for term in terms]
             joined = torch.stack([energy.to(device) for energy in self._walked(terms, matrices)])
         if torch.compiler.is_compiling():
             return finite(joined, "\n".join(term.group.name for term in terms), self._softening)
         self._check_finite(terms, joined.detach())
         return joined
 
-    def _matrix(self, term: Term, shared: Shared) -> Tensor:
+    def _matrix(self, term: Term, cache: WeightCache) -> Tensor:
         group = term.group
         for tensor in group.tensors():
             refuse_parameter(group.name, tensor)
-        return group.matrix(shared)
+        return group.matrix(cache)
 
     def _walked(self, terms: list[Term], matrices: list[Tensor]) -> list[Tensor]:
         """The mean energies of matrices, those of small ones of one shape in one call."""

@@ -8,7 +8,7 @@ from torch import nn
 
 from hf_mhe.neurons import NeuronGroup, coverage, neuron_groups
 
-UNTOLD = "no product or look-up in the code of Net tells its neurons"
+UNTOLD = "no product or look-up in the code of Net shows its neurons"
 
 
 class Holder(nn.Module):

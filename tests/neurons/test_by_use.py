@@ -259,7 +259,7 @@ def test_what_is_not_told_is_not_guessed(net: Callable[[], type[Net]]) -> None:
     found = coverage(net()(4, 4))
     assert found.groups == []
     assert list(found.skipped) == ["w"]
-    assert found.skipped["w"].endswith("tells its neurons")
+    assert found.skipped["w"].endswith("shows its neurons")
 
 
 def test_an_overridden_method_does_not_count() -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hf_mhe.errors import MHEError
-from hf_mhe.neurons import checkpoint_groups, coverage
+from hf_mhe.neurons import WeightCache, checkpoint_groups, coverage
 from tests.neurons.stored import assert_same, described, opened
 
 
@@ -57,12 +57,14 @@ def test_tensors_that_groups_share_are_converted_once(build: Callable[..., nn.Mo
         reads.update([name])
         return state[name]
 
+    cache = WeightCache(read)
     for group in groups:
-        group.build(read)
+        assert torch.equal(group.build(cache), group.build(state.__getitem__))
     assert set(reads.values()) == {1}
     gate = groups[0]
-    before = gate.build(read).clone()
+    before = gate.build(cache).clone()
     state[gate.parameters[0]] += 1
+    assert torch.equal(gate.build(WeightCache(read)), before + 1)
     assert torch.equal(gate.build(read), before + 1)
 
 

@@ -44,7 +44,7 @@ MODEL_TYPES = [
     "xlnet",
 ]
 
-UNTOLD = "no product or look-up in the code of Net tells its neurons"
+UNTOLD = "no product or look-up in the code of Net shows its neurons"
 
 
 def assert_accounted(model: nn.Module) -> None:
@@ -108,7 +108,7 @@ def test_reasons_say_what_the_parameter_is() -> None:
         "cls_token": "one vector only, shape (1, 1, 4): energy needs at least two",
         "layer_scale": "elementwise factor 'layer_scale' of Net (2-dimensional): scales single values, no direction",
         "bias_u": "bias 'bias_u' of Net (2-dimensional): added to outputs, no direction",
-        "pos_embed": "position table 'pos_embed' of Net: shape (2, 3, 4) does not tell its vectors",
+        "pos_embed": "position table 'pos_embed' of Net: shape (2, 3, 4) does not show its vectors",
         "register_tokens": "empty: shape (1, 0, 4)",
         "one.weight": "one neuron only: energy needs at least two",
         "flat.weight": "one coordinate only: directions in one dimension are nothing but signs",
@@ -126,7 +126,7 @@ def test_a_tensor_subclass_is_not_read_by_rows() -> None:
     layer.weight = nn.Parameter(TwoTensor(torch.randn(3, 4), torch.randn(3, 4)))
     found = coverage(layer)
     assert found.groups == []
-    assert found.skipped == {"weight": "held as TwoTensor: not a plain tensor whose rows can be compared"}
+    assert found.skipped == {"weight": "stored as TwoTensor: not a plain tensor whose rows can be compared"}
 
 
 def test_unknown_experts_are_named_as_such() -> None:

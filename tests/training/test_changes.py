@@ -221,7 +221,7 @@ def make_lazy(model: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (make_sparse, r"parameter body.weight is held as torch.sparse_coo.*make it dense"),
+        (make_sparse, r"parameter body.weight is stored as torch.sparse_coo.*make it dense"),
         (make_lazy, "parameter body.weight: uninitialized lazy parameter"),
         (lambda model: model.to("meta"), "'body' is on the meta device.*load the weights"),
         (lambda model: model.body.weight.data.fill_(torch.nan), r"'body': .*not finite \(nan in row 0; 9 of 9 rows\)"),

@@ -9,6 +9,7 @@ from typing import Any
 
 from hf_mhe.errors import MHEError
 from hf_mhe.json_files import parse_json_object
+from hf_mhe.safetensors_dtypes import SAFETENSORS_DTYPES
 from hf_mhe.stand_ins import other_format, stand_in
 
 # The format's own limit; a larger number means that the first eight bytes are not a safetensors header length.
@@ -16,13 +17,6 @@ _MAX_HEADER_BYTES = 100_000_000
 
 # As much of a file's start as tells what else it is.
 _LONGEST_MARK = 512
-
-# Bits per element. Dtypes that are not here are newer than this table: their sizes are not checked.
-_BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "U16": 16, "I32": 32, "U32": 32, "I64": 64, "U64": 64,
-    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
-    "BF16": 16, "F16": 16, "F32": 32, "F64": 64, "C64": 64,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,8 +29,9 @@ class TensorInfo:
 
     @property
     def nbytes(self) -> int:
-        """Size of the tensor's data in bytes; 0 for a dtype that this table does not know."""
-        return math.prod(self.shape) * _BITS.get(self.dtype, 0) // 8
+        """Size of the tensor's data in bytes; 0 for a dtype that is not known."""
+        known = SAFETENSORS_DTYPES.get(self.dtype)
+        return 0 if known is None else math.prod(self.shape) * known.bits // 8
 
 
 def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
@@ -94,7 +89,7 @@ def _tensors(header: dict[str, Any], path: Path) -> tuple[dict[str, TensorInfo],
         except (KeyError, TypeError, ValueError) as error:
             raise MHEError(f"{path} is damaged: its header entry for tensor {name!r} is {entry!r:.80}") from error
         info = TensorInfo(dtype, shape, path)
-        if dtype in _BITS and stop - start != info.nbytes:
+        if dtype in SAFETENSORS_DTYPES and stop - start != info.nbytes:
             raise MHEError(
                 f"{path} is damaged: tensor {name!r} of shape {shape} and dtype {dtype} takes {info.nbytes} bytes, "
                 f"its header gives it {stop - start}"

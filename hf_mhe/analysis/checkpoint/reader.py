@@ -16,7 +16,6 @@ from hf_mhe.analysis.checkpoint.header import TensorInfo, read_header
 from hf_mhe.analysis.checkpoint.hub_files import is_repo_id, locate_repo
 from hf_mhe.analysis.checkpoint.locate import locate_path
 from hf_mhe.analysis.checkpoint.location import Location
-from hf_mhe.analysis.checkpoint.masks import is_mask
 from hf_mhe.errors import MHEError
 
 # Note [Memory of a mapped file]
@@ -31,10 +30,8 @@ class CheckpointReader:
     """The tensors of a safetensors checkpoint, read by name; peak memory is about one tensor.
 
     `tensors` and `metadata` are known on opening, from the files' headers; `config` is the parsed config.json, or
-    None. `codes` may be set to the names of tensors whose bytes are no numbers, which are not looked at for NaN;
-    `may_hold_masks` where no class says which tensors are weights, so that -inf in what looks like a mask is let
-    through. A pipeline's `components` are readers of their own, by name; in the pipeline's reader their tensors have
-    that name in front. Use it as a context manager, or call `close`.
+    None. A pipeline's `components` are readers of their own, by name; in the pipeline's reader their tensors have that
+    name in front. Use it as a context manager, or call `close`.
     """
 
     def __init__(self, location: Location) -> None:
@@ -49,8 +46,6 @@ class CheckpointReader:
             f"{name}.{tensor}": info for name, part in self.components.items() for tensor, info in part.tensors.items()
         }
         self.metadata: dict[str, str] = {}
-        self.codes: frozenset[str] = frozenset()
-        self.may_hold_masks = False
         for file in location.files:
             tensors, metadata = read_header(file)
             self.metadata.update(metadata)
@@ -100,12 +95,22 @@ class CheckpointReader:
         Raises:
             MHEError: no tensor of that name, a file that can no longer be read, a value that is NaN or infinite.
         """
+        tensor = self.get_unchecked(name)
+        self.check_finite(name, tensor)
+        return tensor
+
+    def get_unchecked(self, name: str) -> torch.Tensor:
+        """One tensor whatever its values, such as a mask with -inf, or codes whose bytes are no numbers.
+
+        Raises:
+            MHEError: no tensor of that name, a file that can no longer be read.
+        """
         info = self.tensors.get(name)
         if info is None:
             raise MHEError(f"{self.location.source} has no tensor {name!r}")
         for prefix, component in self.components.items():
             if name.startswith(f"{prefix}."):
-                return component.get(name.removeprefix(f"{prefix}."))
+                return component.get_unchecked(name.removeprefix(f"{prefix}."))
         if info.file != self._file or self._bytes_read > _BYTES_PER_HANDLE:  # Note [Memory of a mapped file]
             self.close()
         try:
@@ -116,9 +121,15 @@ class CheckpointReader:
         except (SafetensorError, OSError) as error:
             raise MHEError(f"{info.file}: tensor {name!r} cannot be read: {error}") from error
         self._bytes_read += info.nbytes
-        if name not in self.codes and not (self.may_hold_masks and is_mask(name, tensor)):
-            check_finite(tensor, f"{info.file}: tensor {name!r}")
         return tensor
+
+    def check_finite(self, name: str, tensor: torch.Tensor) -> None:
+        """Refuse a tensor that was read under a name.
+
+        Raises:
+            MHEError: it has a NaN or an infinity; names the file and the tensor.
+        """
+        check_finite(tensor, f"{self.tensors[name].file}: tensor {name!r}")
 
     def close(self) -> None:
         """Let go of the open files."""

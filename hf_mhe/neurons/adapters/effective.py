@@ -17,16 +17,17 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
+from hf_mhe.neurons.adapters.adapted import Adapted
 from hf_mhe.neurons.adapters.methods import METHODS, OF_THE_INPUT, Method
 from hf_mhe.neurons.model.identity import place
 from hf_mhe.neurons.model.peft_layers import State, check_state, is_adapter_layer, method_of, own_parameters, state_of
 from hf_mhe.neurons.model.unwrap import inner_path
-from hf_mhe.neurons.model.weight import Weight, attribute_at, family, find_weight
+from hf_mhe.neurons.model.weight import Finder, Weight, attribute_at
 
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """One adapter layer's part: `prefix` is its path below the outermost one, `own` its parameters' names in it."""
+    """One adapter layer's change: `prefix` is its path inside the outermost one, `own` its parameters' names in it."""
 
     prefix: str
     layer: nn.Module
@@ -36,7 +37,7 @@ class _Step:
 
 
 @dataclass(frozen=True, eq=False)
-class _Adapted:
+class _Combined:
     """The effective weight, from the tensors of the base weight and of the adapters, by their names in the layer."""
 
     base: Weight
@@ -44,7 +45,7 @@ class _Adapted:
     steps: tuple[_Step, ...]
 
     def original(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        return self.base.combine({part: tensors[self.prefix + part] for part in self.base.parts})
+        return self.base.combine({name: tensors[self.prefix + name] for name in self.base.tensor_names})
 
     def check(self) -> None:
         if self.base.check is not None:
@@ -54,48 +55,50 @@ class _Adapted:
 
     def outline(self, tensors: Mapping[str, Tensor]) -> Tensor:
         make = self.base.outline or self.base.combine
-        return make({part: tensors[self.prefix + part] for part in self.base.parts})
+        return make({name: tensors[self.prefix + name] for name in self.base.tensor_names})
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> Tensor:
         original = weight = self.original(tensors)
         for step in self.steps:
             if step.method is not None:
                 own = {name: tensors[step.prefix + name] for name in step.own}
-                weight = step.method.change(step.layer, step.state.active, own, weight, original)
+                weight = step.method.change(Adapted(step.layer, step.state.active, own, original), weight)
         return weight
 
 
-@family
-def adapted(module: nn.Module, attribute: str) -> Weight | None:
-    """The effective weight of an adapter layer, under the name that its base layer gives the weight."""
+def adapted_weight(module: nn.Module, attribute: str, find: Finder) -> Weight | None:
+    """The effective weight of an adapter layer, under the name that its base layer gives the weight.
+
+    `find` finds the base layer's own weight; None where `module` is no adapter layer, or the base has no such weight.
+    """
     if not is_adapter_layer(module):
         return None
     layers, prefix, base_layer = _chain(module)
-    base = find_weight(base_layer, attribute)
+    base = find(base_layer, attribute)
     if base is None:
         return None
-    steps, parts, refusals = [], [prefix + part for part in base.parts], [base.refusal]
-    for below, layer in reversed(layers):
+    steps, names, refusals = [], [prefix + name for name in base.tensor_names], [base.refusal]
+    for path, layer in reversed(layers):
         if getattr(layer, "parameter_name", attribute) != attribute:
             continue  # of a layer for each target parameter, the one around this parameter
         state = state_of(layer)
         counts = state.active if not (state.disabled or state.merged) else ()
         method = METHODS.get(method_of(layer))
         biases = method.biases if method is not None else ()
-        names = (name for adapter in counts for name in own_parameters(layer, adapter))
-        own = tuple(dict.fromkeys(name for name in names if name.partition(".")[0] not in biases))
-        parts += [below + name for name in own]
+        its_names = (name for adapter in counts for name in own_parameters(layer, adapter))
+        own = tuple(dict.fromkeys(name for name in its_names if name.partition(".")[0] not in biases))
+        names += [path + name for name in own]
         if state.disabled and state.merged:
             refusals.append(f"its {method_of(layer)} adapters are disabled, yet merged: call unmerge_adapter() first")
         elif counts:
             refusals.append(_refusal(layer, counts, method, base_layer))
-        steps.append(_Step(below, layer, state, method if counts else None, own))
-    combine = _Adapted(base, prefix, tuple(steps))
+        steps.append(_Step(path, layer, state, method if counts else None, own))
+    combine = _Combined(base, prefix, tuple(steps))
     refusal = next((reason for reason in refusals if reason is not None), None)
-    fixed = tuple(prefix + part for part in base.fixed)
+    fixed = tuple(prefix + name for name in base.fixed)
     return replace(
         base,
-        parts=tuple(parts),
+        tensor_names=tuple(names),
         combine=combine,
         outline=combine.outline,
         refusal=refusal,
@@ -112,7 +115,7 @@ def _identity(base_layer: nn.Module, base: Weight, steps: list[_Step]) -> Hashab
         for step in steps
         if step.method is not None
     ]
-    return (*(place(attribute_at(base_layer, part)) for part in base.parts), *changes) if changes else None
+    return (*(place(attribute_at(base_layer, name)) for name in base.tensor_names), *changes) if changes else None
 
 
 def _tensors(step: _Step) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from hf_mhe.neurons.adapters.borrowed import is_transposed
+from hf_mhe.neurons.adapters.adapted import Adapted, is_transposed
 from hf_mhe.neurons.model.identity import place
 from hf_mhe.neurons.model.unwrap import bare
 
@@ -24,18 +24,18 @@ _DORA = ("DoraLinearVariant", "DoraEmbeddingVariant", "DoraConv1dVariant", "Dora
 _PLAIN = ("MiCALinearVariant", "MiCAEmbeddingVariant", "VeloraLinearVariant")
 
 
-def change(layer: Any, active: tuple[str, ...], own: Mapping[str, Tensor], weight: Tensor, original: Tensor) -> Tensor:
+def change(adapted: Adapted, weight: Tensor) -> Tensor:
     """`W + scaling * B A` for one adapter after the other; for DoRA, each row (column of an embedding) rescaled."""
-    for adapter in active:
-        delta = layer.scaling[adapter] * _product(layer, adapter, own, weight)
-        if isinstance(bare(layer), NonDynamicallyQuantizableLinear):
+    for adapter in adapted.active:
+        delta = adapted.layer.scaling[adapter] * _product(adapted.layer, adapter, adapted.own, weight)
+        if isinstance(bare(adapted.layer), NonDynamicallyQuantizableLinear):
             delta = delta * _times_in_attention()
         weight = weight + delta
-        magnitude = own.get(f"lora_magnitude_vector.{adapter}.weight")
+        magnitude = adapted.own.get(f"lora_magnitude_vector.{adapter}.weight")
         if magnitude is not None:
-            scaled = 1 if f"lora_embedding_A.{adapter}" in own or is_transposed(layer) else 0
+            scaled = 1 if f"lora_embedding_A.{adapter}" in adapted.own or adapted.is_transposed else 0
             others = [axis for axis in range(weight.ndim) if axis != scaled]
-            norm = torch.linalg.vector_norm(original + delta, dim=others, keepdim=True)
+            norm = torch.linalg.vector_norm(adapted.original + delta, dim=others, keepdim=True)
             weight = weight * (magnitude.flatten().view(norm.shape) / norm)
     return weight
 
@@ -65,9 +65,9 @@ def refuses(layer: Any, active: tuple[str, ...], base_layer: nn.Module) -> str |
         variant = type(layer.lora_variant.get(adapter)).__name__
         if variant not in ("NoneType", *_DORA, *_PLAIN):
             return f"the weight of {variant.removesuffix('Variant')} is not known: call merge_adapter(), if it can"
-        for told in ("dilation", "padding_mode") if adapter in layer.lora_A else ():
-            if getattr(base_layer, told, None) != getattr(layer.lora_A[adapter], told, None):
-                return f"peft's LoRA has another {told} than its convolution, so there is no one weight"
+        for setting in ("dilation", "padding_mode") if adapter in layer.lora_A else ():
+            if getattr(base_layer, setting, None) != getattr(layer.lora_A[adapter], setting, None):
+                return f"peft's LoRA has another {setting} than its convolution, so there is no one weight"
     if getattr(base_layer, "groups", 1) > 1:
         return "peft's LoRA of a grouped convolution mixes the groups, so there is no one weight of the layer's shape"
     return None

@@ -13,10 +13,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from hf_mhe.neurons.adapters import borrowed, lora, orthogonal, scaling
+from hf_mhe.neurons.adapters.adapted import Adapted
 from hf_mhe.neurons.model.identity import place
 
-Change = Callable[[Any, tuple[str, ...], Mapping[str, Tensor], Tensor, Tensor], Tensor]
-"""(layer, active adapters, their parameters, weight as changed so far, the base layer's weight) -> the weight."""
+Change = Callable[[Adapted, Tensor], Tensor]
+"""Of a layer with its adapters and the weight as changed so far: the weight."""
 
 
 def _never(layer: Any, active: tuple[str, ...], base_layer: nn.Module) -> str | None:
@@ -29,7 +30,7 @@ def _by_its_parameters(layer: Any, active: tuple[str, ...], own: Mapping[str, Te
 
 @dataclass(frozen=True)
 class Method:
-    """How a method changes a weight, differentiably, and the reason why it cannot be told in one layer, or None.
+    """How a method changes a weight, differentiably, and the reason why one layer has no such weight, or None.
 
     `biases` are the containers of parameters that change a bias alone; `identity` is equal for layers that change one
     and the same weight to one and the same.

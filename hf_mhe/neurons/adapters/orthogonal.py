@@ -8,31 +8,27 @@ to a truncated series, and the energy drifts.
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hf_mhe.neurons.adapters.borrowed import ask, is_transposed
+from hf_mhe.neurons.adapters.adapted import Adapted
 
 
-def rotated(
-    layer: Any, active: tuple[str, ...], own: Mapping[str, Tensor], weight: Tensor, original: Tensor
-) -> Tensor:
+def rotated(adapted: Adapted, weight: Tensor) -> Tensor:
     """OFT: `x R W0^T`, so `W0 R^T`, block by block; an embedding's rows are rotated as they come out, `W0 R`."""
-    embedding = any(name.startswith("oft_embedding_R") for name in own)
-    neurons = weight.T if is_transposed(layer) else weight.flatten(1)
-    for adapter in active if embedding else reversed(active):
+    embedding = any(name.startswith("oft_embedding_R") for name in adapted.own)
+    neurons = weight.T if adapted.is_transposed else weight.flatten(1)
+    for adapter in adapted.active if embedding else reversed(adapted.active):
         container = "oft_embedding_R" if embedding else "oft_R"
-        blocks = _blocks(getattr(layer, container)[adapter], own[f"{container}.{adapter}.weight"])
+        blocks = _blocks(getattr(adapted.layer, container)[adapter], adapted.own[f"{container}.{adapter}.weight"])
         cut = neurons.unflatten(1, (-1, blocks.shape[-1]))  # rows, blocks, block
         turned = torch.einsum(
             "nbr,brc->nbc" if embedding else "nbc,brc->nbr", cut, blocks.expand(cut.shape[1], -1, -1)
         )
         neurons = turned.flatten(1)
-    return neurons.T if is_transposed(layer) else neurons.view(weight.shape)
+    return neurons.T if adapted.is_transposed else neurons.view(weight.shape)
 
 
 def _blocks(rotation: Any, skew: Tensor) -> Tensor:
@@ -55,12 +51,10 @@ def refuses_rotation(layer: Any, active: tuple[str, ...], base_layer: nn.Module)
     return None
 
 
-def butterfly(
-    layer: Any, active: tuple[str, ...], own: Mapping[str, Tensor], weight: Tensor, original: Tensor
-) -> Tensor:
+def butterfly(adapted: Adapted, weight: Tensor) -> Tensor:
     """BOFT: `W0 R^T` with R a product of butterfly factors, and each row scaled."""
-    neurons = weight.T if is_transposed(layer) else weight.flatten(1)
-    for adapter in active:
-        rotation, scale = ask(layer, own, original, operator.methodcaller("get_delta_weight", adapter))
+    neurons = weight.T if adapted.is_transposed else weight.flatten(1)
+    for adapter in adapted.active:
+        rotation, scale = adapted.delta(adapter)
         neurons = (neurons @ rotation.T) * scale.view(-1, 1)
-    return neurons.T if is_transposed(layer) else neurons.view(weight.shape)
+    return neurons.T if adapted.is_transposed else neurons.view(weight.shape)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from hf_mhe.neurons.model.peft_layers import copies, held, is_adapter_layer, is_copied, method_of, state_of
+from hf_mhe.neurons.model.peft_layers import copies, inside, is_adapter_layer, is_copied, method_of, state_of
 from hf_mhe.neurons.model.unwrap import clean
 
 
@@ -45,7 +45,7 @@ def visits(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[Visit]:
         name = stands_for.get(id(module), name)
         reason = aside.get(id(module), reason)
         found[path] = Visit(path, name, module, reason, id(module) in spoken_for)
-        inner = held(module)
+        inner = inside(module)
         if inner is not None:
             stands_for[id(module.get_submodule(inner))] = name
             if is_adapter_layer(module) or found[path].below_adapter:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hf_mhe.neurons.group import NeuronGroup, Source, StoredTensor
+from hf_mhe.neurons.group import NeuronGroup
 from hf_mhe.neurons.layout import ROWS
 from hf_mhe.neurons.model.weight import AsStored
 from hf_mhe.neurons.reasons import size_refusal
+from hf_mhe.neurons.source import Source, StoredTensor
 
 
 def groups_by_shape(shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[NeuronGroup], dict[str, str]]:

@@ -16,13 +16,15 @@ from hf_mhe.neurons.checkpoint.loading import ConvertedTensor, Loading, loaded_a
 from hf_mhe.neurons.checkpoint.prefixes import look_through
 from hf_mhe.neurons.checkpoint.skeleton import build_skeleton
 from hf_mhe.neurons.checkpoint.ties import check_shape, tie_as_loaded
-from hf_mhe.neurons.coverage import Coverage, coverage
-from hf_mhe.neurons.group import Get, NeuronGroup, Source, Stored
+from hf_mhe.neurons.coverage import coverage
+from hf_mhe.neurons.group import Coverage, NeuronGroup
 from hf_mhe.neurons.layout import Layout, Slab, Then
 from hf_mhe.neurons.patterns import Patterns, select_groups
+from hf_mhe.neurons.quantized.formats import READ_METHODS
 from hf_mhe.neurons.quantized.stored import Tensors
-from hf_mhe.neurons.quantized.unpack import READ_METHODS, Unpacked, unpack
+from hf_mhe.neurons.quantized.unpack import Unpacked, unpack
 from hf_mhe.neurons.reasons import Unseen
+from hf_mhe.neurons.source import Get, Source, Stored
 
 
 def checkpoint_groups(
@@ -39,21 +41,29 @@ def checkpoint_groups(
 ) -> Coverage:
     """The neuron groups of a checkpoint: the same names, roles, n, d and order as of the model that loads it.
 
-    `shapes` maps each tensor's name to its shape, `config` is the parsed config.json. The class that the config names
-    (`declared`: the one that the index of a pipeline or of a sentence-transformers folder names) is built on the meta
-    device, without weights and without code from outside transformers, diffusers, timm and sentence-transformers;
-    names are matched by the rules the library loads by. Every tensor of two or more dimensions is in a group or in
-    `skipped`, and every weight that the model has and the checkpoint does not is in `skipped` too. Where two tied
-    names are both stored, `get` reads them, and they are one matrix only if they are equal, as loading ties them;
-    without `get` they are taken to be equal. Where no class is known, groups are made by shape, kind "unknown", and
-    `note` says why. `by_head` is that of `neuron_groups`. Groups that share tensors follow each other, so that reading
-    them in order reads each tensor once.
+    The class that the config names is built on the meta device, without weights and without code from outside
+    transformers, diffusers, timm and sentence-transformers; names are matched by the rules the library loads by. Every
+    tensor of two or more dimensions is in a group or in `skipped`, and every weight that the model has and the
+    checkpoint does not is in `skipped` too. Where no class is known, groups are made by shape, kind "unknown", and
+    `note` says why. Groups that share tensors follow each other: building them in order with one `WeightCache` reads
+    each tensor once.
 
     Quantized weights are read as the numbers that they stand for, and their groups name the tensors that they are made
-    of. They are found by the tensors' `dtypes` (name -> safetensors dtype), the files' `metadata`, and the config's
-    `quantization_config`; `get` reads the small tensors in which some formats keep the shapes of the others. So are
-    weights that are stored pruned or normed. What wrappers of training put before the names is looked through, and
-    `note` says what it was.
+    of; so are weights that are stored pruned or normed. What wrappers of training put before the names is looked
+    through, and `note` says what it was.
+
+    Args:
+        shapes: The shape of each tensor, by its name.
+        config: The parsed config.json; None where there is none.
+        include: As in `neuron_groups`, like `exclude` and `by_head`.
+        exclude: As in `neuron_groups`.
+        dtypes: The tensors' dtypes as safetensors spells them, by name; quantized weights are found by them.
+        by_head: As in `neuron_groups`.
+        declared: The class that the index of a pipeline or of a sentence-transformers folder names for the checkpoint.
+        metadata: That of the files' headers, in which some formats say how their tensors go together.
+        get: Reads a tensor by its name. Where two tied names are both stored, they are one matrix only if they are
+            equal, as loading ties them; without `get` they are taken to be equal. It also reads the small tensors in
+            which some formats keep the shapes of the others.
 
     Raises:
         MHEError: a tensor's shape is not its module's, the config builds no model, a pattern matches nothing, the
@@ -70,18 +80,25 @@ def checkpoint_groups(
         names.seen(dtypes or {}),
         quantization if isinstance(quantization, dict) else {},
         metadata or {},
-        names.get(get),
+        None if get is None else names.reading(get),
     )
     if known is not None:
         tensors = replace(tensors, classes_of=known.classes_of, loaded_as=known.loaded, role=known.role)
     plain = unpack(tensors)
+
+    def reading(get: Get) -> Get:
+        return plain.reading(names.reading(get))
+
     if isinstance(skeleton, nn.Module):
         found = _by_module(plain, skeleton, tensors, by_head)
     else:
         check_merged(shapes, shapes)
         found = Coverage(*groups_by_shape(plain.shapes), skeleton)
     found = names.restore(plain.restore(found))
-    return replace(found, groups=select_groups(found.groups, include, exclude))
+    groups = select_groups(found.groups, include, exclude)
+    if names or plain.packed:
+        groups = [replace(group, source=replace(_source(group), reading=reading)) for group in groups]
+    return replace(found, groups=groups)
 
 
 class _Known:
@@ -151,17 +168,14 @@ def _source(group: NeuronGroup) -> Source:
 def _narrowed(
     layout: Layout, stored: ConvertedTensor, shape: tuple[int, ...]
 ) -> tuple[Layout, ConvertedTensor, tuple[int, ...]]:
-    """What one expert's group needs of a stack that is stored expert by expert: that expert alone, a stack of one.
-
-    Each group gets a reader of its own, by which the latest conversion knows the groups apart.
-    """
+    """What one expert's group needs of a stack that is stored expert by expert: that expert alone, a stack of one."""
     slab = layout.first if isinstance(layout, Then) else layout
     if isinstance(slab, Slab):
         alone = stored.one_expert(slab.index, shape[0])
         if alone is not None:
             first = replace(slab, index=0)
             return replace(layout, first=first) if isinstance(layout, Then) else first, alone, (1, *shape[1:])
-    return layout, replace(stored), shape
+    return layout, stored, shape
 
 
 class _Match:
@@ -200,8 +214,8 @@ class _Match:
         chosen: list[Stored] = []
         shapes: list[tuple[int, ...]] = []
         parameters: list[str] = []
-        for part, shape in zip(source.parts, source.shapes, strict=True):
-            own = f"{source.owner}.{part}".lstrip(".")
+        for name, shape in zip(source.tensor_names, source.shapes, strict=True):
+            own = source.path_of(name)
             targets = self.stored_as(own)
             if not targets:
                 return {own: Unseen.of_shape(self.missing, shape)}

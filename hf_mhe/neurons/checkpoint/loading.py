@@ -7,52 +7,17 @@ run on names and, for the shapes, on tensors without storage; nothing is written
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons.checkpoint.skeleton.diffusers_model import renamed_on_load
-from hf_mhe.neurons.group import Get, Stored, StoredTensor
-
-
-class Conversion(Protocol):
-    """Something that makes tensors of others, `target` among them; equal `key`s make the same."""
-
-    @property
-    def key(self) -> object: ...
-
-    @property
-    def target(self) -> str: ...
-
-    def convert(self, get: Get) -> dict[str, Tensor]: ...
-
-
-class LastConversion:
-    """The latest conversion's tensors, for the groups made from the same ones: each is read and converted once.
-
-    A group that comes a second time gets a fresh conversion, since what `get` reads may have changed since.
-    """
-
-    def __init__(self) -> None:
-        self._key: object = None
-        self._get: Get | None = None
-        self._made: dict[str, Tensor] = {}
-        self._served: set[int] = set()
-
-    def take(self, reader: Conversion, get: Get) -> Tensor:
-        """The tensor of one reader, converted unless the latest conversion was its own, and not yet taken by it."""
-        key = reader.key
-        if key != self._key or get != self._get or id(reader) in self._served:
-            self._made.clear()
-            self._made = reader.convert(get)
-            self._key, self._get, self._served = key, get, set()
-        self._served.add(id(reader))
-        return self._made[reader.target]
+from hf_mhe.neurons.source import Get, Stored, StoredTensor
 
 
 @dataclass(frozen=True)
@@ -64,18 +29,17 @@ class ConvertedTensor:
     first_target: str
     target: str
     model: Any
-    last: LastConversion = field(compare=False)
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(name for _, name in self.sources)
 
     @property
-    def key(self) -> object:
+    def key(self) -> Hashable:
         return self.first_target, self.sources
 
-    def read(self, get: Get) -> Tensor:
-        return self.last.take(self, get)
+    def pick(self, made: Mapping[str, Tensor]) -> Tensor:
+        return made[self.target]
 
     def one_expert(self, index: int, experts: int) -> ConvertedTensor | None:
         """The conversion that makes a stack of one expert, or None where the experts are not stored one by one."""
@@ -93,7 +57,7 @@ class ConvertedTensor:
             return None
         return replace(self, sources=tuple((pattern, of_pattern[index]) for pattern, of_pattern in names.items()))
 
-    def convert(self, get: Get) -> dict[str, Tensor]:
+    def make(self, get: Get) -> dict[str, Tensor]:
         """All model tensors that this conversion makes, by name."""
         converter = deepcopy(self.converter)
         for pattern, name in self.sources:
@@ -197,11 +161,10 @@ def _transformers_plan(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Loa
         else:
             conversions.setdefault(target, (converter_of[pattern], []))[1].append((pattern, name))
 
-    last = LastConversion()
     for first_target, (converter, sources) in conversions.items():
-        conversion = ConvertedTensor(converter, tuple(sources), first_target, first_target, model, last)
+        conversion = ConvertedTensor(converter, tuple(sources), first_target, first_target, model)
         try:
-            made = conversion.convert(lambda name: torch.empty(tuple(shapes[name]), device="meta"))
+            made = conversion.make(lambda name: torch.empty(tuple(shapes[name]), device="meta"))
         except Exception as error:  # whatever a conversion makes of tensors that do not fit it
             stored = ", ".join(f"{name} {tuple(shapes[name])}" for name in conversion.names[:4])
             raise MHEError(

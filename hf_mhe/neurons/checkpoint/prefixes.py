@@ -5,7 +5,7 @@ own module has every name of the model with something before it.
 
 Note [Which prefix]. What torch's own wrappers add is known and goes wherever it stands, unless the model that the
 config describes has such a name itself. Any other (`model.` of a Lightning module, `student.`) goes only where a
-config tells the names, and the model takes more of them without it. Where two prefixes do equally well (a student and
+config gives the names, and the model takes more of them without it. Where two prefixes do equally well (a student and
 a teacher), neither is taken: nothing says which one is the model.
 """
 
@@ -13,14 +13,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from torch import Tensor
-
-from hf_mhe.neurons.coverage import Coverage
-from hf_mhe.neurons.group import Get, NeuronGroup, Stored
+from hf_mhe.neurons.group import Coverage, NeuronGroup
 from hf_mhe.neurons.model.unwrap import WRAPPED, clean
+from hf_mhe.neurons.source import Get
 
 # Before every name: DataParallel, DistributedDataParallel, an AveragedModel, which counts its updates beside it.
 _MODULE = "module."
@@ -52,9 +50,9 @@ class Names:
         """A mapping by the checkpoint's names, by the names here; those that it lacks are left out."""
         return {name: by_name[stored] for name, stored in self.stored.items() if stored in by_name}
 
-    def get(self, get: Get | None) -> Get | None:
+    def reading(self, get: Get) -> Get:
         """`get` by the names here."""
-        return None if get is None else _GetStored(get, self.stored)
+        return (lambda name: get(self.stored.get(name, name))) if self else get
 
     def restore(self, found: Coverage) -> Coverage:
         """The coverage of the names here, by the checkpoint's own names; the groups keep those of their modules."""
@@ -68,39 +66,7 @@ class Names:
         )
 
     def _restored(self, group: NeuronGroup) -> NeuronGroup:
-        assert group.source is not None, group
-        read = tuple(_StoredUnder(each, self.stored) for each in group.source.stored)
-        return replace(
-            group,
-            parameters=tuple(self.stored.get(name, name) for name in group.parameters),
-            source=replace(group.source, stored=read),
-        )
-
-
-@dataclass(frozen=True)
-class _GetStored:
-    """`get` by the names here. Equal ones compare equal: a conversion that groups share is made once."""
-
-    get: Get
-    stored: Mapping[str, str] = field(compare=False)
-
-    def __call__(self, name: str) -> Tensor:
-        return self.get(self.stored.get(name, name))
-
-
-@dataclass(frozen=True)
-class _StoredUnder:
-    """A tensor read by its name in the checkpoint."""
-
-    under: Stored
-    stored: Mapping[str, str] = field(compare=False)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(self.stored.get(name, name) for name in self.under.names)
-
-    def read(self, get: Get) -> Tensor:
-        return self.under.read(_GetStored(get, self.stored))
+        return replace(group, parameters=tuple(self.stored.get(name, name) for name in group.parameters))
 
 
 def look_through(names: Iterable[str], takes: Takes | None) -> Names:

@@ -6,21 +6,22 @@ place; a state dict that was saved meanwhile has those, and the model that a con
 Note [Parts that the model itself has]. Some models are built with a norm (wav2vec2's positional convolution), and load
 its parts by their own names. Those stay as they are: the model's own module makes the weight of them.
 
-Note [The dimension of a weight norm] is told by the shape of the lengths: it is 1 along every axis that a length is
+Note [The dimension of a weight norm] is given by the shape of the lengths: it is 1 along every axis that a length is
 taken over.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from hf_mhe.neurons.group import Get
 from hf_mhe.neurons.model.weight import masked, widened
+from hf_mhe.neurons.quantized.format import Format
 from hf_mhe.neurons.quantized.stored import Packed, Tensors, Unread
+from hf_mhe.neurons.source import Get
 
 _PARAMETRIZED = re.compile(r"^(?P<module>(?:.*\.)?)parametrizations\.(?P<name>[^.]+)\.(?P<part>.+)$")
 
@@ -36,13 +37,9 @@ def stored_weights(tensors: Tensors) -> Iterator[Packed | Unread]:
             yield Unread((name,), f"mask of {name.removesuffix('_mask')}, which is stored beside it", weights=False)
 
 
-def check_complete(tensors: Tensors, taken: Container[str]) -> None:
-    """A part without its other is a tensor like any other: nothing says that it was one."""
-
-
 def _unless_stored(tensors: Tensors, found: Packed) -> Packed | Unread:
     if found.name in tensors.shapes:
-        return Unread(found.parts, f"part of {found.name}, which is stored beside it", weights=False)
+        return Unread(found.tensor_names, f"part of {found.name}, which is stored beside it", weights=False)
     return found
 
 
@@ -98,17 +95,21 @@ def _spectral(tensors: Tensors, name: str) -> Packed | None:
     left, right = f"{vectors}u", f"{vectors}v"
     if left not in tensors.shapes or right not in tensors.shapes:
         return None
-    parts = (name, left, right)
-    return _packed(weight, parts, tensors.shapes[name], "spectrally normed", lambda get: _over_sigma(get, parts))
+    names = (name, left, right)
+    return _packed(weight, names, tensors.shapes[name], "spectrally normed", lambda get: _over_sigma(get, names))
 
 
-def _over_sigma(get: Get, parts: tuple[str, ...]) -> Tensor:
-    """The axis that torch unfolds a matrix along is the one that the left vector is as long as."""
-    stored, left, right = (widened(get(part)) for part in parts)
+def _over_sigma(get: Get, names: tuple[str, ...]) -> Tensor:
+    """The axis that torch unfolds a matrix along has the length of the left vector."""
+    stored, left, right = (widened(get(name)) for name in names)
     axis = next((axis for axis, length in enumerate(stored.shape) if length == len(left)), 0)
     sigma = torch.dot(left, stored.movedim(axis, 0).flatten(1).mv(right))
     return stored / sigma
 
 
-def _packed(name: str, parts: tuple[str, ...], shape: tuple[int, ...], form: str, make: object) -> Packed:
-    return Packed(name, parts, shape, form, make, quantized=False)  # type: ignore[arg-type]
+def _packed(name: str, names: tuple[str, ...], shape: tuple[int, ...], form: str, make: object) -> Packed:
+    return Packed(name, names, shape, form, make, quantized=False)  # type: ignore[arg-type]
+
+
+# A part without its other is a tensor like any other: nothing says that it was one.
+FORMAT = Format("pruned or normed", stored_weights)

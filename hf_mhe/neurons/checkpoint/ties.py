@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons.checkpoint.loading import Loading
-from hf_mhe.neurons.group import Get
+from hf_mhe.neurons.source import Get
 
 _ELEMENTS_AT_A_TIME = 1 << 22  # 16 MiB of float32
 
@@ -40,8 +40,9 @@ def tie_as_loaded(model: Any, plan: Loading, get: Get) -> None:
         check_shape(plan, name, tuple(parameters[name].shape))
     numbers: dict[bytes, int] = {}
     for name in names:
-        read = plan.sources[name].read(get) if name in plan.sources else None
-        number = 0 if read is None else numbers.setdefault(_digest(read), len(numbers) + 1)
+        number = 0
+        if (source := plan.sources.get(name)) is not None:
+            number = numbers.setdefault(_digest(source.pick(source.make(get))), len(numbers) + 1)
         _put(model, name, nn.Parameter(torch.tensor(float(number)).expand(parameters[name].shape)))
     model.all_tied_weights_keys = tied
     model.tie_weights(missing_keys=set(names) - set(stored), recompute_mapping=False)

@@ -1,11 +1,11 @@
-"""Parameters that a module holds itself: tables and tokens by their names, matrices by the products they are in.
+"""Parameters that a module has itself: tables and tokens by their names, matrices by the products they are in.
 
 Note [Bare parameters]. In order:
 1. where the module's own code multiplies with a parameter, or looks its rows up, that says which axis counts the
    neurons, also of an entry of a ParameterList and of each matrix of a stack: see Note [Neurons by use];
 2. a table is known by its name (`pos_embed`, `cls_token`, `query_tokens`, `level_embed`; a class named
    `...PositionEmbedding`): the vectors lie along the last axis, whatever the lead, as transformers, timm and diffusers
-   store them. A table over a grid, (h, w, d) or (d, h, w), is read where its two equal sides tell which it is.
+   store them. A table over a grid, (h, w, d) or (d, h, w), is read where its two equal sides show which it is.
 What is left is no group: one vector alone, biases, elementwise factors, rates of state spaces, and the unknown.
 """
 
@@ -36,10 +36,10 @@ _STATE_SPACE = frozenset({"A", "A_log", "D"})
 
 
 def bare(module: nn.Module) -> Iterator[Piece]:
-    """Every parameter of two or more dimensions that a module holds itself, or in a ParameterList of its own."""
-    held = list(_held(module))
-    used = uses(type(module)) if held else {}  # the source of a class is read only where there is something to ask
-    for path, name, parameter in held:
+    """Every parameter of two or more dimensions that a module has itself, or in a ParameterList of its own."""
+    registered = list(_registered(module))
+    used = uses(type(module)) if registered else {}  # the source of a class is read only where there is need
+    for path, name, parameter in registered:
         shape = full_shape(parameter)
         use = used.get(name)
         if use is not None and _fits(use, shape, in_list=path != name):
@@ -50,7 +50,7 @@ def bare(module: nn.Module) -> Iterator[Piece]:
                 yield Piece(path, table_kind(module, name), axes, path)
 
 
-def _held(module: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
+def _registered(module: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
     """(path, name, parameter): of a list's entry, the name is the list's."""
     if isinstance(module, (nn.ParameterList, nn.ParameterDict)):
         return  # they are read by the module that holds them, which has the name and the code
@@ -100,7 +100,7 @@ def table_kind(module: nn.Module, name: str) -> str:
 
 
 def _table_axes(module: nn.Module, name: str, shape: tuple[int, ...]) -> ByAxes | None:
-    """The layout of a table, or None where the parameter is none or its shape does not tell."""
+    """The layout of a table, or None where the parameter is none or its shape does not say."""
     kind = table_kind(module, name)
     long = [axis for axis, length in enumerate(shape, -len(shape)) if length != 1]
     if not kind or 0 in shape or len(long) < 2:
@@ -117,7 +117,7 @@ def _table_axes(module: nn.Module, name: str, shape: tuple[int, ...]) -> ByAxes 
     return ByAxes(neurons, (coordinates,))
 
 
-def why_not(module: nn.Module, name: str, shape: tuple[int, ...]) -> str:
+def why_no_neurons(module: nn.Module, name: str, shape: tuple[int, ...]) -> str:
     """Why a parameter of a module (of a list of its own: `list.0`) is no neuron group."""
     rank, cls = f"{len(shape)}-dimensional", type(module).__name__
     own = name.partition(".")[0]
@@ -134,8 +134,8 @@ def why_not(module: nn.Module, name: str, shape: tuple[int, ...]) -> str:
     if len(shape) == 3 and "expert" in cls.lower():
         reason = f"three-dimensional experts: parameter {name!r} of {cls}"
     elif table_kind(module, own):
-        reason = f"{table_kind(module, own)} table {name!r} of {cls}: shape {shape} does not tell its vectors"
+        reason = f"{table_kind(module, own)} table {name!r} of {cls}: shape {shape} does not show its vectors"
     else:
-        lacks = f"no product or look-up in the code of {cls} tells its neurons"
+        lacks = f"no product or look-up in the code of {cls} shows its neurons"
         reason = f"bare parameter {name!r} of {cls} ({rank}): {lacks}"
     return Unseen.of_shape(reason, shape)

@@ -32,11 +32,3 @@ def embedding(module: nn.Module) -> Iterator[Piece]:
 def transformers_conv1d(module: nn.Module) -> Iterator[Piece]:
     """Weight (in, out): a dense map stored transposed, despite its name (GPT, GPT-2)."""
     yield Piece("weight", "transformers_conv1d", Rows(neuron_axis=1))
-
-
-@reads("bitsandbytes.nn.modules.Linear8bitLt", "bitsandbytes.nn.modules.Linear4bit")
-def bitsandbytes_linear(module: nn.Module) -> Iterator[Piece]:
-    """Weight (out, in), also of what was a `Conv1D`: transformers notes the class that it replaced."""
-    replaced = getattr(module, "source_cls", None)
-    is_conv1d = isinstance(replaced, type) and any(cls.__name__ == "Conv1D" for cls in replaced.__mro__)
-    yield Piece("weight", "transformers_conv1d" if is_conv1d else "linear")

@@ -19,8 +19,8 @@ _MODELS = "transformers.models."
 
 def _stack(module: nn.Module, name: str) -> tuple[int, ...]:
     """The shape of a stack (experts, ., .); no experts where the module has no such parameter."""
-    held = getattr(module, name, None)
-    shape = full_shape(held) if isinstance(held, Tensor) else ()
+    stack = getattr(module, name, None)
+    shape = full_shape(stack) if isinstance(stack, Tensor) else ()
     return shape if len(shape) == 3 else (0, 0, 0)
 
 

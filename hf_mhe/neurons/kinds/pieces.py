@@ -15,6 +15,7 @@ from hf_mhe.neurons.kinds.bare_parameters import bare
 from hf_mhe.neurons.kinds.experts import experts, is_router, router, says_its_layout
 from hf_mhe.neurons.kinds.fused import attention
 from hf_mhe.neurons.kinds.registry import READERS, Piece, Reader, lookup
+from hf_mhe.neurons.quantized.formats import LAYERS
 
 ENTRIES = (dense, convolution, recurrent, attention)
 """The files with entries for classes that need no rule; importing them fills the table."""
@@ -27,9 +28,12 @@ RULES: tuple[tuple[Callable[[nn.Module], bool], Reader], ...] = (
 """For modules of classes without an entry, known by what is found on the module itself: the first that fits counts."""
 
 
+_BY_CLASS: dict[str, Reader] = {**READERS, **LAYERS}
+
+
 def pieces(module: nn.Module) -> tuple[Piece, ...]:
     """The pieces of a module's weights that are neurons."""
-    reader = lookup(READERS, module)
+    reader = lookup(_BY_CLASS, module)
     if reader is None:
         reader = next((found for fits, found in RULES if fits(module)), None)
     own = tuple(reader(module)) if reader is not None else ()

@@ -36,9 +36,9 @@ def offloaded_ties(root: nn.Module) -> dict[int, Tensor]:
     first: dict[object, Tensor] = {}
     ties: dict[int, Tensor] = {}
     for name, parameter in parameters.items():
-        held = _in_memory(root, name)
-        if held is not None:
-            place = held.untyped_storage().data_ptr(), held.storage_offset(), tuple(held.shape)
+        resident = _in_memory(root, name)
+        if resident is not None:
+            place = resident.untyped_storage().data_ptr(), resident.storage_offset(), tuple(resident.shape)
             ties[id(parameter)] = first.setdefault(place, parameter)
     declared = getattr(root, "all_tied_weights_keys", None)
     for other, own in declared.items() if isinstance(declared, Mapping) else ():
@@ -74,7 +74,7 @@ def _place(root: nn.Module, name: str) -> tuple[Mapping[str, Any], str] | None:
 
 def _maps(module: nn.Module) -> Iterator[Mapping[str, Any]]:
     hook = getattr(module, "_hf_hook", None)
-    for each in getattr(hook, "hooks", (hook,)):  # several hooks at one module are held by one
+    for each in getattr(hook, "hooks", (hook,)):  # several hooks of one module are inside one
         values = getattr(each, "weights_map", None)
         if getattr(each, "offload", False) and values is not None:
             yield values
@@ -88,6 +88,6 @@ def _in_memory(root: nn.Module, name: str) -> Tensor | None:
     values, key = found
     while hasattr(values, "dataset") and hasattr(values, "prefix"):  # accelerate's view of a map below a prefix
         values, key = values.dataset, f"{values.prefix}{key}"
-    held = values if isinstance(values, dict) else getattr(values, "state_dict", {})
-    value = held.get(key)
+    stored = values if isinstance(values, dict) else getattr(values, "state_dict", {})
+    value = stored.get(key)
     return value if isinstance(value, Tensor) else None

@@ -42,7 +42,7 @@ def is_copied(module: nn.Module) -> bool:
     return "ModulesToSaveWrapper" in _names_of_peft(type(module))
 
 
-def held(module: nn.Module) -> str | None:
+def inside(module: nn.Module) -> str | None:
     """The attribute path of the module in whose place a wrapper of peft stands; None for all other modules."""
     if is_copied(module):
         return _active_copy(module)

@@ -22,15 +22,15 @@ from hf_mhe.neurons.model.weight import attribute_at
 
 @dataclass(frozen=True)
 class Binding:
-    """A module's class, and those parts of its weight that it holds as parameters or buffers."""
+    """A module's class, and those tensors of its weight that are parameters or buffers of it."""
 
     kind: type[nn.Module]
-    parts: tuple[str, ...]
+    tensor_names: tuple[str, ...]
 
     @staticmethod
-    def of(module: nn.Module, parts: Sequence[str]) -> Binding:
-        """How a module holds the parts of a weight now."""
-        return Binding(type(module), tuple(part for part in parts if _is_held(module, part)))
+    def of(module: nn.Module, tensor_names: Sequence[str]) -> Binding:
+        """Which tensors of a weight are registered in a module now."""
+        return Binding(type(module), tuple(name for name in tensor_names if _is_registered(module, name)))
 
     def check(self, root: nn.Module, path: str) -> None:
         """Refuse to go on where another module took the place at a path, or the module's weight became a computed one.
@@ -52,15 +52,15 @@ class Binding:
                     f"module {path!r} is a {qualified(type(module))} and was a {qualified(self.kind)} when the "
                     f"neuron groups were made; {AGAIN}"
                 )
-        for part in self.parts:
-            if not _is_held(module, part):
+        for name in self.tensor_names:
+            if not _is_registered(module, name):
                 raise MHEError(
-                    f"{part!r} of module {path!r} ({type(module).__name__}) is no parameter of it any more since the "
+                    f"{name!r} of module {path!r} ({type(module).__name__}) is no parameter of it any more since the "
                     f"neuron groups were made (a parametrization, weight norm or pruning?); {AGAIN}"
                 )
 
 
-def _is_held(module: nn.Module, part: str) -> bool:
-    path, _, name = part.rpartition(".")
+def _is_registered(module: nn.Module, name: str) -> bool:
+    path, _, attribute = name.rpartition(".")
     holder = attribute_at(module, path) if path else module
-    return isinstance(holder, nn.Module) and (name in holder._parameters or name in holder._buffers)
+    return isinstance(holder, nn.Module) and (attribute in holder._parameters or attribute in holder._buffers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from hf_mhe.neurons.model.peft_layers import held
+from hf_mhe.neurons.model.peft_layers import inside
 
 # Modules that hold the wrapped module under this attribute, and so put it into every dotted name below them.
 WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -38,7 +38,7 @@ def is_transparent(module: nn.Module) -> bool:
 def inner_path(module: nn.Module) -> str | None:
     """The attribute path of the module that a wrapper inside a model stands for; None for all other modules."""
     transparent = (name for name in _TRANSPARENT if module._modules.get(name) is not None)
-    return next(transparent, None) or held(module)
+    return next(transparent, None) or inside(module)
 
 
 def bare(module: nn.Module) -> nn.Module:

@@ -24,16 +24,16 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 @dataclass(frozen=True)
 class Weight:
-    """`parts` are attribute paths, relative to the owning module, of the tensors that `combine` makes it from.
+    """`tensor_names` are attribute paths, relative to the owning module, of the tensors that `combine` makes it from.
 
     `outline` gives a tensor of the weight's shape from tensors without values, where `combine` cannot. `refusal` says
     why the weight cannot be read, for one that is there and cannot. `check` raises where the module no longer computes
     with the weight that `combine` makes. `quantized` is what the format of a quantized weight is called, and `fixed`
-    those parts that hold it, which are not trained. `identity` is equal for weights that are one and the same though
-    they are made of other parts; None where the parts say it.
+    those tensors that store it, which are not trained. `identity` is equal for weights that are one and the same
+    though they are made of other tensors; None where the names say it.
     """
 
-    parts: tuple[str, ...]
+    tensor_names: tuple[str, ...]
     combine: Callable[[Mapping[str, Tensor]], Tensor]
     outline: Callable[[Mapping[str, Tensor]], Tensor] | None = None
     refusal: str | None = None
@@ -54,14 +54,7 @@ class AsStored:
 
 
 Finder = Callable[[nn.Module, str], Weight | None]
-
-_FAMILIES: list[Finder] = []
-
-
-def family(finder: Finder) -> Finder:
-    """Register a finder of weights that are more than their parameter; it is asked before the parameter is taken."""
-    _FAMILIES.append(finder)
-    return finder
+"""Finds the weight that a module has under a name; None where it has none that the finder knows."""
 
 
 def attribute_at(module: nn.Module, path: str) -> Any:
@@ -84,11 +77,8 @@ def parameter_at(module: nn.Module, path: str) -> nn.Parameter | None:
     return holder._parameters.get(key or name) if holder is not None else None
 
 
-def find_weight(module: nn.Module, attribute: str) -> Weight | None:
-    """The weight that a module holds under a name, or None where it holds no such tensor."""
-    for finder in _FAMILIES:
-        if (found := finder(module, attribute)) is not None:
-            return found
+def torch_weight(module: nn.Module, attribute: str) -> Weight | None:
+    """The weight that a module has under a name, as torch itself stores one; None where it has no such tensor."""
     if parametrize.is_parametrized(module, attribute):
         return _parametrized(module, attribute)
     if parameter_at(module, attribute) is not None:

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from hf_mhe.errors import MHEError
-from hf_mhe.neurons.group import Get
+from hf_mhe.neurons.kinds.registry import Piece
 from hf_mhe.neurons.model.weight import Weight
-from hf_mhe.neurons.quantized.live import held_parameter, of_class, quantized_weight
+from hf_mhe.neurons.quantized.format import Format
+from hf_mhe.neurons.quantized.live import of_class, own_parameter, quantized_weight
 from hf_mhe.neurons.quantized.stored import TORCH_DTYPES, Packed, Tensors, Unread, needs
+from hf_mhe.neurons.source import Get
 
 _PACKAGE = "bitsandbytes"
 _INT8 = "bitsandbytes (8-bit)"
@@ -28,7 +30,7 @@ _NESTED = ("nested_absmax", "nested_quant_map")
 
 def live_weight(module: nn.Module, attribute: str) -> Weight | None:
     """The weight of a `Linear8bitLt`, `Linear4bit`, `Embedding4bit` ... that has been quantized."""
-    parameter = held_parameter(module, attribute)
+    parameter = own_parameter(module, attribute)
     if of_class(parameter, _PACKAGE, "Params4bit") and parameter.quant_state is not None:
         state = parameter.quant_state
         return quantized_weight(
@@ -52,7 +54,7 @@ def live_weight(module: nn.Module, attribute: str) -> Weight | None:
 
 
 def _parametrized(module: Any, attribute: str) -> Weight | None:
-    """A parameter under `bitsandbytes.nn.parametrize`, which is how stacks of experts are held in 4 bits."""
+    """A parameter under `bitsandbytes.nn.parametrize`, which is how stacks of experts are stored in 4 bits."""
     chain = module.parametrizations[attribute]
     if len(chain) != 1 or not of_class(chain[0], _PACKAGE, "Bnb4bitParametrization"):
         return None
@@ -123,29 +125,29 @@ def check_complete(tensors: Tensors, taken: Container[str]) -> None:
 
 def _stored_8bit(tensors: Tensors, scales: str) -> Packed | Unread:
     module = scales.removesuffix("SCB")
-    name, parts = f"{module}weight", (f"{module}weight", scales)
+    name, names = f"{module}weight", (f"{module}weight", scales)
     shape = tensors.shape(name, scales, _INT8)
     tensors.expect_count(scales, shape[0], f"one scale for each row of {name} {shape}")
     extra = tuple(part for part in (f"{module}weight_format",) if part in tensors.shapes)
     if (lacking := needs(_PACKAGE, at_least="0.45")) is not None:
-        return Unread((*parts, *extra), f"quantized by {_INT8}: {lacking}")
+        return Unread((*names, *extra), f"quantized by {_INT8}: {lacking}")
 
     def dequantize(get: Get) -> Tensor:
         return turned(_dequantize_8bit(get(name), get(scales).float()))
 
     turned = _turn if _is_transposed(tensors, name) else _keep
-    return Packed(name, (*parts, *extra), _turned(shape, _is_transposed(tensors, name)), _INT8, dequantize)
+    return Packed(name, (*names, *extra), _turned(shape, _is_transposed(tensors, name)), _INT8, dequantize)
 
 
 def _stored_4bit(tensors: Tensors, state_name: str) -> Packed | Unread:
     name, _, _ = state_name.partition(_STATE)
     state = tensors.read_json(state_name)
     companions = ["absmax", "quant_map", *(_NESTED if state.get("nested_blocksize") else ())]
-    parts = (name, *(f"{name}.{companion}" for companion in companions), state_name)
-    for part in parts:
-        tensors.shape(part, state_name, _INT4)
+    names = (name, *(f"{name}.{companion}" for companion in companions), state_name)
+    for tensor in names:
+        tensors.shape(tensor, state_name, _INT4)
     if (lacking := needs(_PACKAGE, at_least="0.45")) is not None:
-        return Unread(parts, f"quantized by {_INT4}: {lacking}")
+        return Unread(names, f"quantized by {_INT4}: {lacking}")
     try:
         shape, block = tuple(int(length) for length in state["shape"]), int(state["blocksize"])
         nested = int(state.get("nested_blocksize", 0))
@@ -168,12 +170,12 @@ def _stored_4bit(tensors: Tensors, state_name: str) -> Packed | Unread:
     def dequantize(get: Get) -> Tensor:
         from bitsandbytes.functional import QuantState
 
-        stats = {part.removeprefix(f"{name}."): get(part) for part in parts[1:]}
+        stats = {tensor.removeprefix(f"{name}."): get(tensor) for tensor in names[1:]}
         values = get(name)
         return turned(_dequantize_4bit(values, QuantState.from_dict(stats, device=values.device)))
 
     turned = _turn if _is_transposed(tensors, name) else _keep
-    return Packed(name, parts, _turned(shape, _is_transposed(tensors, name)), _INT4, dequantize)
+    return Packed(name, names, _turned(shape, _is_transposed(tensors, name)), _INT4, dequantize)
 
 
 def _is_transposed(tensors: Tensors, name: str) -> bool:
@@ -191,3 +193,23 @@ def _turn(weight: Tensor) -> Tensor:
 
 def _turned(shape: tuple[int, ...], transposed: bool) -> tuple[int, ...]:
     return shape[::-1] if transposed else shape
+
+
+def _linear(module: nn.Module) -> Iterator[Piece]:
+    """Weight (out, in), also of what was a `Conv1D`: transformers notes the class that it replaced."""
+    replaced = getattr(module, "source_cls", None)
+    is_conv1d = isinstance(replaced, type) and any(cls.__name__ == "Conv1D" for cls in replaced.__mro__)
+    yield Piece("weight", "transformers_conv1d" if is_conv1d else "linear")
+
+
+FORMAT = Format(
+    "bitsandbytes",
+    stored_weights,
+    methods=(_PACKAGE,),
+    check_complete=check_complete,
+    live_weight=live_weight,
+    layers={
+        "bitsandbytes.nn.modules.Linear8bitLt": _linear,
+        "bitsandbytes.nn.modules.Linear4bit": _linear,
+    },
+)

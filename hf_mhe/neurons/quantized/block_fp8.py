@@ -21,10 +21,12 @@ from torch import Tensor, nn
 
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons.model.weight import Weight
-from hf_mhe.neurons.quantized.live import held_parameter, quantized_weight
+from hf_mhe.neurons.quantized.format import Format
+from hf_mhe.neurons.quantized.live import own_parameter, quantized_weight
 from hf_mhe.neurons.quantized.stored import Packed, Tensors, Unread
 
 _FORM = "block-scaled FP8"
+_METHOD = "fp8"
 _SUFFIX = "_scale_inv"
 # Other names for the scales of `weight`, as transformers renames them while loading.
 _OTHER_NAMES = (".scale", ".qscale_weight")
@@ -35,13 +37,13 @@ _FP4_DTYPES = ("I8", "U8", "F4")
 
 def live_weight(module: nn.Module, attribute: str) -> Weight | None:
     """The weight of transformers' `FP8Linear` and `FP8Experts`: float8, with `<name>_scale_inv` beside it."""
-    values, scales = held_parameter(module, attribute), held_parameter(module, f"{attribute}{_SUFFIX}")
+    values, scales = own_parameter(module, attribute), own_parameter(module, f"{attribute}{_SUFFIX}")
     if values is None or scales is None or values.element_size() != 1 or not values.is_floating_point():
         return None
     block = getattr(module, "block_size", None)
-    parts = (attribute, f"{attribute}{_SUFFIX}")
+    names = (attribute, f"{attribute}{_SUFFIX}")
     return quantized_weight(
-        parts, tuple(values.shape), torch.float32, _FORM, lambda t: dequantize(t[parts[0]], t[parts[1]], block)
+        names, tuple(values.shape), torch.float32, _FORM, lambda t: dequantize(t[names[0]], t[names[1]], block)
     )
 
 
@@ -59,7 +61,7 @@ def check_complete(tensors: Tensors, taken: Container[str]) -> None:
     Raises:
         MHEError: names the weight and the tensor that is missing.
     """
-    if tensors.method != "fp8":
+    if tensors.method != _METHOD:
         return
     for name, shape in tensors.shapes.items():
         if name not in taken and len(shape) >= 2 and (tensors.dtype(name) or "").startswith("F8"):
@@ -69,12 +71,12 @@ def check_complete(tensors: Tensors, taken: Container[str]) -> None:
 def _scales_of(tensors: Tensors, name: str) -> str | None:
     """The name of a weight's scales, None for a tensor that is no float8 weight or has none."""
     dtype = tensors.dtype(name)
-    packed = tensors.method == "fp8" and dtype in (None, *_FP4_DTYPES)
+    packed = tensors.method == _METHOD and dtype in (None, *_FP4_DTYPES)
     if len(tensors.shapes[name]) < 2 or not (packed or (dtype or "").startswith("F8")):
         return None
     if f"{name}{_SUFFIX}" in tensors.shapes:
         return f"{name}{_SUFFIX}"
-    if tensors.method == "fp8" and name.endswith(".weight"):
+    if tensors.method == _METHOD and name.endswith(".weight"):
         others = (name.removesuffix(".weight") + other for other in _OTHER_NAMES)
         return next((other for other in others if other in tensors.shapes), None)
     return None
@@ -92,8 +94,8 @@ def _stored(tensors: Tensors, name: str, scales: str) -> Packed | Unread:
             f"{block or 'the whole tensor'} in {name} {shape}"
         )
     activations = f"{name.removesuffix('.weight')}.activation_scale"
-    parts = (name, scales, *((activations,) if activations in tensors.shapes else ()))
-    return Packed(name, parts, shape, _FORM, lambda get: dequantize(get(name), get(scales), block))
+    names = (name, scales, *((activations,) if activations in tensors.shapes else ()))
+    return Packed(name, names, shape, _FORM, lambda get: dequantize(get(name), get(scales), block))
 
 
 def _block(tensors: Tensors) -> tuple[int, int] | None:
@@ -143,3 +145,6 @@ def dequantize(values: Tensor, scales: Tensor, block: Sequence[int] | None) -> T
             first, last = int(of_row[0]), int(of_row[-1]) + 1
             made[..., first:last, :] *= numbers[..., row : row + 1, :].index_select(-1, across)
     return made
+
+
+FORMAT = Format(_FORM, stored_weights, (_METHOD,), check_complete, live_weight)

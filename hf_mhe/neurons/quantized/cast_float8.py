@@ -3,22 +3,23 @@
 Note [Cast or quantized]. `model.to(torch.float8_e4m3fn)` leaves nothing but rounded values, while every quantizer that
 writes float8 keeps scales beside it. So where a config describes the model and names no quantization, and no scale
 stands beside the values, they are the weight. With a scale beside them it is a quantized weight that lost its
-description: to multiply or to divide, by rows or by columns, is not told, and nothing is guessed. Without a config it
-cannot be told whether the scales are in another file.
+description: to multiply or to divide, by rows or by columns, is not known, and nothing is guessed. Without a config it
+cannot be known whether the scales are in another file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from hf_mhe.neurons.group import Get
 from hf_mhe.neurons.model.weight import Weight
-from hf_mhe.neurons.quantized.live import held_parameter, quantized_weight, unreadable
+from hf_mhe.neurons.quantized.format import Format
+from hf_mhe.neurons.quantized.live import own_parameter, quantized_weight, unreadable
 from hf_mhe.neurons.quantized.stored import Packed, Tensors, Unread
+from hf_mhe.neurons.source import Get
 
 FORM = "float8 without scales"
 _DTYPES = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
@@ -28,14 +29,14 @@ _SCALES = ("scale", "absmax", "amax", "qparams")
 
 def live_weight(module: nn.Module, attribute: str) -> Weight | None:
     """A float8 parameter: its values, or a refusal where the module holds a scale beside it."""
-    values = held_parameter(module, attribute)
+    values = own_parameter(module, attribute)
     if values is None or values.dtype not in _TORCH_DTYPES:
         return None
-    held = {**module._parameters, **module._buffers}
-    others = (name for name, tensor in held.items() if tensor is not None and tensor.dtype not in _TORCH_DTYPES)
+    registered = {**module._parameters, **module._buffers}
+    others = (name for name, tensor in registered.items() if tensor is not None and tensor.dtype not in _TORCH_DTYPES)
     scale = next(filter(_is_scale, others), None)
     if scale is not None:
-        return unreadable((attribute,), "float8", f"how it makes a weight with {scale} beside it is not told")
+        return unreadable((attribute,), "float8", f"how it makes a weight with {scale} beside it is not known")
     return quantized_weight(
         (attribute,), tuple(values.shape), torch.float32, FORM, lambda tensors: tensors[attribute].float()
     )
@@ -57,10 +58,6 @@ def stored_weights(tensors: Tensors) -> Iterator[Packed | Unread]:
             yield Packed(name, (name,), shape, FORM, partial(_read, name))
 
 
-def check_complete(tensors: Tensors, taken: Container[str]) -> None:
-    """Nothing can be missing of values that stand alone."""
-
-
 def _read(name: str, get: Get) -> Tensor:
     return get(name).float()
 
@@ -78,3 +75,6 @@ def _scales_beside(tensors: Tensors, name: str) -> list[str]:
 
 def _is_scale(name: str) -> bool:
     return any(word in name.lower() for word in _SCALES)
+
+
+FORMAT = Format(FORM, stored_weights, live_weight=live_weight, left_over=True)

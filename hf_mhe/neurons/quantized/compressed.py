@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from hf_mhe.errors import MHEError
-from hf_mhe.neurons.group import Get
 from hf_mhe.neurons.model.peft_layers import AGAIN
 from hf_mhe.neurons.model.weight import Weight
+from hf_mhe.neurons.quantized.format import Format
 from hf_mhe.neurons.quantized.live import quantized_weight
 from hf_mhe.neurons.quantized.stored import PLAIN_DTYPES, Packed, Tensors, Unread, needs
+from hf_mhe.neurons.source import Get
 
 _METHOD = "compressed-tensors"
 _PACKAGE = "compressed_tensors"
@@ -32,7 +33,7 @@ def live_weight(module: nn.Module, attribute: str) -> Weight | None:
     shape = _shape_of(module)
     if shape is None:
         return None
-    parts = tuple(name for held in (module._parameters, module._buffers) for name in held if name.startswith("weight"))
+    names = tuple(name for name in (*module._parameters, *module._buffers) if name.startswith("weight"))
     form = f"{_METHOD} ({getattr(scheme.format, 'value', scheme.format)})"
 
     def check() -> None:
@@ -41,7 +42,7 @@ def live_weight(module: nn.Module, attribute: str) -> Weight | None:
                 "compressed-tensors has decompressed it since, as it does in a first forward pass; " + AGAIN
             )
 
-    return quantized_weight(parts, shape, torch.float32, form, lambda t: _decompress(dict(t), scheme), check)
+    return quantized_weight(names, shape, torch.float32, form, lambda t: _decompress(dict(t), scheme), check)
 
 
 def _is_compressed(module: nn.Module) -> bool:
@@ -76,14 +77,14 @@ def stored_weights(tensors: Tensors) -> Iterator[Packed | Unread]:
         if ending is None:
             continue
         module = values.removesuffix(ending)
-        parts = (values, *(name for name in _companions(module) if name in tensors.shapes))
-        if ending == ".weight" and (len(parts) == 1 or f"{module}.weight_packed" in tensors.shapes):
+        names = (values, *(name for name in _companions(module) if name in tensors.shapes))
+        if ending == ".weight" and (len(names) == 1 or f"{module}.weight_packed" in tensors.shapes):
             continue
         name = f"{module}.weight"
         if lacking is not None:
-            yield Unread(parts, f"quantized by {_METHOD}: {lacking}")
+            yield Unread(names, f"quantized by {_METHOD}: {lacking}")
         else:
-            yield _stored(tensors, module, name, parts, groups)
+            yield _stored(tensors, module, name, names, groups)
 
 
 def check_complete(tensors: Tensors, taken: Container[str]) -> None:
@@ -128,18 +129,18 @@ def _groups(config: Mapping[str, Any]) -> list[Any]:
     return groups
 
 
-def _stored(tensors: Tensors, module: str, name: str, parts: tuple[str, ...], groups: list[Any]) -> Packed | Unread:
+def _stored(tensors: Tensors, module: str, name: str, names: tuple[str, ...], groups: list[Any]) -> Packed | Unread:
     scheme = _scheme(tensors, module, groups)
     if scheme is None:
-        return Unread(parts, f"quantized by {_METHOD}: no group of the config targets {module}")
+        return Unread(names, f"quantized by {_METHOD}: no group of the config targets {module}")
     form = f"{_METHOD} ({getattr(scheme.format, 'value', scheme.format)})"
-    if f"{module}.weight_g_idx" in parts:
-        return Unread(parts, f"quantized by {form}: columns in another order (weight_g_idx) are not read")
+    if f"{module}.weight_g_idx" in names:
+        return Unread(names, f"quantized by {form}: columns in another order (weight_g_idx) are not read")
 
     def dequantize(get: Get) -> Tensor:
-        return _decompress({part.removeprefix(f"{module}."): get(part) for part in parts}, scheme)
+        return _decompress({tensor.removeprefix(f"{module}."): get(tensor) for tensor in names}, scheme)
 
-    return Packed(name, parts, _shape(tensors, module, parts, scheme, form), form, dequantize)
+    return Packed(name, names, _shape(tensors, module, names, scheme, form), form, dequantize)
 
 
 def _scheme(tensors: Tensors, module: str, groups: list[Any]) -> Any:
@@ -156,28 +157,28 @@ def _scheme(tensors: Tensors, module: str, groups: list[Any]) -> Any:
     return None if target is None else schemes[target]
 
 
-def _shape(tensors: Tensors, module: str, parts: tuple[str, ...], scheme: Any, form: str) -> tuple[int, ...]:
-    """The weight's own shape, as its format stores it or as its values tell it.
+def _shape(tensors: Tensors, module: str, names: tuple[str, ...], scheme: Any, form: str) -> tuple[int, ...]:
+    """The weight's own shape, as its format stores it or as its values show it.
 
     Raises:
-        MHEError: the shape is not told, or the values or the scales do not fit it.
+        MHEError: the shape is not known, or the values or the scales do not fit it.
     """
-    values, stored = parts[0], tensors.shapes[parts[0]]
+    values, stored = names[0], tensors.shapes[names[0]]
     bits, shape = int(scheme.weights.num_bits), stored
-    if f"{module}.weight_shape" in parts:
+    if f"{module}.weight_shape" in names:
         shape = tuple(int(length) for length in tensors.read(f"{module}.weight_shape").tolist())
         words = (*shape[:-1], -(-shape[-1] * bits // 32))
         tensors.expect(values, words, f"{bits}-bit values of a weight {shape} in words of 32 bits")
     elif values.endswith(".weight_packed"):
         if bits not in (4, 8) or tensors.dtype(values) not in (None, "U8", "I8"):
             raise MHEError(
-                f"tensor {values!r} of shape {stored} holds {bits}-bit values, and {module}.weight_shape, which tells "
-                "the weight's shape, is not in the checkpoint"
+                f"tensor {values!r} of shape {stored} stores {bits}-bit values, and {module}.weight_shape, which "
+                "gives the weight's shape, is not in the checkpoint"
             )
         shape = (*stored[:-1], stored[-1] * 8 // bits)
     grid = tensors.shape(f"{module}.weight_scale", values, form)
     _check_grid(f"{module}.weight_scale", grid, shape, scheme)
-    if f"{module}.weight_global_scale" in parts:
+    if f"{module}.weight_global_scale" in names:
         tensors.expect_count(f"{module}.weight_global_scale", 1, f"one scale for all scales of a weight {shape}")
     return shape
 
@@ -197,3 +198,6 @@ def _check_grid(name: str, grid: tuple[int, ...], shape: tuple[int, ...], scheme
     if height and torch.Size(grid).numel() != -(-rows // height) * -(-columns // width):
         expected = (-(-rows // height), -(-columns // width))
         raise MHEError(f"tensor {name!r} has shape {grid}, expected {expected}: {strategy} scales of a weight {shape}")
+
+
+FORMAT = Format(_METHOD, stored_weights, (_METHOD,), check_complete, live_weight)

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from hf_mhe.neurons.model.weight import Weight
 
-_CODES = (torch.uint8, torch.int8, torch.int16, torch.int32)
-
 
 def of_class(value: object, package: str, name: str) -> bool:
     """Whether an object's class, or a base of it, is `name` of `package`, which is not imported for the question."""
@@ -19,16 +17,16 @@ def of_class(value: object, package: str, name: str) -> bool:
 
 
 def quantized_weight(
-    parts: tuple[str, ...],
+    tensor_names: tuple[str, ...],
     shape: tuple[int, ...],
     dtype: torch.dtype,
     form: str,
     dequantize: Callable[[Mapping[str, Tensor]], Tensor],
     check: Callable[[], None] | None = None,
 ) -> Weight:
-    """A weight whose parts are read by `dequantize` and take no gradient; `form` is what its format is called.
+    """A weight whose tensors are read by `dequantize` and take no gradient; `form` is what its format is called.
 
-    `check` raises where the parts are no longer those of that format.
+    `check` raises where the tensors are no longer those of that format.
     """
 
     def combine(tensors: Mapping[str, Tensor]) -> Tensor:
@@ -38,25 +36,16 @@ def quantized_weight(
     def outline(tensors: Mapping[str, Tensor]) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    return Weight(parts, combine, outline, check=check, quantized=form, fixed=parts)
+    return Weight(tensor_names, combine, outline, check=check, quantized=form, fixed=tensor_names)
 
 
-def unreadable(parts: tuple[str, ...], form: str, why: str) -> Weight:
+def unreadable(tensor_names: tuple[str, ...], form: str, why: str) -> Weight:
     """A quantized weight whose numbers cannot be had, and why."""
-    return Weight(parts, lambda tensors: tensors[parts[0]], refusal=f"quantized by {form}: {why}", quantized=form)
+    return Weight(
+        tensor_names, lambda tensors: tensors[tensor_names[0]], refusal=f"quantized by {form}: {why}", quantized=form
+    )
 
 
-def held_parameter(module: nn.Module, attribute: str) -> Any:
+def own_parameter(module: nn.Module, attribute: str) -> Any:
     """The parameter that a module holds under a name; None where it holds none, or something else than a tensor."""
     return module._parameters.get(attribute)
-
-
-def codes_in_buffers(module: nn.Module) -> dict[str, str]:
-    """Integer weights that a layer holds as buffers (GPTQ, AWQ, EETQ), with the reason why they are not read."""
-    found: dict[str, str] = {}
-    for name, buffer in module._buffers.items():
-        if buffer is None or buffer.ndim < 2 or "weight" not in name or buffer.dtype not in _CODES:
-            continue
-        held = f"{str(buffer.dtype).removeprefix('torch.')} codes of {type(module).__name__}"
-        found[name] = f"{held}: its format is not read: analyze the model that its package dequantizes"
-    return found

@@ -13,17 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from hf_mhe.errors import MHEError
-from hf_mhe.neurons.group import Get
+from hf_mhe.neurons.quantized.format import Format
 from hf_mhe.neurons.quantized.stored import Packed, Tensors, Unread
+from hf_mhe.neurons.source import Get
 
 _FORM = "MXFP4"
+_METHOD = "mxfp4"
 _NAN = 255
 # transformers unpacks 32 million blocks at once, by int32 indices that take sixteen times the bytes of the values.
 _BLOCKS_AT_ONCE = 2**18
 
 
-def held_for_a_kernel(module: nn.Module) -> dict[str, str]:
-    """The stacks that transformers holds for a kernel, parameters or not, with the reason why they are not read."""
+def in_a_kernels_order(module: nn.Module) -> dict[str, str]:
+    """The stacks that transformers keeps for a kernel, parameters or not, with the reason why they are not read."""
     if type(module).__name__ != "Mxfp4GptOssExperts":
         return {}
     why = "in a kernel's own order: analyze the checkpoint, or load it with Mxfp4Config(dequantize=True)"
@@ -39,7 +41,7 @@ def stored_weights(tensors: Tensors) -> Iterator[Packed | Unread]:
 
 
 def _said(tensors: Tensors) -> bool:
-    return tensors.method == "mxfp4"
+    return tensors.method == _METHOD
 
 
 def check_complete(tensors: Tensors, taken: Container[str]) -> None:
@@ -76,3 +78,6 @@ def _dequantize(get: Get, blocks: str, scales: str) -> Tensor:
     # bfloat16 holds every 4-bit value times every power of two of this format: nothing is rounded.
     made: Tensor = convert_moe_packed_tensors(get(blocks), exponents, rows_per_chunk=_BLOCKS_AT_ONCE)
     return made
+
+
+FORMAT = Format(_FORM, stored_weights, (_METHOD,), check_complete, unread=in_a_kernels_order)

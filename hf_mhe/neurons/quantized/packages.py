@@ -7,10 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
+from torch import nn
+
+from hf_mhe.neurons.quantized.format import Format
 from hf_mhe.neurons.quantized.stored import PLAIN_DTYPES, Packed, Tensors, Unread, needs
 from hf_mhe.neurons.reasons import dtype_refusal
 
-# quant_method -> what the format is called, the package to import, and the name to install it by
+# quant_method -> what the format is called, the package to import, and the name to install it by. An entry of a format
+# that is read by now speaks of those of its tensors that are not.
 _OWNERS = {
     "aqlm": ("AQLM", "aqlm", "aqlm[gpu,cpu]"),
     "auto-round": ("AutoRound", "auto_round", "auto-round"),
@@ -30,6 +35,7 @@ _OWNERS = {
 }
 # Dtypes that no format packs values into: positions, masks, sizes.
 _COUNTS = ("I64", "U64", "BOOL")
+_CODE_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32)
 # What the tensors beside quantized values are called; a bias is none of them.
 _BESIDE = ("scale", "zero", "g_idx", "absmax", "quant_map", "codebook", "codes", "meta")
 
@@ -50,6 +56,17 @@ def stored_weights(tensors: Tensors) -> Iterator[Packed | Unread]:
             yield Unread((name,), _reason(tensors, name), bool(tensors.method) and weights, weights)
 
 
+def codes_in_buffers(module: nn.Module) -> dict[str, str]:
+    """Integer weights that a layer holds as buffers (GPTQ, AWQ, EETQ), with the reason why they are not read."""
+    found: dict[str, str] = {}
+    for name, buffer in module._buffers.items():
+        if buffer is None or buffer.ndim < 2 or "weight" not in name or buffer.dtype not in _CODE_DTYPES:
+            continue
+        what = f"{str(buffer.dtype).removeprefix('torch.')} codes of {type(module).__name__}"
+        found[name] = f"{what}: its format is not read: analyze the model that its package dequantizes"
+    return found
+
+
 def _reason(tensors: Tensors, name: str) -> str:
     owner = _OWNERS.get(tensors.method)
     if tensors.dtype(name) == "C64":
@@ -65,3 +82,6 @@ def _reason(tensors: Tensors, name: str) -> str:
     if tensors.dtype(name) in PLAIN_DTYPES:
         return "scales of the quantized values beside it: no weights by themselves"
     return f"dtype {tensors.dtype(name)}: quantized or integer values are not weights without their scales"
+
+
+FORMAT = Format("not read", stored_weights, unread=codes_in_buffers, left_over=True)

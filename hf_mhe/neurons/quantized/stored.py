@@ -14,29 +14,28 @@ from torch import Tensor
 
 from hf_mhe.errors import MHEError
 from hf_mhe.json_files import parse_json_object
-from hf_mhe.neurons.group import Get
+from hf_mhe.neurons.source import Get
+from hf_mhe.safetensors_dtypes import SAFETENSORS_DTYPES
 
-PLAIN_DTYPES = ("F64", "F32", "F16", "BF16")
+PLAIN_DTYPES = tuple(name for name, dtype in SAFETENSORS_DTYPES.items() if dtype.plain)
 """The dtypes, as a safetensors header spells them, whose values are numbers as they stand."""
 
-TORCH_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I8": torch.int8,
-    "U8": torch.uint8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
-"""What torch calls the dtypes of a safetensors header."""
+TORCH_DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, dtype.torch) for name, dtype in SAFETENSORS_DTYPES.items() if dtype.torch is not None
+}
+"""torch's dtypes for those of a safetensors header."""
 
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """A weight that a checkpoint stores quantized: `parts` are its tensors, the values first.
+    """A weight that a checkpoint stores quantized: `tensor_names` are its tensors, the values first.
 
     `shape` is the weight's own, `form` what its format is called; `dequantize` makes the weight, reading by name.
-    `quantized` is False where the parts are numbers as they stand, such as a weight and the mask that prunes it.
+    `quantized` is False where these are numbers as they stand, such as a weight and the mask that prunes it.
     """
 
     name: str
-    parts: tuple[str, ...]
+    tensor_names: tuple[str, ...]
     shape: tuple[int, ...]
     form: str
     dequantize: Callable[[Get], Tensor]
@@ -50,7 +49,7 @@ class Unread:
     `weights` is False where there is no weight to see in them: positions, flags, masks.
     """
 
-    parts: tuple[str, ...]
+    tensor_names: tuple[str, ...]
     reason: str
     quantized: bool = True
     weights: bool = True
@@ -62,7 +61,7 @@ class Tensors:
 
     `config` is the config's `quantization_config`, `metadata` that of the files' headers, and `get` reads a tensor
     (None: nothing can be read yet). `classes_of` names the class of a module and its bases, by its dotted name;
-    `loaded_as` tells what a stored tensor is called in the model that loads it, and `role` whether it is a "parameter"
+    `loaded_as` says what a stored tensor is called in the model that loads it, and `role` whether it is a "parameter"
     or a "buffer" there, "" where the model does not take it or is not known.
     """
 

@@ -15,17 +15,18 @@ from torch import Tensor, nn
 
 from hf_mhe.errors import MHEError
 from hf_mhe.json_files import parse_json
-from hf_mhe.neurons.group import Get
 from hf_mhe.neurons.model.weight import Weight
-from hf_mhe.neurons.quantized.live import held_parameter, of_class, quantized_weight, unreadable
+from hf_mhe.neurons.quantized.format import Format
+from hf_mhe.neurons.quantized.live import of_class, own_parameter, quantized_weight, unreadable
 from hf_mhe.neurons.quantized.stored import TORCH_DTYPES, Packed, Tensors, Unread, needs
+from hf_mhe.neurons.source import Get
 
 _PACKAGE = "torchao"
 
 
 def live_weight(module: nn.Module, attribute: str) -> Weight | None:
     """A parameter that is one of torchao's tensor subclasses."""
-    parameter = held_parameter(module, attribute)
+    parameter = own_parameter(module, attribute)
     if not of_class(parameter, _PACKAGE, "TorchAOBaseTensor"):
         return None
     form = f"{_PACKAGE} ({type(parameter).__name__})"
@@ -192,3 +193,6 @@ def _described(tensors: Tensors, name: str) -> dict[str, Any]:
     if not isinstance(described, dict):
         raise MHEError(f"torchao's metadata says {tensors.metadata[name]!r:.80} of {name!r}, not how it is made")
     return described
+
+
+FORMAT = Format("torchao", stored_weights, (_PACKAGE,), check_complete, live_weight)

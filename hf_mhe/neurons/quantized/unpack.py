@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor
 
 from hf_mhe.errors import MHEError
-from hf_mhe.neurons.checkpoint import stored_parts
-from hf_mhe.neurons.checkpoint.loading import LastConversion
-from hf_mhe.neurons.coverage import Coverage
-from hf_mhe.neurons.group import Get, NeuronGroup, Stored
-from hf_mhe.neurons.quantized import bitsandbytes, block_fp8, cast_float8, compressed, mxfp4, packages, torchao
+from hf_mhe.neurons.group import Coverage, NeuronGroup
+from hf_mhe.neurons.quantized.cast_float8 import FORM as CAST
+from hf_mhe.neurons.quantized.formats import FORMATS
 from hf_mhe.neurons.quantized.stored import Packed, Tensors, Unread
 from hf_mhe.neurons.reasons import Unseen
-
-_FORMATS = (bitsandbytes, torchao, block_fp8, mxfp4, compressed, stored_parts)
-# Asked for what none of those has taken, in this order.
-_LEFT_OVER = (cast_float8, packages)
-
-READ_METHODS = ("bitsandbytes", "torchao", "fp8", "mxfp4", "compressed-tensors")
-"""What configs call the methods whose tensors are read; those of others are known by nothing but their dtypes."""
+from hf_mhe.neurons.source import Get
 
 
 @dataclass(frozen=True, eq=False)
 class Unpacked:
     """`shapes`: those of the tensors as they would be stored without quantization, by the names they would have.
 
-    `packed` are the weights among them that are made of other tensors, `unread` the tensors that take no part, each
-    with the reason; `why` is the reason for the first weight that cannot be read, None where all can.
+    `packed` are the weights among them that are made of other tensors, `unread` the tensors that are in no weight,
+    each with the reason; `why` is the reason for the first weight that cannot be read, None where all can.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -39,22 +32,21 @@ class Unpacked:
 
     def restore(self, found: Coverage) -> Coverage:
         """The coverage of the plain checkpoint as that of the quantized one: groups read and name its own tensors."""
-        last = LastConversion()
         skipped = {name: reason for own, reason in found.skipped.items() for name in self._stored_names([own])}
         return replace(
             found,
-            groups=[self._restored(group, last) for group in found.groups],
+            groups=[self._restored(group) for group in found.groups],
             skipped={**skipped, **self.unread},
             note="; ".join(
                 filter(None, (found.note, self._cast(), self.why and f"some weights are not read: {self.why}"))
             )
             or None,
-            codes=frozenset(packed.parts[0] for packed in self.packed.values() if packed.quantized),
+            codes=frozenset(packed.tensor_names[0] for packed in self.packed.values() if packed.quantized),
         )
 
     def _cast(self) -> str | None:
         """What to say of float8 weights that are read as they stand."""
-        cast = [name for name, packed in self.packed.items() if packed.form == cast_float8.FORM]
+        cast = [name for name, packed in self.packed.items() if packed.form == CAST]
         if not cast:
             return None
         return (
@@ -63,74 +55,35 @@ class Unpacked:
 
     def reading(self, get: Get) -> Get:
         """`get` by the names of the plain checkpoint."""
-        return _GetDequantized(get, self.packed) if self.packed else get
+        return partial(self._dequantized, get) if self.packed else get
+
+    def _dequantized(self, get: Get, name: str) -> Tensor:
+        packed = self.packed.get(name)
+        if packed is None:
+            return get(name)
+        sources = " + ".join(packed.tensor_names)
+        try:
+            made = packed.dequantize(get)
+        except (RuntimeError, ValueError, AssertionError, LookupError) as error:  # whatever a library makes of damage
+            said = " ".join(str(error).split())
+            raise MHEError(f"no {packed.form} weight can be made of {sources}: {said}") from error
+        if tuple(made.shape) != packed.shape:
+            raise MHEError(f"{packed.form} makes a weight {tuple(made.shape)} of {sources}, expected {packed.shape}")
+        return made
 
     def _stored_names(self, names: Iterable[str]) -> list[str]:
-        parts = ((self.packed[name].parts if name in self.packed else (name,)) for name in names)
-        return list(dict.fromkeys(name for of_name in parts for name in of_name))
+        found = ((self.packed[name].tensor_names if name in self.packed else (name,)) for name in names)
+        return list(dict.fromkeys(name for of_name in found for name in of_name))
 
-    def _restored(self, group: NeuronGroup, last: LastConversion) -> NeuronGroup:
-        assert group.source is not None, group
+    def _restored(self, group: NeuronGroup) -> NeuronGroup:
         used = [self.packed[name] for name in group.parameters if name in self.packed]
         if not used:
             return group
-        stored = tuple(_Dequantized(each, self.packed, last) for each in group.source.stored)
         return replace(
             group,
             parameters=tuple(self._stored_names(group.parameters)),
-            source=replace(group.source, stored=stored),
             quantized=next((packed.form for packed in used if packed.quantized), None),
         )
-
-
-@dataclass(frozen=True)
-class _GetDequantized:
-    """`get` by the names of the plain checkpoint. Those of one `get` are equal, so what groups share is made once."""
-
-    get: Get
-    packed: Mapping[str, Packed] = field(compare=False)
-
-    def __call__(self, name: str) -> Tensor:
-        packed = self.packed.get(name)
-        if packed is None:
-            return self.get(name)
-        parts = " + ".join(packed.parts)
-        try:
-            made = packed.dequantize(self.get)
-        except (RuntimeError, ValueError, AssertionError, LookupError) as error:  # whatever a library makes of damage
-            said = " ".join(str(error).split())
-            raise MHEError(f"no {packed.form} weight can be made of {parts}: {said}") from error
-        if tuple(made.shape) != packed.shape:
-            raise MHEError(f"{packed.form} makes a weight {tuple(made.shape)} of {parts}, expected {packed.shape}")
-        return made
-
-
-@dataclass(frozen=True, eq=False)
-class _Dequantized:
-    """A tensor of the plain checkpoint, read from those that it is stored as; each group has one of its own."""
-
-    stored: Stored
-    packed: Mapping[str, Packed]
-    last: LastConversion
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        parts = (self.packed[name].parts if name in self.packed else (name,) for name in self.stored.names)
-        return tuple(name for of_name in parts for name in of_name)
-
-    @property
-    def key(self) -> object:
-        return self.stored
-
-    @property
-    def target(self) -> str:
-        return ""
-
-    def convert(self, get: Get) -> dict[str, Tensor]:
-        return {self.target: self.stored.read(_GetDequantized(get, self.packed))}
-
-    def read(self, get: Get) -> Tensor:
-        return self.last.take(self, get)
 
 
 def unpack(tensors: Tensors) -> Unpacked:
@@ -139,29 +92,30 @@ def unpack(tensors: Tensors) -> Unpacked:
     Raises:
         MHEError: scales that are missing or of a wrong shape, a config that its own library does not accept.
     """
-    found = [each for form in _FORMATS for each in form.stored_weights(tensors)]
-    taken = {part for each in found for part in each.parts}
-    for form in _FORMATS:
+    first, left_over = ([each for each in FORMATS if each.left_over is last] for last in (False, True))
+    found = [each for form in first for each in form.stored_weights(tensors)]
+    taken = {name for each in found for name in each.tensor_names}
+    for form in first:
         form.check_complete(tensors, taken)
-    for form in _LEFT_OVER:
+    for form in left_over:
         rest = {name: shape for name, shape in tensors.shapes.items() if name not in taken}
         more = list(form.stored_weights(replace(tensors, shapes=rest)))
         found += more
-        taken |= {part for each in more for part in each.parts}
+        taken |= {name for each in more for name in each.tensor_names}
 
     unread: dict[str, str] = {}
-    first_part: dict[str, Packed] = {}
+    by_values: dict[str, Packed] = {}
     for each in found:
         if isinstance(each, Packed):
-            first_part[each.parts[0]] = each
+            by_values[each.tensor_names[0]] = each
         else:
-            for part in each.parts:
-                if len(shape := tensors.shapes[part]) >= 2:
-                    unread[part] = Unseen.of_shape(each.reason, shape) if each.weights else each.reason
+            for name in each.tensor_names:
+                if len(shape := tensors.shapes[name]) >= 2:
+                    unread[name] = Unseen.of_shape(each.reason, shape) if each.weights else each.reason
     shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in tensors.shapes.items():
-        if name in first_part:
-            shapes[first_part[name].name] = first_part[name].shape
+        if name in by_values:
+            shapes[by_values[name].name] = by_values[name].shape
         elif name not in taken:
             shapes[name] = shape
     reasons = [each.reason for each in found if isinstance(each, Unread) and each.quantized]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 peft = pytest.importorskip("peft")
 
-from hf_mhe.neurons import NeuronGroup, Shared, coverage, neuron_groups  # noqa: E402
+from hf_mhe.neurons import NeuronGroup, WeightCache, coverage, neuron_groups  # noqa: E402
 from tests.neurons.adapters.cases import furthest, merged, stir, unaccounted  # noqa: E402
 
 LoraConfig = peft.LoraConfig
@@ -94,11 +95,21 @@ def test_heads_of_an_adapted_projection(build: Build) -> None:
 def test_groups_cut_from_one_weight_make_it_once(build: Build) -> None:
     """A stack of adapted experts would be multiplied out anew for each of its experts."""
     model = adapted(build("qwen3_moe"), LoraConfig(target_modules=[], **EXPERTS))
-    shared: Shared = {}
     experts = neuron_groups(model, include="*.layers.0.mlp.experts.*")
     assert len(experts) == 12
-    together = [group.matrix(shared) for group in experts]
-    assert sum(weight.dim() == 3 for weight in shared.values()) == 2  # gate_up_proj and down_proj
+    made: list[int] = []
+
+    def counted(group: NeuronGroup) -> NeuronGroup:
+        source = group.source
+        assert source is not None
+        return replace(
+            group, source=replace(source, combine=lambda tensors: made.append(1) or source.combine(tensors))
+        )
+
+    for cache in (WeightCache(), WeightCache(keep_all=True)):
+        made.clear()
+        together = [counted(group).matrix(cache) for group in experts]
+        assert len(made) == 2  # gate_up_proj and down_proj
     for rows, group in zip(together, experts, strict=True):
         torch.testing.assert_close(rows, group.matrix(), rtol=1e-12, atol=1e-12)
     stack = model.base_model.model.model.layers[0].mlp.experts

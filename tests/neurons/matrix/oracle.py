@@ -59,7 +59,7 @@ def _tiles(found: Coverage) -> Iterator[str]:
     groups: dict[tuple[str, tuple[str, ...]], list[NeuronGroup]] = defaultdict(list)
     for group in found.groups:
         assert group.source is not None
-        groups[group.source.owner, group.source.parts].append(group)
+        groups[group.source.module_path, group.source.tensor_names].append(group)
     for (owner, parts), together in groups.items():
         where = f"{owner}.{', '.join(parts)}"
         source = together[0].source

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import hf_mhe
 from hf_mhe import MHEError
 from hf_mhe.analysis.checkpoint.reader import CheckpointReader, open_checkpoint
-from hf_mhe.neurons import checkpoint_groups
+from hf_mhe.neurons import WeightCache, checkpoint_groups
 from tests.neurons.quantized.cases import assert_alike, build, plain_groups, rewritten, with_weights, without
 
 _EXPERTS = "model.layers.1.mlp.experts"
@@ -92,13 +92,13 @@ def test_each_tensor_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """If this failed, a stack would be read and dequantized anew for each of its experts: hours for a large model."""
     quantized, _ = checkpoint(tmp_path)
     reads: Counter[str] = Counter()
-    get = CheckpointReader.get
+    get = CheckpointReader.get_unchecked
 
     def counted(self: CheckpointReader, name: str) -> Tensor:
         reads[name] += 1
         return get(self, name)
 
-    monkeypatch.setattr(CheckpointReader, "get", counted)
+    monkeypatch.setattr(CheckpointReader, "get_unchecked", counted)
     hf_mhe.analyze(quantized)
     assert set(reads.values()) == {1}
     assert reads[f"{_EXPERTS}.gate_up_proj_blocks"] == 1
@@ -118,8 +118,9 @@ def test_one_stack_at_a_time(tmp_path: Path) -> None:
         gc.collect()
         gc.freeze()  # what there is by now is not looked at
         try:
+            cache = WeightCache(reader.get)
             for group in found.groups:
-                rows = group.build(reader.get)
+                rows = group.build(cache)
                 assert rows.shape == (group.n, group.d)
                 assert _stacks_in_memory() <= 1, group.name
         finally:

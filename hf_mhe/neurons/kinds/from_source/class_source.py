@@ -39,7 +39,7 @@ def _body(cls: type) -> Iterable[ast.stmt]:
     """The statements of a class; none where there is no source: made in a shell, compiled, or by a function."""
     try:
         (found,) = ast.parse(_text(cls)).body
-    except (SyntaxError, ValueError):  # not told apart by its indentation: the whole file tells
+    except (SyntaxError, ValueError):  # no unit by its indentation: the whole file is read
         classes = _classes(cls.__module__)
         return classes[cls.__qualname__].body if cls.__qualname__ in classes else ()
     return found.body if isinstance(found, ast.ClassDef) else ()

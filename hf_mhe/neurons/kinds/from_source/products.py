@@ -5,7 +5,7 @@ the expression that uses it does. `F.linear(x, self.w)` compares inputs with its
 `F.embedding(ids, self.w)` looks rows up, and `einsum("ibh,hnd->ibnd", x, self.w)` sums over h, so that each (n, d) is
 a neuron. So the source of the class is read, and never run: a product one of whose operands is a parameter, seen
 through casts, transpositions, `self.w[expert]` and local names. Where there is no such product, or two that disagree,
-or no source, nothing is told. Rejected: going by names (transformers stores "*_proj" both
+or no source, nothing is known. Rejected: going by names (transformers stores "*_proj" both
 ways), and running the forward pass (its inputs would have to be invented).
 """
 
@@ -156,10 +156,10 @@ def _flipped(operand: _Operand) -> _Operand:
 
 
 def _axis_of_normalize(call: ast.Call) -> int | None:
-    """The axis of a matrix, from the last, that `F.normalize` brings to unit length; None where it is not told."""
-    told = [*call.args[2:3], *(keyword.value for keyword in call.keywords if keyword.arg == "dim")]
+    """The axis of a matrix, from the last, that `F.normalize` brings to unit length; None where it is not known."""
+    given = [*call.args[2:3], *(keyword.value for keyword in call.keywords if keyword.arg == "dim")]
     axes = {"0": -2, "-2": -2, "1": -1, "-1": -1}
-    return axes.get(ast.unparse(told[0])) if told else -1
+    return axes.get(ast.unparse(given[0])) if given else -1
 
 
 def _normed(operand: _Operand, axis: int) -> _Operand:

@@ -26,7 +26,7 @@ from hf_mhe.neurons.kinds.from_source.class_source import methods
 
 @dataclass(frozen=True)
 class View:
-    """A reshape to `sizes`, expressions of which some are told by the module."""
+    """A reshape to `sizes`, expressions of which some are attributes of the module."""
 
     sizes: tuple[ast.expr, ...]
 
@@ -74,7 +74,7 @@ class _Method:
 
     def __init__(self, method: ast.FunctionDef) -> None:
         self._self = method.args.args[0].arg
-        self._held: dict[str, SourceSplit] = {}
+        self._known: dict[str, SourceSplit] = {}
         self._sizes: dict[str, ast.expr] = {}
         self._gated = set(_gated(method))
         self.found: list[SourceSplit] = []
@@ -96,22 +96,22 @@ class _Method:
                 self._forget(node)
 
     def _branches(self, *bodies: list[ast.stmt]) -> None:
-        before, ends = (dict(self._held), dict(self._sizes)), []
+        before, ends = (dict(self._known), dict(self._sizes)), []
         for body in bodies:
-            self._held, self._sizes = dict(before[0]), dict(before[1])
+            self._known, self._sizes = dict(before[0]), dict(before[1])
             self._read(body)
             if not (body and isinstance(body[-1], (ast.Return, ast.Raise))):
-                ends.append((self._held, self._sizes))
+                ends.append((self._known, self._sizes))
         if not ends:
             ends.append(({}, {}))
-        (held, sizes), *others = ends
-        self._held = {k: v for k, v in held.items() if all(other[0].get(k) == v for other in others)}
+        (known, sizes), *others = ends
+        self._known = {k: v for k, v in known.items() if all(other[0].get(k) == v for other in others)}
         self._sizes = {k: v for k, v in sizes.items() if all(other[1].get(k) is v for other in others)}
 
     def _forget(self, node: ast.stmt) -> None:
         for part in ast.walk(node):
             if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
-                self._held.pop(part.id, None)
+                self._known.pop(part.id, None)
                 self._sizes.pop(part.id, None)
 
     def _assign(self, target: ast.expr, value: ast.expr) -> None:
@@ -122,14 +122,14 @@ class _Method:
             self.found.append(cut)
         elif isinstance(target, ast.Name):
             if output is not None:
-                self._held[target.id] = output
+                self._known[target.id] = output
             elif all(name.id in (self._self, *self._sizes) for name in _names(value)):
                 self._sizes[target.id] = _with_sizes(value, self._sizes)
 
     def _output(self, node: ast.expr) -> SourceSplit | None:
         """The layer's output that an expression is, after its steps."""
         if isinstance(node, ast.Name):
-            return self._held.get(node.id)
+            return self._known.get(node.id)
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
             return self._output(node.left) if self._output(node.right) is None else None
         if not isinstance(node, ast.Call):
@@ -202,8 +202,8 @@ def _gated(method: ast.FunctionDef) -> Iterator[tuple[str, str]]:
 
 
 def _axis(call: ast.Call, position: int, default: int) -> int | None:
-    told = [*call.args[position : position + 1], *(k.value for k in call.keywords if k.arg in ("dim", "axis"))]
-    return _number(told[0]) if told else default
+    given = [*call.args[position : position + 1], *(k.value for k in call.keywords if k.arg in ("dim", "axis"))]
+    return _number(given[0]) if given else default
 
 
 def _number(node: ast.expr) -> int | None:

@@ -109,7 +109,7 @@ def _share(
         return energy_of(own_rows, everyone)
 
     def share_of(values: Sequence[Tensor]) -> Tensor:
-        matrix = group.layout(source.combine(dict(zip(source.parts, values, strict=True))))
+        matrix = group.layout(source.combine(dict(zip(source.tensor_names, values, strict=True))))
         return energy_of(matrix[own], matrix)
 
     share: Tensor = _FromSeveral.apply(share_of, [waiting[id(tensor)] for tensor in tensors], *tensors)

@@ -13,15 +13,15 @@ from hf_mhe.neurons.reasons import LAZY, Unseen, dtype_refusal
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def held_refusal(tensor: Tensor) -> Unseen | None:
-    """Why the rows of a tensor cannot be compared as it is held, None where they can."""
+def storage_refusal(tensor: Tensor) -> Unseen | None:
+    """Why the rows of a tensor cannot be compared as it is stored, None where they can."""
     if is_lazy(tensor):
         return LAZY
     reason = None
     if tensor.layout is not torch.strided:
-        reason = f"held as {tensor.layout}: not a plain tensor whose rows can be compared"
+        reason = f"stored as {tensor.layout}: not a plain tensor whose rows can be compared"
     elif not is_dtensor(tensor) and is_traceable_wrapper_subclass(tensor):
-        reason = f"held as {type(tensor).__name__}: not a plain tensor whose rows can be compared"
+        reason = f"stored as {type(tensor).__name__}: not a plain tensor whose rows can be compared"
     elif tensor.dtype not in _DTYPES:
         reason = dtype_refusal(str(tensor.dtype).removeprefix("torch."))
     return None if reason is None else Unseen.of_shape(reason, full_shape(tensor))
