@@ -33,7 +33,7 @@ _LEFT_OUT = "left out by the include and exclude patterns"
 
 
 def analyze(
-    model: nn.Module | Pipeline | str | os.PathLike[str],
+    model: nn.Module | Pipeline | str | os.PathLike[str] | CheckpointReader,
     *,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -81,7 +81,7 @@ def analyze(
             raise MHEError(f"revision {revision!r} was given for a model in memory: only Hub repositories have any")
         found = coverage(module, by_head=by_head, adapters=adapters)
         return _report(type(model).__name__, None, found, _live_reader(), settings)
-    if not isinstance(model, (str, os.PathLike)):
+    if not isinstance(model, (str, os.PathLike, CheckpointReader)):
         raise MHEError(
             "analyze takes a torch.nn.Module, a diffusers pipeline, a path or a Hub repo id, "
             f"got {type(model).__name__}: {model!r:.80}"

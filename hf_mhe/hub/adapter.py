@@ -162,7 +162,7 @@ def _load(place: Path, base: str, adapter: Adapter) -> Any:
 
 
 def _shapes(place: Path) -> dict[str, list[int]]:
-    """The shapes of an adapter's tensors by name; none where `check_weights` finds its file not whole."""
+    """The shapes of an adapter's tensors by name; none where `check_files` finds its file not whole."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -57,6 +57,15 @@ def published_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(_Walk(folder).files)]
 
 
+def weight_paths(folder: Path) -> list[Path]:
+    """Those of a folder's published files that hold weights, sorted.
+
+    Raises:
+        MHEError: as of `published_files`.
+    """
+    return [path for path in published_files(folder) if path.suffix == ".safetensors"]
+
+
 def left_out(folder: Path) -> list[str]:
     """What of a folder is not published, sorted; a folder of which nothing is, is named once, with a slash.
 

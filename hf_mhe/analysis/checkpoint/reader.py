@@ -51,6 +51,7 @@ class CheckpointReader:
         self.metadata: dict[str, str] = {}
         self.codes: frozenset[str] = frozenset()
         self.may_hold_masks = False
+        self._finite: set[tuple[Path, str]] = set()
         for file in location.files:
             tensors, metadata = read_header(file)
             self.metadata.update(metadata)
@@ -100,12 +101,28 @@ class CheckpointReader:
         Raises:
             MHEError: no tensor of that name, a file that can no longer be read, a value that is NaN or infinite.
         """
+        for prefix, component in self.components.items():
+            if name.startswith(f"{prefix}.") and name in self.tensors:
+                return component.get(name.removeprefix(f"{prefix}."))
+        tensor = self.get_unchecked(name)
+        if name not in self.codes and not (self.may_hold_masks and is_mask(name, tensor)):
+            check_finite(tensor, f"{self.tensors[name].file}: tensor {name!r}")
+            if tensor.is_floating_point():
+                self._finite.add((self.tensors[name].file.resolve(), name))
+        return tensor
+
+    def get_unchecked(self, name: str) -> torch.Tensor:
+        """One tensor whatever its values, such as a mask with -inf, or codes whose bytes are no numbers.
+
+        Raises:
+            MHEError: no tensor of that name, a file that can no longer be read.
+        """
         info = self.tensors.get(name)
         if info is None:
             raise MHEError(f"{self.location.source} has no tensor {name!r}")
         for prefix, component in self.components.items():
             if name.startswith(f"{prefix}."):
-                return component.get(name.removeprefix(f"{prefix}."))
+                return component.get_unchecked(name.removeprefix(f"{prefix}."))
         if info.file != self._file or self._bytes_read > _BYTES_PER_HANDLE:  # Note [Memory of a mapped file]
             self.close()
         try:
@@ -116,9 +133,12 @@ class CheckpointReader:
         except (SafetensorError, OSError) as error:
             raise MHEError(f"{info.file}: tensor {name!r} cannot be read: {error}") from error
         self._bytes_read += info.nbytes
-        if name not in self.codes and not (self.may_hold_masks and is_mask(name, tensor)):
-            check_finite(tensor, f"{info.file}: tensor {name!r}")
         return tensor
+
+    @property
+    def finite(self) -> frozenset[tuple[Path, str]]:
+        """The tensors that were read and found to be finite: each one's file, without links, and its name in it."""
+        return frozenset(self._finite).union(*(component.finite for component in self.components.values()))
 
     def close(self) -> None:
         """Let go of the open files."""
@@ -156,7 +176,7 @@ def check_finite(tensor: torch.Tensor, what: str) -> None:
 
 
 def open_checkpoint(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | CheckpointReader,
     *,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -164,9 +184,15 @@ def open_checkpoint(
 ) -> CheckpointReader:
     """Open a checkpoint: a folder, a .safetensors file, or a Hub repo id; a path that exists comes before a repo id.
 
+    A checkpoint that is open already is returned as it is.
+
     Raises:
         MHEError: nothing there under either name, no access, no safetensors weights, a damaged file, a pickle.
     """
+    if isinstance(source, CheckpointReader):
+        if revision is not None:
+            raise MHEError(f"revision {revision!r} was given for {source.location.source}, which is open already")
+        return source
     name = os.fspath(source)
     if not name:
         raise MHEError("the checkpoint's name is empty: give a folder, a .safetensors file or a Hub repo id")
