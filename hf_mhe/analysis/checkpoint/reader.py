@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from hf_mhe.analysis.checkpoint.file_names import is_pickle, listed, pickle_refusal
+from hf_mhe.analysis.checkpoint.file_names import is_pickle, pickle_refusal
 from hf_mhe.analysis.checkpoint.header import TensorInfo, read_header
 from hf_mhe.analysis.checkpoint.hub_files import is_repo_id, locate_repo
 from hf_mhe.analysis.checkpoint.locate import locate_path
 from hf_mhe.analysis.checkpoint.location import Location
 from hf_mhe.analysis.checkpoint.masks import is_mask
 from hf_mhe.errors import MHEError
+from hf_mhe.text import listed
 
 # Note [Memory of a mapped file]
 # safetensors maps the file and hands out views of the map, so pages once read stay resident for as long as the handle

@@ -9,13 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_mhe.analysis.checkpoint.file_names import is_index, listed
+from hf_mhe.analysis.checkpoint.file_names import is_index
 from hf_mhe.analysis.report.files import write_atomic, write_json
 from hf_mhe.analysis.report.group_energy import GroupEnergy
 from hf_mhe.analysis.report.matching import match_groups
 from hf_mhe.analysis.report.report import EnergyReport
 from hf_mhe.analysis.report.summary import mean_score, plain_dict, redundancy
 from hf_mhe.errors import MHEError
+from hf_mhe.text import listed
 
 if TYPE_CHECKING:
     import pandas
