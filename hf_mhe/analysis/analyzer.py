@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from hf_mhe._version import __version__
-from hf_mhe.analysis.checkpoint.file_names import listed
 from hf_mhe.analysis.checkpoint.location import unmerged_refusal
 from hf_mhe.analysis.checkpoint.masks import MASK
 from hf_mhe.analysis.checkpoint.reader import CheckpointReader, check_finite, open_checkpoint
@@ -25,6 +24,7 @@ from hf_mhe.errors import MHEError
 from hf_mhe.neurons import Adapters, Coverage, NeuronGroup, Shared, below, checkpoint_groups, coverage, select_groups
 from hf_mhe.neurons.adapters.keys import UnmergedAdapterError
 from hf_mhe.neurons.reasons import Unseen
+from hf_mhe.text import listed
 
 Progress = Callable[[int, int, str], None]
 Patterns = str | Sequence[str] | None
@@ -218,6 +218,7 @@ def _report(
         torch_version=str(torch.__version__),
         notes=(told,) if (told := "; ".join(notes)) else (),
         unseen=unseen,
+        left_out=len(found.groups) - len(chosen),
     )
 
 
