@@ -15,15 +15,15 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 
 from hf_mhe._version import __version__
 from hf_mhe.analysis import EnergyReport
-from hf_mhe.analysis.checkpoint.file_names import listed
 from hf_mhe.errors import MHEError
 from hf_mhe.hub.bundle import claims_of_folder, save_bundle, write_claims
 from hf_mhe.hub.claims import CardKeywords, Claims
 from hf_mhe.hub.loader_files import left_out, published_files
 from hf_mhe.hub.names import OURS, README, check_repo_id
 from hf_mhe.hub.readme import is_only_ours, merge_readme, read_readme
-from hf_mhe.hub.remote import hub_errors
 from hf_mhe.hub.staged import STALE_WEIGHTS
+from hf_mhe.hub_errors import hub_errors
+from hf_mhe.text import listed
 from hf_mhe.training import MHEConfig
 
 if TYPE_CHECKING:
@@ -83,11 +83,11 @@ def push_to_hub(
     """Publish a model with its MHE config, energy reports, figures and model card, all in one commit.
 
     Everything is checked and written to a temporary folder before the Hub is asked for anything. The repository is
-    made if there is none, and so is a branch. A README that is there keeps its text, see `save_for_hub`. Files of an
-    earlier push that would be wrong beside the new ones (weights in other shards, a comparison) go with the commit.
+    made if there is none, and so is a branch. A README that is there keeps its text, see `save_for_hub`. The same
+    commit deletes files of an earlier push that would be wrong beside the new ones (other shards, a comparison).
 
     Args:
-        model_or_folder: a model with `save_pretrained`, or a folder that holds a saved one, which is left as it is.
+        model_or_folder: a model with `save_pretrained`, or a folder with a saved one, which is left as it is.
             Of a folder those files are sent that a loader of the model reads (weights, configs, tokenizer, custom
             code, the folders that an index names), the README with what it links to, and the licence; the log names
             what is not sent, such as a training's state.
@@ -152,7 +152,7 @@ def _files_to_send(model_or_folder: Any, claims: Claims, processor: Any) -> Iter
     """
     is_folder = isinstance(model_or_folder, str | Path)
     if is_folder and not Path(model_or_folder).is_dir():
-        raise MHEError(f"{str(model_or_folder)!r} is not a folder; give a model, or a folder that holds a saved one")
+        raise MHEError(f"{str(model_or_folder)!r} is not a folder; give a model, or a folder with a saved one")
     if is_folder and processor is not None:
         raise MHEError("processor is for a model in memory; save it into the folder with processor.save_pretrained")
     with tempfile.TemporaryDirectory(prefix="hf_mhe-") as scratch:
@@ -190,7 +190,7 @@ class _Remote:
 def _send(api: HfApi, destination: _Destination, files: dict[str, Path], guessed: frozenset[str]) -> CommitInfo:
     """Make repository and branch where needed, and the one commit; undo the branch when it fails."""
     repo_id, private = destination.repo_id, destination.private
-    with hub_errors("look at", repo_id):
+    with hub_errors("look at", repo_id, revision=destination.revision):
         remote = _look(api, repo_id, destination.revision)
     if remote.exists and private is not None and private != remote.private:
         is_now, asked = ("private", "private=False") if remote.private else ("public", "private=True")
