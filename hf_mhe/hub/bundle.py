@@ -99,9 +99,8 @@ def save_bundle(model: Any, target: Path, claims: Claims, processor: Any = None)
     else:
         after = claims.after
         check_same_model(model, after)
-    comparison = None if claims.before is None else compare(claims.before, after)
     origin = None if is_peft_model(model) else _hub_origin(model)
-    claims = replace(claims, before=comparison and comparison.before, after=after, origin=origin)
+    claims = replace(claims, before=_comparable(claims.before, after), after=after, origin=origin)
     with staged(target, begin_with=[README], replaced=OURS) as staging:
         save_model(model, staging)
         if written is not None:  # some libraries write a README anew, and with it what an owner wrote
@@ -111,7 +110,7 @@ def save_bundle(model: Any, target: Path, claims: Claims, processor: Any = None)
         place = find_adapter(staging)
         if is_peft_model(model) and place is not None:
             claims = replace(claims, adapter=of_model(model, read_adapter(staging, place)))
-        write_claims(staging, staging, claims, comparison)
+        write_claims(staging, staging, claims)
 
 
 def _check_saveable(model: Any, target: Path, processor: Any) -> None:
@@ -129,7 +128,7 @@ def _check_saveable(model: Any, target: Path, processor: Any) -> None:
         raise MHEError(f"model must be a torch module with save_pretrained; got {type(model).__name__}")
 
 
-def claims_of_folder(folder: Path, given: Claims) -> tuple[Claims, Comparison | None]:
+def claims_of_folder(folder: Path, given: Claims) -> Claims:
     """The claims to publish with a folder: those given, else those that an earlier `save_for_hub` left in it.
 
     The model's energies are measured anew unless they are given, so that a report never outlives its weights.
@@ -155,16 +154,17 @@ def claims_of_folder(folder: Path, given: Claims) -> tuple[Claims, Comparison | 
         check_readme(folder / README, bool(metrics))
     if after is None:
         after = _measure(folder, facts, before)
-    comparison = None if before is None else compare(before, after)
-    claims = replace(
-        given,
-        config=config,
-        before=comparison and comparison.before,
-        after=after,
-        metrics=metrics,
-        metrics_before=metrics_before,
-    )
-    return claims, comparison
+    before = _comparable(before, after)
+    return replace(given, config=config, before=before, after=after, metrics=metrics, metrics_before=metrics_before)
+
+
+def _comparable(before: Any, after: EnergyReport) -> EnergyReport | None:
+    """The report of what a model is compared with, read or measured if need be.
+
+    Raises:
+        MHEError: it cannot be, or the two have no group in common.
+    """
+    return None if before is None else compare(before, after).before
 
 
 def _measure(folder: Path, facts: ModelFacts, before: Any) -> EnergyReport:
@@ -190,9 +190,9 @@ def _measure(folder: Path, facts: ModelFacts, before: Any) -> EnergyReport:
     return report
 
 
-def write_claims(model_folder: Path, target: Path, claims: Claims, comparison: Comparison | None) -> None:
+def write_claims(model_folder: Path, target: Path, claims: Claims) -> None:
     """Write all but the weights of a saved model's bundle into a folder, which may be the model's own."""
-    _, after = claims.reports()
+    before, after = claims.reports()
     facts = read_facts(model_folder)
     files = {path.relative_to(model_folder).as_posix(): path for path in published_files(model_folder)}
     base = claims.base_model
@@ -209,19 +209,7 @@ def write_claims(model_folder: Path, target: Path, claims: Claims, comparison: C
             (target / name).unlink(missing_ok=True)
     if claims.config is not None:
         claims.config.save_pretrained(target)
-    after.save(target / REPORT)
-    figures = {}
-    if comparison is not None:
-        before = replace(comparison.before, source=public_name(comparison.before.source))
-        shown = Comparison.of(before, after)
-        before.save(target / REPORT_BEFORE)
-        shown.save(target / COMPARISON)
-        if any(row.score_change is not None for row in shown.rows):
-            shown.plot(target / FIGURE_COMPARISON)
-            figures[FIGURE_COMPARISON] = "Score of every layer, before and after"
-    if any(group.score is not None for group in after.groups):
-        after.plot(target / FIGURE_REPORT)
-        figures[FIGURE_REPORT] = "Score of every layer"
+    figures = _write_reports(target, before, after)
     sides = {"after": claims.metrics, "before": claims.metrics_before}
     if any(sides.values()):
         write_json(target / METRICS, {side: values for side, values in sides.items() if values})
@@ -229,6 +217,24 @@ def write_claims(model_folder: Path, target: Path, claims: Claims, comparison: C
     readme = model_folder / README
     existing = read_readme(readme, str(readme)) if readme.is_file() else None
     write_atomic(target / README, merge_readme(existing, card, str(readme), found=claims.guessed))
+
+
+def _write_reports(target: Path, before: EnergyReport | None, after: EnergyReport) -> dict[str, str]:
+    """Write the reports, their comparison and what can be drawn of them; return the figures' captions by path."""
+    figures = {}
+    after.save(target / REPORT)
+    if before is not None:
+        before = replace(before, source=public_name(before.source))
+        comparison = Comparison.of(before, after)
+        before.save(target / REPORT_BEFORE)
+        comparison.save(target / COMPARISON)
+        if any(row.score_change is not None for row in comparison.rows):
+            comparison.plot(target / FIGURE_COMPARISON)
+            figures[FIGURE_COMPARISON] = "Score of every layer, before and after"
+    if any(group.score is not None for group in after.groups):
+        after.plot(target / FIGURE_REPORT)
+        figures[FIGURE_REPORT] = "Score of every layer"
+    return figures
 
 
 def _settings_of(before: Any) -> dict[str, Any]:

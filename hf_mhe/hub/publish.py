@@ -160,7 +160,7 @@ def _files_to_send(model_or_folder: Any, claims: Claims, processor: Any) -> Iter
         files: dict[str, Path] = {}
         if is_folder:
             folder = Path(model_or_folder)
-            write_claims(folder, built, *claims_of_folder(folder, claims))
+            write_claims(folder, built, claims_of_folder(folder, claims))
             kept = {path.relative_to(folder).as_posix(): path for path in published_files(folder)}
             files |= {name: path for name, path in kept.items() if name not in OURS}
         else:

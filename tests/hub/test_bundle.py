@@ -120,6 +120,9 @@ def test_bad_folders_are_refused_before_the_hub_is_asked(resnet: PreTrainedModel
     refused("not a folder", tmp_path / "absent")
     refused("create_pr .* revision must be None then, got 'v1'", good, create_pr=True, revision="v1")
     refused("processor is for a model in memory", good, processor=object())
+    refused("'dry_run' is no keyword of a model card", good, dry_run=True)
+    with pytest.raises(hf_mhe.MHEError, match="revision must be None then, got 'v1'"):
+        plan_push(good, "alice/x", create_pr=True, revision="v1")
     empty = tmp_path / "empty"
     empty.mkdir()
     refused("is no saved model: it has none of config.json", empty)
