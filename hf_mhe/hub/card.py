@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -103,7 +103,7 @@ def _metadata(claims: Claims, facts: ModelFacts, name: str) -> ModelCardData:
     base_model = claims.base_model
     if base_model is None and facts.adapter is not None:
         base_model = facts.adapter.base
-    relation = {"base_model_relation": "adapter"} if base_model and facts.adapter is not None else {}
+    relation: dict[str, Any] = {"base_model_relation": "adapter"} if base_model and facts.adapter is not None else {}
     return ModelCardData(
         library_name=facts.library,
         pipeline_tag=facts.task,

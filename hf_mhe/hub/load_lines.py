@@ -19,7 +19,7 @@ def loading(facts: ModelFacts, where: str) -> str | None:
     return "\n\n".join(parts) if len(parts) > 1 else None
 
 
-def verifying(after: EnergyReport, facts: ModelFacts, where: str) -> str | None:
+def verifying(after: EnergyReport, facts: ModelFacts, where: str) -> str:
     """How anyone repeats the measurement, and what must come out; for an adapter, how somebody who has its base does.
 
     An adapter alone is not measured, so that the lines load it on its base. There is no claim where the reader
