@@ -40,6 +40,8 @@ def hub_errors(doing: str, repo_id: str, *, revision: str | None = None) -> Iter
     """
     try:
         yield
+    except MHEError:  # a ValueError too, and clear already
+        raise
     except HUB_ERRORS as error:
         raise MHEError(f"cannot {doing} {repo_id}: {hub_reason(error, repo_id, revision)}") from error
     except ValueError as error:  # how the client reports metadata that the Hub refuses, and a malformed answer
