@@ -1,7 +1,7 @@
 """What lies in place of a file that was meant: a pointer to it, a web page, a file of another format; and the remedy.
 
 A clone without Git LFS leaves pointers, a download by hand leaves the page that the browser showed, a proxy or a
-storage leaves its error. The first bytes tell.
+storage leaves its error. The first bytes show which.
 """
 
 from __future__ import annotations

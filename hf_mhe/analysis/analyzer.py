@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_mhe._version import __version__
-from hf_mhe.analysis.checkpoint.file_names import listed
 from hf_mhe.analysis.checkpoint.masks import MASK
-from hf_mhe.analysis.checkpoint.reader import check_finite, open_checkpoint
+from hf_mhe.analysis.checkpoint.reader import CheckpointReader, check_finite, open_checkpoint
 from hf_mhe.analysis.checkpoint.stored_groups import StoredGroups
 from hf_mhe.analysis.in_memory import Pipeline, as_module
 from hf_mhe.analysis.report.group_energy import GroupEnergy
@@ -23,6 +22,7 @@ from hf_mhe.energy import EnergyScore, PairStatistics, Potential, energy_score, 
 from hf_mhe.energy.statistics import check_duplicate_cosine
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import Adapters, Coverage, NeuronGroup, WeightCache, coverage, select_groups
+from hf_mhe.text import listed
 
 Progress = Callable[[int, int, str], None]
 Patterns = str | Sequence[str] | None
@@ -31,7 +31,7 @@ _LEFT_OUT = "left out by the include and exclude patterns"
 
 
 def analyze(
-    model: nn.Module | Pipeline | str | os.PathLike[str],
+    model: nn.Module | Pipeline | str | os.PathLike[str] | CheckpointReader,
     *,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -79,7 +79,7 @@ def analyze(
             raise MHEError(f"revision {revision!r} was given for a model in memory: only Hub repositories have any")
         found = coverage(module, by_head=by_head, adapters=adapters)
         return _report(type(model).__name__, None, found, _live_matrices(), settings)
-    if not isinstance(model, (str, os.PathLike)):
+    if not isinstance(model, (str, os.PathLike, CheckpointReader)):
         raise MHEError(
             "analyze takes a torch.nn.Module, a diffusers pipeline, a path or a Hub repo id, "
             f"got {type(model).__name__}: {model!r:.80}"
@@ -159,6 +159,7 @@ def _report(
         torch_version=str(torch.__version__),
         notes=(told,) if (told := "; ".join(notes)) else (),
         unseen=unseen,
+        left_out=len(found.groups) - len(chosen),
     )
 
 

@@ -13,6 +13,7 @@ from hf_mhe.cli.console import closed_pipe
 from hf_mhe.cli.exit_status import EXIT_BAD_INPUT, EXIT_INTERNAL_ERROR, EXIT_INTERRUPTED
 from hf_mhe.cli.streams import let_any_text_through, say, to_nowhere
 from hf_mhe.errors import MHEError
+from hf_mhe.text import one_line
 
 # The base class of everything typer raises about a command line. typer has moved its home (click, later its own copy),
 # so it is taken from the public exception that derives from it.
@@ -41,7 +42,7 @@ def main() -> NoReturn:
         _fail(error.format_message().replace("Value error, ", ""))  # type: ignore[attr-defined]
     except (MHEError, OSError) as error:
         # OSError: what the system or the Hub refused (permission, disk full, no such repository), never a bug of ours.
-        _fail(str(error) or type(error).__name__)
+        _fail(one_line(error))
     except Exception:
         _report_bug()
     sys.exit(status if isinstance(status, int) else 0)
@@ -49,7 +50,7 @@ def main() -> NoReturn:
 
 def _fail(message: str) -> NoReturn:
     _give_up_unwritable_stdout()
-    say("hf-mhe: error: " + " ".join(message.split()))
+    say("hf-mhe: error: " + one_line(message))
     sys.exit(EXIT_BAD_INPUT)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
 
@@ -30,20 +30,21 @@ def push_command(
     ] = None,
 ) -> None:
     """Publish a folder on the Hub in one commit, its energies measured anew and its model card brought up to date."""
-    import hf_mhe
+    from hf_mhe.hub import plan_push, push_to_hub
 
-    settings: dict[str, Any] = {
-        "private": private or None,
-        "create_pr": create_pr,
-        "revision": revision,
-        "token": token,
-        "commit_message": commit_message,
-    }
     if dry_run:
-        files = hf_mhe.push_to_hub(folder, repo_id, dry_run=True, **settings)
+        files = plan_push(folder, repo_id, revision=revision, create_pr=create_pr)
         for file in files:
             emit_line(f"{file.size:>12} {file.path}")
         emit_line(f"{sum(file.size for file in files):>12} bytes in {len(files)} files; nothing was sent")
         return
-    commit = hf_mhe.push_to_hub(folder, repo_id, **settings)
+    commit = push_to_hub(
+        folder,
+        repo_id,
+        private=private or None,
+        revision=revision,
+        create_pr=create_pr,
+        token=token,
+        commit_message=commit_message,
+    )
     emit_line(f"{commit.pr_url or commit.commit_url}")

@@ -12,6 +12,7 @@ from hf_mhe.analysis import EnergyReport, analyze
 from hf_mhe.errors import MHEError
 from hf_mhe.hub.paths import hub_id
 from hf_mhe.json_files import read_json_object
+from hf_mhe.text import one_line
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -123,9 +124,9 @@ def measure_adapter(folder: Path, place: Path, earlier: EnergyReport | None, set
     except (OSError, ValueError, RuntimeError, LookupError, ImportError, AttributeError) as error:
         if saved is not None:
             return saved
-        reason = " ".join(str(error).split())
         raise MHEError(
-            f"the adapter in {place} cannot be measured: it does not load on its base {base}: {reason:.300}; {remedy}"
+            f"the adapter in {place} cannot be measured: it does not load on its base {base}: "
+            f"{one_line(error):.300}; {remedy}"
         ) from error
     return analyze(model, **settings)
 
@@ -162,7 +163,7 @@ def _load(place: Path, base: str, adapter: Adapter) -> Any:
 
 
 def _shapes(place: Path) -> dict[str, list[int]]:
-    """The shapes of an adapter's tensors by name; none where `check_weights` finds its file not whole."""
+    """The shapes of an adapter's tensors by name; none where `check_files` finds its file not whole."""
     from safetensors import SafetensorError, safe_open
 
     try:

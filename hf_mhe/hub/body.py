@@ -8,7 +8,6 @@ from importlib.metadata import PackageNotFoundError, version
 
 from hf_mhe.analysis import EnergyReport, GroupEnergy
 from hf_mhe.analysis.report.columns import LEADING, Shown, columns
-from hf_mhe.hub.load_lines import is_partial
 from hf_mhe.hub.markdown import code, number, table, text
 from hf_mhe.training import MHEConfig
 
@@ -30,7 +29,7 @@ _CITATION = """```bibtex
 def introduction(config: MHEConfig | None, before: EnergyReport | None, after: EnergyReport) -> str:
     """What was done and what a score is."""
     summary = after.summary
-    which = f"{summary.groups} of its groups" if is_partial(after) else f"its {summary.groups} groups"
+    which = f"{summary.groups} of its groups" if after.left_out else f"its {summary.groups} groups"
     scored = f"The mean score of {which} of neurons is **{number(summary.mean_score)}**"
     if before is not None:
         scored += f"; it was **{number(before.summary.mean_score)}** before"

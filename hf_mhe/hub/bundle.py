@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_mhe.analysis import Comparison, EnergyReport, analyze, compare
+from hf_mhe.analysis.checkpoint.reader import open_checkpoint
 from hf_mhe.analysis.report.files import write_atomic, write_json
 from hf_mhe.errors import MHEError
-from hf_mhe.hub.adapter import Adapter, find_adapter, is_peft_model, measure_adapter, of_model, read_adapter, with_note
-from hf_mhe.hub.card import CardKeywords, check_card_keywords, check_metrics, check_reports, model_card
-from hf_mhe.hub.finite import check_finite
-from hf_mhe.hub.folder import ModelFacts, check_weights, read_facts
-from hf_mhe.hub.load_lines import is_partial
+from hf_mhe.hub.adapter import find_adapter, is_peft_model, measure_adapter, of_model, read_adapter, with_note
+from hf_mhe.hub.card import write_card
+from hf_mhe.hub.claims import CardKeywords, Claims
+from hf_mhe.hub.finite import check_finite, check_values
+from hf_mhe.hub.folder import ModelFacts, check_files, read_facts
 from hf_mhe.hub.loader_files import published_files
 from hf_mhe.hub.names import (
     COMPARISON,
@@ -27,11 +27,10 @@ from hf_mhe.hub.names import (
     README,
     REPORT,
     REPORT_BEFORE,
-    check_repo_id,
 )
 from hf_mhe.hub.own_model import check_same_model, own_model
 from hf_mhe.hub.paths import hub_id, public_name, without_local_paths
-from hf_mhe.hub.readme import BASE_MODEL, check_readme, merge_readme, read_readme
+from hf_mhe.hub.readme import check_readme, merge_readme, read_readme
 from hf_mhe.hub.saving import save_model
 from hf_mhe.hub.staged import staged
 from hf_mhe.json_files import read_json_object
@@ -40,48 +39,6 @@ from hf_mhe.training.config import CONFIG_NAME
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-
-@dataclass(frozen=True)
-class Claims:
-    """What is said of a model beside its weights; `card` holds further keywords of `model_card`.
-
-    `adapter` is what is known of an adapter from the model in memory; `is_of_the_files` says that the energies were
-    measured on the files to publish; `guessed` the metadata of which a README's owner
-    knows better.
-    """
-
-    config: MHEConfig | None = None
-    before: Any = None
-    after: EnergyReport | None = None
-    metrics: Mapping[str, float] | None = None
-    metrics_before: Mapping[str, float] | None = None
-    repo_id: str | None = None
-    card: CardKeywords = field(default_factory=CardKeywords)
-    adapter: Adapter | None = None
-    is_of_the_files: bool = False
-    guessed: frozenset[str] = BASE_MODEL
-
-    def check(self) -> None:
-        """Find what is wrong with the claims before anything is computed or written.
-
-        Raises:
-            MHEError: an argument of a wrong type, a metric that is not finite, reports of different potentials.
-        """
-        if self.repo_id is not None:
-            check_repo_id(self.repo_id)
-        if self.config is not None and not isinstance(self.config, MHEConfig):
-            raise MHEError(f"config must be an MHEConfig or None; got {type(self.config).__name__}")
-        if self.after is not None:
-            check_reports(self.before if isinstance(self.before, EnergyReport) else None, self.after)
-        named = self.before is None or isinstance(self.before, EnergyReport | str | os.PathLike)
-        if not named and not hasattr(self.before, "named_parameters"):
-            raise MHEError(
-                f"before must be an EnergyReport, a model, a path, a repo id or None; got {type(self.before).__name__}"
-            )
-        check_card_keywords(self.card)
-        check_metrics(self.metrics, "metrics")
-        check_metrics(self.metrics_before, "metrics_before")
 
 
 def save_for_hub(
@@ -125,32 +82,26 @@ def save_for_hub(
         MHEError: the model cannot be saved or is not finite, an argument has a wrong type, the reports are of
             different potentials or another model, or the folder is a file. Nothing is written then.
     """
-    claims = Claims(config, before, after, metrics, metrics_before, repo_id, card)
-    claims.check()
+    save_bundle(model, Path(folder), Claims(config, before, after, metrics, metrics_before, repo_id, card), processor)
+    return Path(folder)
+
+
+def save_bundle(model: Any, target: Path, claims: Claims, processor: Any = None) -> None:
+    """Write a model and what is claimed of it; see `save_for_hub`."""
     model = own_model(model)
-    target = Path(folder)
-    if target.is_file():
-        raise MHEError(f"folder must be a folder to write into; {str(target)!r} is a file")
-    for label, value in (("model", model), ("processor", processor)):
-        if value is not None and not hasattr(value, "save_pretrained"):
-            raise MHEError(f"{label} must have save_pretrained, as those of transformers; got {type(value).__name__}")
-    if not hasattr(model, "named_parameters"):
-        raise MHEError(f"model must be a torch module with save_pretrained; got {type(model).__name__}")
+    _check_saveable(model, target, processor)
     check_finite(model)
     readme = target / README
     written = readme.read_bytes() if readme.is_file() else None
     if written is not None:
-        check_readme(readme, bool(metrics))
-    if after is None:
-        after = analyze(model, **_settings_of(before))
+        check_readme(readme, bool(claims.metrics))
+    if claims.after is None:
+        after = analyze(model, **_settings_of(claims.before))
     else:
+        after = claims.after
         check_same_model(model, after)
-    comparison = None if before is None else compare(before, after)
-    complete = Claims(config, comparison and comparison.before, after, metrics, metrics_before, repo_id, card)
-    if card.get("base_model") is not None:
-        complete = replace(complete, guessed=frozenset())
-    elif not is_peft_model(model) and (base_model := _hub_origin(model)) is not None:
-        card["base_model"] = base_model
+    origin = None if is_peft_model(model) else _hub_origin(model)
+    claims = replace(claims, before=_comparable(claims.before, after), after=after, origin=origin)
     with staged(target, begin_with=[README], replaced=OURS) as staging:
         save_model(model, staging)
         if written is not None:  # some libraries write a README anew, and with it what an owner wrote
@@ -159,12 +110,26 @@ def save_for_hub(
             processor.save_pretrained(staging)
         place = find_adapter(staging)
         if is_peft_model(model) and place is not None:
-            complete = replace(complete, adapter=of_model(model, read_adapter(staging, place)))
-        write_claims(staging, staging, complete, comparison)
-    return target
+            claims = replace(claims, adapter=of_model(model, read_adapter(staging, place)))
+        write_claims(staging, staging, claims)
 
 
-def claims_of_folder(folder: Path, given: Claims) -> tuple[Claims, Comparison | None]:
+def _check_saveable(model: Any, target: Path, processor: Any) -> None:
+    """Find what cannot be saved before anything is measured or written.
+
+    Raises:
+        MHEError: the target is a file, or the model or the processor has no `save_pretrained`.
+    """
+    if target.is_file():
+        raise MHEError(f"folder must be a folder to write into; {str(target)!r} is a file")
+    for label, value in (("model", model), ("processor", processor)):
+        if value is not None and not hasattr(value, "save_pretrained"):
+            raise MHEError(f"{label} must have save_pretrained, as those of transformers; got {type(value).__name__}")
+    if not hasattr(model, "named_parameters"):
+        raise MHEError(f"model must be a torch module with save_pretrained; got {type(model).__name__}")
+
+
+def claims_of_folder(folder: Path, given: Claims) -> Claims:
     """The claims to publish with a folder: those given, else those that an earlier `save_for_hub` left in it.
 
     The model's energies are measured anew unless they are given, so that a report never outlives its weights.
@@ -172,55 +137,83 @@ def claims_of_folder(folder: Path, given: Claims) -> tuple[Claims, Comparison | 
     Raises:
         MHEError: the folder holds no whole, finite model, or a file in it cannot be read, or the claims do not fit.
     """
-    facts = read_facts(folder)
-    check_weights(folder)
     config, before, after = given.config, given.before, given.after
+    metrics, metrics_before = given.metrics, given.metrics_before
+    facts = read_facts(folder)
+    check_files(folder)
+    if after is not None:
+        check_values(folder)
     if config is None and (folder / CONFIG_NAME).is_file():
         config = MHEConfig.from_pretrained(folder)
     if before is None and (folder / REPORT_BEFORE).is_file():
         before = EnergyReport.load(folder / REPORT_BEFORE)
-    if after is None:
-        measured = folder / REPORT
-        earlier = EnergyReport.load(measured) if measured.is_file() else None
-        settings = _settings_of(before if earlier is None else earlier)
-        place = find_adapter(folder) if facts.library == "peft" else None
-        after = analyze(folder, **settings) if place is None else measure_adapter(folder, place, earlier, settings)
-    metrics, metrics_before = given.metrics, given.metrics_before
     if (folder / METRICS).is_file():
         stored = read_json_object(folder / METRICS, "task metrics")
         metrics = stored.get("after") if metrics is None else metrics
         metrics_before = stored.get("before") if metrics_before is None else metrics_before
     if (folder / README).is_file():
         check_readme(folder / README, bool(metrics))
-    comparison = None if before is None else compare(before, after)
-    claims = replace(
+    is_of_the_files = after is None
+    if after is None:
+        after = _measure(folder, facts, before)
+    before = _comparable(before, after)
+    return replace(
         given,
         config=config,
-        before=comparison and comparison.before,
+        before=before,
         after=after,
         metrics=metrics,
         metrics_before=metrics_before,
-        is_of_the_files=given.after is None,
-        guessed=frozenset() if given.card.get("base_model") is not None else given.guessed,
+        is_of_the_files=is_of_the_files,
     )
-    claims.check()
-    return claims, comparison
 
 
-def write_claims(model_folder: Path, target: Path, claims: Claims, comparison: Comparison | None) -> None:
+def _comparable(before: Any, after: EnergyReport) -> EnergyReport | None:
+    """The report of what a model is compared with, read or measured if need be.
+
+    Raises:
+        MHEError: it cannot be, or the two have no group in common.
+    """
+    return None if before is None else compare(before, after).before
+
+
+def _measure(folder: Path, facts: ModelFacts, before: Any) -> EnergyReport:
+    """The energies of the model in a folder, all of whose weights are looked at: each tensor is read once.
+
+    Raises:
+        MHEError: a weight that is not finite, or a model that cannot be measured.
+    """
+    measured = folder / REPORT
+    earlier = EnergyReport.load(measured) if measured.is_file() else None
+    settings = _settings_of(before if earlier is None else earlier)
+    place = find_adapter(folder) if facts.library == "peft" else None
+    if place is not None:
+        check_values(folder)
+        return measure_adapter(folder, place, earlier, settings)
+    with open_checkpoint(folder) as reader:
+        try:
+            report = analyze(reader, **settings)
+        except MHEError:
+            check_values(folder)  # where a weight is not finite, that is the reason to give
+            raise
+        check_values(folder, known=reader.finite)
+    return report
+
+
+def write_claims(model_folder: Path, target: Path, claims: Claims) -> None:
     """Write all but the weights of a saved model's bundle into a folder, which may be the model's own."""
-    assert claims.after is not None
+    before, after = claims.reports()
     facts = read_facts(model_folder)
     files = {path.relative_to(model_folder).as_posix(): path for path in published_files(model_folder)}
-    base = claims.card.get("base_model")
+    base = claims.base_model
     without_local_paths({name: path for name, path in files.items() if name not in OURS}, target, base)
     if facts.adapter is not None:
         adapter = claims.adapter or facts.adapter
         facts = replace(facts, adapter=replace(adapter, base=adapter.base or base))
     if not claims.is_of_the_files:
-        facts = replace(facts, is_repeatable=_is_repeatable(model_folder, facts, claims.after))
+        facts = replace(facts, is_repeatable=_is_repeatable(model_folder, facts, after))
     own_name = claims.repo_id or facts.architecture or model_folder.name
-    after = replace(claims.after, source=own_name, revision=None)
+    after = replace(after, source=own_name, revision=None)
     if facts.adapter is not None:
         after = replace(after, notes=with_note(after, model_folder / facts.adapter.folder))
     if target == model_folder:
@@ -228,38 +221,32 @@ def write_claims(model_folder: Path, target: Path, claims: Claims, comparison: C
             (target / name).unlink(missing_ok=True)
     if claims.config is not None:
         claims.config.save_pretrained(target)
-    after.save(target / REPORT)
+    figures = _write_reports(target, before, after)
+    sides = {"after": claims.metrics, "before": claims.metrics_before}
+    if any(sides.values()):
+        write_json(target / METRICS, {side: values for side, values in sides.items() if values})
+    card = write_card(replace(claims, after=after), facts, figures)
+    readme = model_folder / README
+    existing = read_readme(readme, str(readme)) if readme.is_file() else None
+    write_atomic(target / README, merge_readme(existing, card, str(readme), found=claims.guessed))
+
+
+def _write_reports(target: Path, before: EnergyReport | None, after: EnergyReport) -> dict[str, str]:
+    """Write the reports, their comparison and what can be drawn of them; return the figures' captions by path."""
     figures = {}
-    if comparison is not None:
-        before = replace(comparison.before, source=public_name(comparison.before.source))
-        shown = Comparison.of(before, after)
+    after.save(target / REPORT)
+    if before is not None:
+        before = replace(before, source=public_name(before.source))
+        comparison = Comparison.of(before, after)
         before.save(target / REPORT_BEFORE)
-        shown.save(target / COMPARISON)
-        if any(row.score_change is not None for row in shown.rows):
-            shown.plot(target / FIGURE_COMPARISON)
+        comparison.save(target / COMPARISON)
+        if any(row.score_change is not None for row in comparison.rows):
+            comparison.plot(target / FIGURE_COMPARISON)
             figures[FIGURE_COMPARISON] = "Score of every layer, before and after"
     if any(group.score is not None for group in after.groups):
         after.plot(target / FIGURE_REPORT)
         figures[FIGURE_REPORT] = "Score of every layer"
-    metrics = check_metrics(claims.metrics, "metrics")
-    metrics_before = check_metrics(claims.metrics_before, "metrics_before")
-    if metrics or metrics_before:
-        sides = {"after": metrics, "before": metrics_before}
-        write_json(target / METRICS, {side: values for side, values in sides.items() if values})
-    card = model_card(
-        after,
-        None if comparison is None else comparison.before,
-        config=claims.config,
-        metrics=metrics,
-        metrics_before=metrics_before,
-        repo_id=claims.repo_id,
-        facts=facts,
-        figures=figures,
-        **claims.card,
-    )
-    readme = model_folder / README
-    existing = read_readme(readme, str(readme)) if readme.is_file() else None
-    write_atomic(target / README, merge_readme(existing, card, str(readme), found=claims.guessed))
+    return figures
 
 
 def _settings_of(before: Any) -> dict[str, Any]:
@@ -281,7 +268,7 @@ def _is_repeatable(folder: Path, facts: ModelFacts, after: EnergyReport) -> bool
     card would claim what nobody else finds: there the files are measured too.
     """
     is_known = facts.code is None and (facts.library != "transformers" or facts.auto_class is not None)
-    if facts.adapter is not None or is_partial(after) or (is_known and facts.library is not None):
+    if facts.adapter is not None or after.left_out > 0 or (is_known and facts.library is not None):
         return True
     try:
         found = analyze(folder, **_settings_of(after)).summary

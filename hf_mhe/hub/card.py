@@ -2,58 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from numbers import Real
-from typing import Any, TypedDict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_mhe.analysis import EnergyReport
-from hf_mhe.errors import MHEError
 from hf_mhe.hub import body
+from hf_mhe.hub.claims import CardKeywords, Claims
 from hf_mhe.hub.folder import ModelFacts
 from hf_mhe.hub.load_lines import loading, verifying
 from hf_mhe.hub.markdown import text
-from hf_mhe.hub.names import check_repo_id
-from hf_mhe.hub.paths import hub_id
 from hf_mhe.training import MHEConfig
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 BEGIN, END = "<!-- hf_mhe: begin, rewritten by every push -->", "<!-- hf_mhe: end -->"
 TAGS = ("hf_mhe", "minimum-hyperspherical-energy")
-
-
-class CardKeywords(TypedDict, total=False):
-    """What a user may say of a model beside what was measured; see `model_card`."""
-
-    base_model: str | None
-    license: str | None
-    datasets: str | Sequence[str] | None
-    dataset_split: str | None
-    language: str | Sequence[str] | None
-    tags: Sequence[str]
-
-
-def check_card_keywords(given: Mapping[str, Any]) -> None:
-    """Make sure that further keywords are known ones, of the right type.
-
-    Raises:
-        MHEError: an unknown keyword (the known ones are listed), or a value of a wrong type.
-    """
-    lists = ("datasets", "language", "tags")
-    for name, value in given.items():
-        if name not in CardKeywords.__annotations__:
-            known = ", ".join(CardKeywords.__annotations__)
-            raise MHEError(f"{name!r} is no keyword of a model card; there are: {known}")
-        if value is None or (isinstance(value, str) and name != "tags"):
-            continue
-        listed = name in lists and isinstance(value, Sequence) and not isinstance(value, str)
-        if not listed or not all(isinstance(item, str) for item in value):
-            right = "a list of strings" if name == "tags" else "a string or a list" if name in lists else "a string"
-            raise MHEError(f"{name} must be {right}; got {value!r}")
-    base = given.get("base_model")
-    if base is not None and hub_id(base) is None:
-        raise MHEError(f"base_model must be the id of a repository, such as 'google/vit-base'; got the path {base!r}")
 
 
 def model_card(
@@ -65,13 +31,8 @@ def model_card(
     metrics_before: Mapping[str, float] | None = None,
     repo_id: str | None = None,
     facts: ModelFacts | None = None,
-    base_model: str | None = None,
-    license: str | None = None,
-    datasets: str | Sequence[str] | None = None,
-    dataset_split: str | None = None,
-    language: str | Sequence[str] | None = None,
-    tags: Sequence[str] = (),
     figures: Mapping[str, str] | None = None,
+    **card: Unpack[CardKeywords],
 ) -> ModelCard:
     """A model card from what was measured; nothing is claimed that is not in the arguments.
 
@@ -84,105 +45,75 @@ def model_card(
         metrics_before: the same of the model that it is compared with.
         repo_id: where the model is published; named in the lines to load and to verify.
         facts: library, architecture and task; `hub.folder.read_facts` reads them from a folder.
-        base_model: repo id of the model that was fine-tuned. Not guessed: None leaves it out.
-        license: the Hub's name of a licence, such as `"apache-2.0"`.
-        datasets: id or ids of the data sets, of which the metrics are when it is one.
-        dataset_split: the split that the metrics were measured on.
-        language: language code or codes.
-        tags: further tags.
         figures: paths of figures, relative to the card, and their captions.
+        **card: `base_model`, repo id of the model that was fine-tuned (not guessed: None leaves it out); `license`,
+            the Hub's name of a licence, such as `"apache-2.0"`; `datasets`, id or ids of the data sets, of which the
+            metrics are when it is one; `dataset_split`, the split that the metrics were measured on; `language`, code
+            or codes; `tags`, further tags.
 
     Raises:
         MHEError: an argument of a wrong type, reports of different potentials, a metric that is not a finite number.
     """
-    check_reports(before, after)
-    if config is not None and not isinstance(config, MHEConfig):
-        raise MHEError(f"config must be an MHEConfig or None; got {type(config).__name__}")
-    if repo_id is not None:
-        check_repo_id(repo_id)
-    facts = facts or ModelFacts()
-    metrics, metrics_before = check_metrics(metrics, "metrics"), check_metrics(metrics_before, "metrics_before")
-    named = [datasets] if isinstance(datasets, str) else list(datasets or ())
-    name = repo_id.split("/")[1] if repo_id else (facts.architecture or "Model")
+    claims = Claims(config, before, after, metrics, metrics_before, repo_id, card)
+    return write_card(claims, facts or ModelFacts(), figures or {})
+
+
+def write_card(claims: Claims, facts: ModelFacts, figures: Mapping[str, str]) -> ModelCard:
+    """The card of claims whose reports have been measured; see `model_card`.
+
+    Raises:
+        MHEError: one of the reports has not been measured yet.
+    """
+    before, after = claims.reports()
+    metrics, metrics_before = claims.metrics or {}, claims.metrics_before or {}
+    name = claims.repo_id.split("/")[1] if claims.repo_id else (facts.architecture or "Model")
+    sections = ["## Minimum hyperspherical energy", body.introduction(claims.config, before, after)]
+    if claims.config is not None:
+        sections.append(body.regularized(claims.config, after))
+    sections.append(body.comparison(before, after, metrics, metrics_before))
+    sections.append(body.layers(before, after))
+    if figures:
+        sections.append(body.figures(figures))
+    how_to_load = None if claims.repo_id is None else loading(facts, claims.repo_id)
+    if how_to_load is not None:
+        sections.append(how_to_load)
+    how_to_verify = verifying(after, facts, claims.repo_id or ".")
+    sections += [how_to_verify, body.versions(), body.citation()]
+    section = "\n\n".join([BEGIN, *sections, END])
+    return ModelCard(f"---\n{_metadata(claims, facts, name).to_yaml()}\n---\n\n# {text(name)}\n\n{section}\n")
+
+
+def _metadata(claims: Claims, facts: ModelFacts, name: str) -> ModelCardData:
+    card, metrics = claims.card, claims.metrics or {}
+    named, language = card.get("datasets"), card.get("language")
+    datasets = [named] if isinstance(named, str) else list(named or ())
     results = None
-    if metrics and facts.task and len(named) == 1:
+    if metrics and facts.task and len(datasets) == 1:
         results = [
             EvalResult(
                 task_type=facts.task,
-                dataset_type=named[0],
-                dataset_name=named[0],
-                dataset_split=dataset_split,
+                dataset_type=datasets[0],
+                dataset_name=datasets[0],
+                dataset_split=card.get("dataset_split"),
                 metric_type=metric,
                 metric_value=value,
             )
             for metric, value in metrics.items()
         ]
+    base_model = claims.base_model
     if base_model is None and facts.adapter is not None:
         base_model = facts.adapter.base
     relation: dict[str, Any] = {"base_model_relation": "adapter"} if base_model and facts.adapter is not None else {}
-    data = ModelCardData(
+    return ModelCardData(
         library_name=facts.library,
         pipeline_tag=facts.task,
         base_model=base_model,
-        license=license,
-        datasets=named or None,
+        license=card.get("license"),
+        datasets=datasets or None,
         language=language if language is None or isinstance(language, str) else list(language),
         metrics=list(metrics) or None,
-        tags=[*TAGS, *tags],
+        tags=[*TAGS, *(card.get("tags") or ())],
         model_name=name if results else None,
         eval_results=results,
         **relation,
     )
-    sections = ["## Minimum hyperspherical energy", body.introduction(config, before, after)]
-    if config is not None:
-        sections.append(body.regularized(config, after))
-    sections.append(body.comparison(before, after, metrics, metrics_before))
-    sections.append(body.layers(before, after))
-    if figures:
-        sections.append(body.figures(figures))
-    how_to_load = None if repo_id is None else loading(facts, repo_id)
-    if how_to_load is not None:
-        sections.append(how_to_load)
-    sections += [verifying(after, facts, repo_id or "."), body.versions(), body.citation()]
-    section = "\n\n".join([BEGIN, *sections, END])
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {text(name)}\n\n{section}\n")
-
-
-def check_reports(before: EnergyReport | None, after: EnergyReport) -> None:
-    """Make sure that two reports can stand side by side.
-
-    Raises:
-        MHEError: one is not an `EnergyReport`, has no group, or their potentials differ.
-    """
-    for label, report in (("after", after), ("before", before)):
-        if report is None and label == "before":
-            continue
-        if not isinstance(report, EnergyReport):
-            raise MHEError(f"{label} must be an EnergyReport (what analyze returns); got {type(report).__name__}")
-        if not report.groups:
-            raise MHEError(
-                f"the report {label} ({report.source}) has no group of neurons; there is nothing to publish"
-            )
-    if before is not None and before.potential != after.potential:
-        raise MHEError(
-            f"before and after must be of one potential; before has {before.potential.describe()}, "
-            f"after {after.potential.describe()}: analyze both alike"
-        )
-
-
-def check_metrics(metrics: Mapping[str, float] | None, label: str) -> dict[str, float]:
-    """The metrics as plain floats.
-
-    Raises:
-        MHEError: not a mapping of names to finite numbers.
-    """
-    if metrics is None:
-        return {}
-    if not isinstance(metrics, Mapping):
-        raise MHEError(f'{label} must be a mapping such as {{"accuracy": 0.97}}; got {type(metrics).__name__}')
-    for name, value in metrics.items():
-        if not isinstance(name, str) or isinstance(value, bool) or not isinstance(value, Real):
-            raise MHEError(f"{label} must map names to numbers; got {name!r}: {value!r}")
-        if not math.isfinite(value):
-            raise MHEError(f"{label}[{name!r}] must be finite; got {value!r}")
-    return {name: float(value) for name, value in metrics.items()}

@@ -10,14 +10,18 @@ not in a neuron group, since that lets a broken bias or LayerNorm through.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_mhe.analysis.checkpoint.header import read_header
+from hf_mhe.analysis.checkpoint.location import Location
 from hf_mhe.analysis.checkpoint.masks import is_mask
+from hf_mhe.analysis.checkpoint.reader import CheckpointReader, open_checkpoint
 from hf_mhe.errors import MHEError
+from hf_mhe.hub.loader_files import weight_paths
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -70,7 +74,28 @@ def _brought_back(module: nn.Module) -> AbstractContextManager[None]:
     return context
 
 
-class StoredModel:
+def check_values(folder: Path, *, known: Collection[tuple[Path, str]] = ()) -> None:
+    """Make sure that the published weights of a folder have no NaN, and no infinity where that is a fault.
+
+    Args:
+        folder: a folder whose files of weights are whole.
+        known: tensors that have been found finite, as `CheckpointReader.finite` has them; they are not read again.
+
+    Raises:
+        MHEError: a tensor is not finite; names it and its file.
+    """
+    models: dict[Path, _StoredModel] = {}
+    for path in weight_paths(folder):
+        file, model = path.resolve(), models.setdefault(path.parent, _StoredModel(path.parent))
+        names = [name for name in read_header(path)[0] if (file, name) not in known]
+        if not names:
+            continue
+        with CheckpointReader(Location(str(path), (path,))) as reader:
+            for name in names:
+                model.check(path, name, reader.get_unchecked(name))
+
+
+class _StoredModel:
     """What is known of the tensors in one folder's files: which are masks, and which are no numbers at all."""
 
     def __init__(self, folder: Path) -> None:
@@ -108,7 +133,6 @@ class StoredModel:
     @cached_property
     def _codes(self) -> frozenset[str]:
         """Tensors of a quantized checkpoint whose bytes are no numbers."""
-        from hf_mhe.analysis.checkpoint.reader import open_checkpoint
         from hf_mhe.neurons import checkpoint_groups
 
         if (self._folder / "adapter_config.json").is_file():

@@ -3,7 +3,7 @@
 Note [Text, not values]. Reading the block and writing it again (what `huggingface_hub` does) makes an owner's `no` a
 `false`, `1e3` a string and `2024-01-01` a date, and drops comments, quotes, anchors and the order of the lines. So
 values are compared here as the text of their scalars, an edit replaces the lines of one key, and what comes out is
-read again and must hold what was meant.
+read again and must say what was meant.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from hf_mhe.errors import MHEError
+from hf_mhe.text import one_line
 
 # As `huggingface_hub.repocard.REGEX_YAML_BLOCK`, and an empty block beside it.
 _BLOCK = re.compile(
@@ -306,7 +307,7 @@ class FrontMatter:
     def _unreadable(self, line: int, reason: str) -> MHEError:
         return MHEError(
             f"the metadata of the README in {self.where} cannot be read: line {self.first_line + line}: "
-            f"{' '.join(reason.split())}"
+            f"{one_line(reason)}"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a model card shows to its readers, and how it tells them to load parts of the repository."""
+"""What a model card shows to its readers, and how it says to load parts of the repository."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from huggingface_hub import hf_hub_download
 from hf_mhe.analysis import EnergyReport
 from hf_mhe.errors import MHEError
 from hf_mhe.hub.names import REPORT, check_repo_id
-from hf_mhe.hub.remote import hub_errors
+from hf_mhe.hub_errors import hub_errors
 
 
 def load_report(
@@ -38,6 +38,6 @@ def load_report(
             raise MHEError(f"{str(folder)!r} has no {filename}; save_for_hub writes one")
         return EnergyReport.load(folder / filename)
     repo_id = check_repo_id(str(repo_id_or_folder))
-    with hub_errors(f"read {filename} of", repo_id):
+    with hub_errors(f"read {filename} of", repo_id, revision=revision):
         path = hf_hub_download(repo_id, filename, revision=revision, token=token, cache_dir=cache_dir)
     return EnergyReport.load(path)

@@ -33,7 +33,7 @@ def verifying(after: EnergyReport, facts: ModelFacts, where: str) -> str:
         together = "The weights that were measured are those that the base model and the adapter make together."
         lines = _adapter_lines(facts.adapter, where, facts.adapter.base_dtype)
         call = f"`hf_mhe.analyze(model{arguments})`"
-        if lines is None or is_partial(after):
+        if lines is None or after.left_out:
             return f"{title}\n\n{together} {call}, with the adapter on its base, measures them again."
         if not facts.adapter.as_published:
             return (
@@ -42,7 +42,7 @@ def verifying(after: EnergyReport, facts: ModelFacts, where: str) -> str:
             )
         lines = f"import hf_mhe\n{lines}\nreport = hf_mhe.analyze(model{arguments})\nprint(report.summary.mean_score)"
         return f"{title}\n\n{together}\n\n{_python(lines)}\n\nThis must give {result} over {counted}."
-    if is_partial(after):
+    if after.left_out:
         return (
             f"{title}\n\nThe report is of these {len(after.groups)} groups; the others were left out by patterns.\n\n"
             "```python\nimport hf_mhe\nfrom hf_mhe.hub import load_report\n\n"
@@ -70,11 +70,6 @@ def _potential(report: EnergyReport) -> dict[str, Any]:
     s: float | int = int(report.s) if float(report.s).is_integer() else report.s
     settings = {"s": (s, 2), "distance": (report.distance, "euclidean"), "space": (report.space, "full")}
     return {name: value for name, (value, usual) in settings.items() if value != usual}
-
-
-def is_partial(report: EnergyReport) -> bool:
-    """Whether patterns kept groups out of a report: `analyze` says so in their reason."""
-    return any(reason.startswith("left out by") for reason in report.skipped.values())
 
 
 def _lines(facts: ModelFacts, where: str) -> tuple[str | None, str | None]:
@@ -114,7 +109,7 @@ def _transformers_lines(facts: ModelFacts, where: str) -> tuple[str | None, str 
         return None, None
     return None, (
         f"The model is of the class {code(facts.architecture)}, which is neither in transformers nor in this "
-        f'repository: with its code at hand, `{facts.architecture}.from_pretrained("{where}")` loads it.'
+        f'repository: once its code is imported, `{facts.architecture}.from_pretrained("{where}")` loads it.'
     )
 
 

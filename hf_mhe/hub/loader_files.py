@@ -11,7 +11,6 @@ of its custom code, a module what it imports, the model card what it shows. Reje
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
@@ -23,8 +22,9 @@ from hf_mhe.hub.custom_code import modules_named_by, read_by_module
 from hf_mhe.hub.linked import links
 from hf_mhe.hub.names import OURS, README
 from hf_mhe.hub.vocabulary import vocabulary_files
+from hf_mhe.json_files import read_json
 
-# What transformers, diffusers, peft, timm, sentence-transformers and the engines that serve their models open by name.
+# What transformers, diffusers, peft, timm, sentence-transformers and the inference engines open by name.
 _ENTRIES = (
     *("config.json", "generation_config.json", "adapter_config.json", "quantize_config.json", "hf_quant_config.json"),
     *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "scheduler_config.json"),
@@ -55,6 +55,15 @@ def published_files(folder: Path) -> list[Path]:
         MHEError: one of them is a link that leaves the folder, or weights of a part are there as a pickle only.
     """
     return [folder / name for name in sorted(_Walk(folder).files)]
+
+
+def weight_paths(folder: Path) -> list[Path]:
+    """Those of a folder's published files with weights, sorted.
+
+    Raises:
+        MHEError: as of `published_files`.
+    """
+    return [path for path in published_files(folder) if path.suffix == ".safetensors"]
 
 
 def left_out(folder: Path) -> list[str]:
@@ -168,7 +177,7 @@ class _Walk:
                 yield path.name, False
 
     def _card(self) -> None:
-        """The model card, what it shows, the models that it tells how to load, and the licence."""
+        """The model card, what it shows, the models that it says how to load, and the licence."""
         names = sorted(path.name for path in self._folder.iterdir() if path.is_file())
         self._add_all(name for name in names if any(fnmatch(name.lower(), pattern) for pattern in _FOR_READERS))
         if not self._add(README):
@@ -228,10 +237,10 @@ def _join(where: str, name: str) -> str:
 
 
 def _json(path: Path) -> Any:
-    """What a JSON file holds; None where it is none, which is said when it is read for its content."""
+    """What a JSON file says; None where it is not JSON, which is an error only when it is read for its content."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json(path)
+    except MHEError:
         return None
 
 

@@ -6,6 +6,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from hf_mhe.errors import MHEError
+from hf_mhe.text import one_line
 from hf_mhe.training.config import CONFIG_NAME
 
 README = "README.md"
@@ -31,6 +32,5 @@ def check_repo_id(repo_id: object) -> str:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        reason = " ".join(str(error).split())
-        raise MHEError(f"repo_id {repo_id!r} is not one that the Hub takes: {reason}; {right}") from error
+        raise MHEError(f"repo_id {repo_id!r} is not one that the Hub takes: {one_line(error)}; {right}") from error
     return repo_id

@@ -1,8 +1,7 @@
-"""Names of models that are paths of the user's machine: told from repo ids, and kept out of what is published."""
+"""Paths of the user's machine among the names of models: recognized, and kept out of what is published."""
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from hf_mhe.analysis.report.files import write_json
+from hf_mhe.errors import MHEError
+from hf_mhe.json_files import read_json
 
 # Where a Hub cache keeps a repository: it says what the path of one of its files is a copy of.
 _SNAPSHOT = re.compile(r"[\\/]models--([\w.-]+?)--([\w.-]+)[\\/]snapshots[\\/][0-9a-f]{7,40}[\\/]?$")
@@ -62,8 +63,8 @@ def without_local_paths(files: dict[str, Path], target: Path, base: str | None) 
         if not name.endswith(".json") or path.stat().st_size > _LARGEST_CONFIG:
             continue
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+            content = read_json(path)
+        except MHEError:
             continue  # no config: whoever reads it has to say what is wrong with it
         if isinstance(content, dict) and _clean(content, base):
             write_json(target / name, content)

@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
 from hf_mhe._version import __version__
 from hf_mhe.analysis import EnergyReport
-from hf_mhe.analysis.checkpoint.file_names import listed
 from hf_mhe.errors import MHEError
-from hf_mhe.hub.bundle import Claims, claims_of_folder, save_for_hub, write_claims
-from hf_mhe.hub.card import CardKeywords
+from hf_mhe.hub.bundle import claims_of_folder, save_bundle, write_claims
+from hf_mhe.hub.claims import CardKeywords, Claims
 from hf_mhe.hub.loader_files import left_out, published_files
 from hf_mhe.hub.names import OURS, README, check_repo_id
-from hf_mhe.hub.readme import BASE_MODEL, is_only_ours, merge_readme, read_readme
-from hf_mhe.hub.remote import hub_errors
+from hf_mhe.hub.readme import is_only_ours, merge_readme, read_readme
 from hf_mhe.hub.staged import STALE_WEIGHTS
+from hf_mhe.hub_errors import hub_errors
+from hf_mhe.text import listed
 from hf_mhe.training import MHEConfig
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+_MESSAGE = "Upload model with its hyperspherical energy report"
 _log = logging.getLogger(__name__)
 
 
@@ -39,46 +41,26 @@ class PlannedFile:
     size: int
 
 
-@overload
-def push_to_hub(
-    model_or_folder: Any,
-    repo_id: str,
-    *,
-    config: MHEConfig | None = ...,
-    before: Any = ...,
-    after: EnergyReport | None = ...,
-    metrics: Mapping[str, float] | None = ...,
-    metrics_before: Mapping[str, float] | None = ...,
-    processor: Any = ...,
-    private: bool | None = ...,
-    revision: str | None = ...,
-    create_pr: bool = ...,
-    token: str | bool | None = ...,
-    commit_message: str | None = ...,
-    dry_run: Literal[False] = ...,
-    **card: Unpack[CardKeywords],
-) -> CommitInfo: ...
+@dataclass(frozen=True)
+class _Destination:
+    """Where a push goes.
 
+    Raises:
+        MHEError: no repo id, or a pull request against another branch than main.
+    """
 
-@overload
-def push_to_hub(
-    model_or_folder: Any,
-    repo_id: str,
-    *,
-    config: MHEConfig | None = ...,
-    before: Any = ...,
-    after: EnergyReport | None = ...,
-    metrics: Mapping[str, float] | None = ...,
-    metrics_before: Mapping[str, float] | None = ...,
-    processor: Any = ...,
-    private: bool | None = ...,
-    revision: str | None = ...,
-    create_pr: bool = ...,
-    token: str | bool | None = ...,
-    commit_message: str | None = ...,
-    dry_run: Literal[True],
-    **card: Unpack[CardKeywords],
-) -> list[PlannedFile]: ...
+    repo_id: str
+    private: bool | None
+    revision: str | None
+    create_pr: bool
+    message: str
+
+    def __post_init__(self) -> None:
+        check_repo_id(self.repo_id)
+        if self.create_pr and self.revision not in (None, "main"):
+            raise MHEError(
+                f"create_pr opens a pull request against main; revision must be None then, got {self.revision!r}"
+            )
 
 
 def push_to_hub(
@@ -96,17 +78,16 @@ def push_to_hub(
     create_pr: bool = False,
     token: str | bool | None = None,
     commit_message: str | None = None,
-    dry_run: bool = False,
     **card: Unpack[CardKeywords],
-) -> CommitInfo | list[PlannedFile]:
+) -> CommitInfo:
     """Publish a model with its MHE config, energy reports, figures and model card, all in one commit.
 
     Everything is checked and written to a temporary folder before the Hub is asked for anything. The repository is
-    made if there is none, and so is a branch. A README that is there keeps its text, see `save_for_hub`. Files of an
-    earlier push that would be wrong beside the new ones (weights in other shards, a comparison) go with the commit.
+    made if there is none, and so is a branch. A README that is there keeps its text, see `save_for_hub`. The same
+    commit deletes files of an earlier push that would be wrong beside the new ones (other shards, a comparison).
 
     Args:
-        model_or_folder: a model with `save_pretrained`, or a folder that holds a saved one, which is left as it is.
+        model_or_folder: a model with `save_pretrained`, or a folder with a saved one, which is left as it is.
             Of a folder those files are sent that a loader of the model reads (weights, configs, tokenizer, custom
             code, the folders that an index names), the README with what it links to, and the licence; the log names
             what is not sent, such as a training's state.
@@ -119,21 +100,59 @@ def push_to_hub(
         create_pr: open a pull request with the commit instead of changing a branch.
         token: Hub token; None takes the stored one, False sends none.
         commit_message: first line of the commit.
-        dry_run: do all but send: return the files that a push to an empty repository would send.
 
     Returns:
-        What huggingface_hub tells of the commit; with `dry_run`, the list of files.
+        What huggingface_hub says of the commit.
 
     Raises:
         MHEError: bad input, found before anything is sent; or the Hub refused or cannot be reached, in which case the
             repository's files are as they were (a repository that was made for this push is named).
     """
-    check_repo_id(repo_id)
-    if create_pr and revision not in (None, "main"):
-        raise MHEError(f"create_pr opens a pull request against main; revision must be None then, got {revision!r}")
+    destination = _Destination(repo_id, private, revision, create_pr, commit_message or _MESSAGE)
+    claims = Claims(config, before, after, metrics, metrics_before, repo_id, card)
+    with _files_to_send(model_or_folder, claims, processor) as files:
+        api = HfApi(token=token, library_name="hf_mhe", library_version=__version__)
+        return _send(api, destination, files, claims.guessed)
+
+
+def plan_push(
+    model_or_folder: Any,
+    repo_id: str,
+    *,
+    config: MHEConfig | None = None,
+    before: Any = None,
+    after: EnergyReport | None = None,
+    metrics: Mapping[str, float] | None = None,
+    metrics_before: Mapping[str, float] | None = None,
+    processor: Any = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    **card: Unpack[CardKeywords],
+) -> list[PlannedFile]:
+    """What `push_to_hub` with the same arguments would send to an empty repository; the Hub is asked nothing.
+
+    Returns:
+        The files, by path.
+
+    Raises:
+        MHEError: bad input, as `push_to_hub` finds it before anything is sent.
+    """
+    _Destination(repo_id, None, revision, create_pr, _MESSAGE)
+    claims = Claims(config, before, after, metrics, metrics_before, repo_id, card)
+    with _files_to_send(model_or_folder, claims, processor) as files:
+        return [PlannedFile(name, path.stat().st_size) for name, path in sorted(files.items())]
+
+
+@contextmanager
+def _files_to_send(model_or_folder: Any, claims: Claims, processor: Any) -> Iterator[dict[str, Path]]:
+    """The files of a push, by their paths in the repository; those made for it are gone afterwards.
+
+    Raises:
+        MHEError: bad input.
+    """
     is_folder = isinstance(model_or_folder, str | Path)
     if is_folder and not Path(model_or_folder).is_dir():
-        raise MHEError(f"{str(model_or_folder)!r} is not a folder; give a model, or a folder that holds a saved one")
+        raise MHEError(f"{str(model_or_folder)!r} is not a folder; give a model, or a folder with a saved one")
     if is_folder and processor is not None:
         raise MHEError("processor is for a model in memory; save it into the folder with processor.save_pretrained")
     with tempfile.TemporaryDirectory(prefix="hf_mhe-") as scratch:
@@ -141,34 +160,15 @@ def push_to_hub(
         files: dict[str, Path] = {}
         if is_folder:
             folder = Path(model_or_folder)
-            given = Claims(config, before, after, metrics, metrics_before, repo_id, card)
-            given.check()
-            claims, comparison = claims_of_folder(folder, given)
-            write_claims(folder, built, claims, comparison)
+            write_claims(folder, built, claims_of_folder(folder, claims))
             kept = {path.relative_to(folder).as_posix(): path for path in published_files(folder)}
             files |= {name: path for name, path in kept.items() if name not in OURS}
         else:
-            save_for_hub(
-                model_or_folder,
-                built,
-                config=config,
-                before=before,
-                after=after,
-                metrics=metrics,
-                metrics_before=metrics_before,
-                processor=processor,
-                repo_id=repo_id,
-                **card,
-            )
+            save_bundle(model_or_folder, built, claims, processor)
         files |= {path.relative_to(built).as_posix(): path for path in built.rglob("*") if path.is_file()}
         if is_folder:
             _name_left_out(folder)
-        if dry_run:
-            return [PlannedFile(name, path.stat().st_size) for name, path in sorted(files.items())]
-        api = HfApi(token=token, library_name="hf_mhe", library_version=__version__)
-        message = commit_message or "Upload model with its hyperspherical energy report"
-        guessed = BASE_MODEL if card.get("base_model") is None else frozenset()
-        return _send(api, repo_id, files, guessed, private, revision, create_pr, message)
+        yield files
 
 
 def _name_left_out(folder: Path) -> None:
@@ -187,19 +187,11 @@ class _Remote:
     files: frozenset[str] = frozenset()
 
 
-def _send(
-    api: HfApi,
-    repo_id: str,
-    files: dict[str, Path],
-    guessed: frozenset[str],
-    private: bool | None,
-    revision: str | None,
-    create_pr: bool,
-    message: str,
-) -> CommitInfo:
+def _send(api: HfApi, destination: _Destination, files: dict[str, Path], guessed: frozenset[str]) -> CommitInfo:
     """Make repository and branch where needed, and the one commit; undo the branch when it fails."""
-    with hub_errors("look at", repo_id):
-        remote = _look(api, repo_id, revision)
+    repo_id, private = destination.repo_id, destination.private
+    with hub_errors("look at", repo_id, revision=destination.revision):
+        remote = _look(api, repo_id, destination.revision)
     if remote.exists and private is not None and private != remote.private:
         is_now, asked = ("private", "private=False") if remote.private else ("public", "private=True")
         raise MHEError(f"{repo_id} is there already and is {is_now}; {asked} would not change that: set it on the Hub")
@@ -212,7 +204,7 @@ def _send(
             url = api.create_repo(repo_id, private=private)
     try:
         with hub_errors("push to", repo_id):
-            return _commit(api, repo_id, operations, remote, revision, create_pr, message)
+            return _commit(api, destination, operations, remote)
     except MHEError as error:
         if remote.exists:
             raise
@@ -221,25 +213,23 @@ def _send(
 
 def _commit(
     api: HfApi,
-    repo_id: str,
+    destination: _Destination,
     operations: list[CommitOperationAdd | CommitOperationDelete],
     remote: _Remote,
-    revision: str | None,
-    create_pr: bool,
-    message: str,
 ) -> CommitInfo:
     """The one commit, on a branch that is made for it if need be, and removed again when the commit fails."""
+    repo_id, revision = destination.repo_id, destination.revision
     new_branch = None if remote.has_revision or revision == "main" else revision
     if new_branch is not None:
         api.create_branch(repo_id, branch=new_branch)
     try:
-        # Not upload_folder: where Xet is at hand it sends a large folder in several commits.
+        # Not upload_folder: where Xet is installed it sends a large folder in several commits.
         return api.create_commit(
             repo_id,
             operations,
-            commit_message=message,
+            commit_message=destination.message,
             revision=revision,
-            create_pr=create_pr,
+            create_pr=destination.create_pr,
             # Fails rather than overwrite what somebody else pushed since we looked.
             parent_commit=remote.head if remote.has_revision else None,
         )

@@ -19,8 +19,6 @@ from hf_mhe.hub.paths import is_local_path
 
 # Found from the files, so that an owner who wrote something else knows better.
 _GUESSED = ("library_name", "pipeline_tag")
-# Found too, unless it was given: what a model was trained from.
-BASE_MODEL = frozenset(("base_model", "base_model_relation"))
 _UNITED = ("tags", "datasets", "metrics")
 _WIDE = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # Every key that a card of ours may set, to find out early whether a README takes them.

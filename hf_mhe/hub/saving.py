@@ -7,6 +7,7 @@ from typing import Any
 
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons.model.unwrap import clean
+from hf_mhe.text import one_line
 
 
 def save_model(model: Any, folder: Path) -> None:
@@ -21,8 +22,7 @@ def save_model(model: Any, folder: Path) -> None:
     except MHEError:
         raise
     except Exception as error:  # each library and each class of custom code refuses in its own way
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise MHEError(f"{type(model).__name__}.save_pretrained refuses this model: {reason}") from error
+        raise MHEError(f"{type(model).__name__}.save_pretrained refuses this model: {one_line(error)}") from error
 
 
 def _state_to_save(model: Any) -> dict[str, Any] | None:

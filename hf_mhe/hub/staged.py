@@ -18,7 +18,7 @@ STALE_WEIGHTS = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetenso
 
 @contextmanager
 def staged(target: Path, *, begin_with: Iterable[str] = (), replaced: Iterable[str] = ()) -> Iterator[Path]:
-    """Give an empty folder to write into, and on success move what it holds to `target`; on failure, drop it.
+    """Give an empty folder to write into, and on success move its content to `target`; on failure, drop it.
 
     The files in `begin_with` are copied from the target at first, where it has them. With the move go the target's
     files in `replaced` and its weights, as far as there are no new ones in their place; all others stay.

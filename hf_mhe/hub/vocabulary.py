@@ -18,7 +18,7 @@ _TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 def vocabulary_files(names: list[str], contents: Mapping[str, Any]) -> list[str]:
-    """Which of a folder's files its tokenizer reads, given what the folder's configs hold.
+    """Which of a folder's files its tokenizer reads, given what the folder's configs say.
 
     A tokenizer of custom code names its files in its module, see `read_by_module`.
     """

@@ -13,6 +13,7 @@ from typing import Any
 
 from hf_mhe.errors import MHEError
 from hf_mhe.json_files import read_json_object
+from hf_mhe.text import listed
 
 MANIFEST = "quickstart.json"
 
@@ -25,7 +26,7 @@ def check_folder(folder: Path, overwrite: bool) -> None:
     case.
 
     Raises:
-        MHEError: the path is a file, or the folder holds other files and `overwrite` is not set.
+        MHEError: the path is a file, or the folder has other files and `overwrite` is not set.
     """
     if folder.exists() and not folder.is_dir():
         raise MHEError(f"output folder {folder} is a file; give the name of a folder")
@@ -34,16 +35,16 @@ def check_folder(folder: Path, overwrite: bool) -> None:
     own = set(_own_files(folder))
     others = sorted(str(file.relative_to(folder)) for file in _files(folder) if file not in own)
     if others:
-        listed = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
         raise MHEError(
-            f"output folder {folder} holds files that quickstart did not write or that were changed since ({listed}); "
-            "choose another --output-dir, or pass --overwrite to replace files of the same names"
+            f"output folder {folder} has files that quickstart did not write or that were changed since "
+            f"({listed(others, 3)}); choose another --output-dir, or pass --overwrite to replace files of the same "
+            "names"
         )
 
 
 @contextmanager
 def filled(folder: Path, settings: dict[str, Any]) -> Iterator[Path]:
-    """Give an empty folder to write into, and on success move what it holds to `folder`; on failure, drop it.
+    """Give an empty folder to write into, and on success move its content to `folder`; on failure, drop it.
 
     The move replaces what an earlier quickstart wrote, and adds `quickstart.json`: `settings` and the SHA-256 of every
     file, by which a later run knows them.

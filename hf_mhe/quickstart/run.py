@@ -61,10 +61,20 @@ def run(
 ) -> QuickstartResult:
     """Fine-tune a small ResNet on handwritten digits twice, plain and with MHE, and write both to `output_dir`.
 
-    Both start from the same weights and see the same batches. The folder holds the MHE model, loadable by
+    Both start from the same weights and see the same batches. The folder has the MHE model, loadable by
     `AutoModelForImageClassification.from_pretrained(output_dir)`, the plain one under `plain/`, the energy reports of
-    both, their comparison (JSON and `comparison.html`), the model card and `mhe_config.json`. `push_to_hub` publishes
-    it, `plain/` included so that the comparison can be repeated, in one commit to the repository of that id.
+    both, their comparison (JSON and `comparison.html`), the model card and `mhe_config.json`.
+
+    Args:
+        output_dir: folder to write, made if needed.
+        seed: of the initial weights and the order of the batches, from 0 to 2**32 - 1.
+        epochs: of each of the two trainings, at least 1.
+        push_to_hub: repo id to publish the folder to in one commit, with `plain/`, so that others can repeat the
+            comparison; None publishes nothing.
+        private: whether a new repository is private; None leaves it to the namespace's default.
+        token: Hub token; None takes the stored one.
+        overwrite: replace files of the same names that are in the folder.
+        progress: called after every optimizer step with the steps done, their total, and the name of what runs.
 
     Raises:
         MHEError: `epochs` or `seed` out of range, an output folder whose files would be lost, a Hub that refuses.
@@ -135,7 +145,7 @@ def _check_access(repo_id: str, token: str | None) -> None:
     from huggingface_hub import HfApi
 
     from hf_mhe.hub.names import check_repo_id
-    from hf_mhe.hub.remote import hub_errors
+    from hf_mhe.hub_errors import hub_errors
 
     check_repo_id(repo_id)
     with hub_errors("publish to", repo_id):

@@ -21,7 +21,7 @@ WEIGHT_DECAY = 0.05
 
 
 class ProgressCallback(Protocol):
-    """Told after every optimizer step: `done` of `total` steps, and the name of what is running."""
+    """Called after every optimizer step: `done` of `total` steps, and the name of what is running."""
 
     def __call__(self, done: int, total: int, what: str) -> None: ...
 

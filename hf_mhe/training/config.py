@@ -17,6 +17,7 @@ from hf_mhe.energy import Potential
 from hf_mhe.errors import MHEError
 from hf_mhe.json_files import read_json
 from hf_mhe.neurons import Adapters
+from hf_mhe.text import one_line
 from hf_mhe.training.schedule import Decay, Schedule
 
 CONFIG_NAME = "mhe_config.json"
@@ -295,19 +296,17 @@ def _find(source: str | Path, *, revision: str | None, token: str | bool | None,
         if not path.is_file():
             raise MHEError(f"{str(folder)!r} has no {CONFIG_NAME}; MHETrainer and save_pretrained write one")
         return path
+    if folder.is_file():
+        raise MHEError(f"{str(folder)!r} is a file; give the folder that {CONFIG_NAME} is in, or a repo id")
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError
+
+    from hf_mhe.hub_errors import HUB_ERRORS, unreadable_source
 
     try:
         found = hf_hub_download(str(source), CONFIG_NAME, revision=revision, token=token, cache_dir=cache_dir)
     except HFValidationError as error:
-        raise MHEError(f"{str(source)!r} is neither a folder nor a repo id: {error}") from error
-    except LocalEntryNotFoundError as error:
-        raise MHEError(
-            f"{str(source)!r} is not a folder, and {CONFIG_NAME} of a repository of that name is not in the cache and "
-            "the Hub cannot be reached"
-        ) from error
-    except HfHubHTTPError as error:
-        reason = " ".join(str(error).split())  # the Hub's answer comes in several lines
-        raise MHEError(f"cannot read {CONFIG_NAME} of {str(source)!r} on the Hub: {reason}") from error
+        raise MHEError(f"{str(source)!r} is neither a folder nor a repo id: {one_line(error)}") from error
+    except HUB_ERRORS as error:
+        raise MHEError(f"cannot read {CONFIG_NAME}: {unreadable_source(error, str(source), revision)}") from error
     return Path(found)

@@ -120,4 +120,5 @@ def test_repositories_give_the_numbers_of_their_folders(
     assert revision == commits["alice/sharded"]
     assert "HF_HUB_OFFLINE" in refusal
     answer, _ = lonely.communicate(timeout=120)
-    assert "'alice/never-seen' is not a path that exists, and http://127.0.0.1:9 could not be asked" in answer
+    assert "'alice/never-seen' is not a path that exists, and as a repository it is not in the cache: " in answer
+    assert "http://127.0.0.1:9 cannot be reached" in answer

@@ -162,3 +162,26 @@ def test_a_group_is_found_by_name(report: EnergyReport) -> None:
     assert report["classifier"].name == "classifier"
     with pytest.raises(KeyError, match="nowhere"):
         report["nowhere"]
+
+
+def test_what_patterns_left_out_is_counted(tmp_path: Path) -> None:
+    """If this fails, a card passes the mean score of some layers off as that of the whole model."""
+    model = nn.ModuleDict({name: nn.Linear(9, 6) for name in ("a", "b", "c", "d")})
+    whole, part = hf_mhe.analyze(model), hf_mhe.analyze(model, include="*", exclude=["b", "c", "d"])
+    assert (whole.left_out, part.left_out) == (0, 3)
+    assert EnergyReport.load(part.save(tmp_path / "part.json")).left_out == 3
+    for report in (whole, part):
+        old = {key: value for key, value in report.to_dict().items() if key != "left_out"}
+        assert EnergyReport.from_dict(old) == report, "a report from before there was a count"
+
+
+def test_a_report_is_shown_in_one_line(report: EnergyReport, odd_report: EnergyReport) -> None:
+    """If this fails, a report at the end of a notebook's cell prints every row of every layer."""
+    for each, score in ((report, f"{report.summary.mean_score:.3f}"), (odd_report, "score")):
+        shown = repr(each)
+        assert each.source in shown
+        assert f"{len(each.groups)} groups" in shown
+        assert score in shown
+        assert len(shown) < 100
+        assert "\n" not in repr(dataclasses.replace(each, source="a\nb"))
+    assert "no score" in repr(dataclasses.replace(odd_report, groups=odd_report.groups[1:]))

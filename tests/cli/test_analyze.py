@@ -54,22 +54,22 @@ def test_the_table_has_the_known_energies(hf_mhe: Run, minilm_path: Path, tmp_pa
     assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_json_to_stdout_is_json_alone(hf_mhe: Run, two_layers: Path) -> None:
+def test_json_to_stdout_is_json_alone(hf_mhe_process: Run, two_layers: Path) -> None:
     """Else `hf-mhe analyze ... --json - | jq` would break on a table; and the potential asked for is the one used."""
-    done = hf_mhe("analyze", two_layers, "--include", "*.random", "--json", "-", "--space", "half", "--s", "1")
+    done = hf_mhe_process("analyze", two_layers, "--include", "*.random", "--json", "-", "--space", "half", "--s", "1")
     report = json.loads(done.stdout)
     assert report["potential"] == {"s": 1.0, "distance": "euclidean", "space": "half"}
     assert [group["name"] for group in report["groups"]] == [f"{LONG}.random"]
 
 
-def test_the_check_fails_with_status_1_and_says_where(hf_mhe: Run, two_layers: Path) -> None:
+def test_the_check_fails_with_status_1_and_says_where(hf_mhe_process: Run, two_layers: Path) -> None:
     """Else a gate in CI would let a redundant model through, or stop a good one."""
-    failed = hf_mhe("analyze", two_layers, "--fail-above", "2")
+    failed = hf_mhe_process("analyze", two_layers, "--fail-above", "2")
     assert failed.returncode == 1
     assert f"above 2: {LONG}.alike has score" in failed.stderr
     assert f"{LONG}.random has score" not in failed.stderr
     assert f"{LONG}.random" in failed.stdout  # the table is printed all the same
-    passed = hf_mhe("analyze", two_layers, "--fail-above", "1000000", "--top", "1")
+    passed = hf_mhe_process("analyze", two_layers, "--fail-above", "1000000", "--top", "1")
     assert passed.returncode == 0
     assert "above" not in passed.stderr
     assert f" {LONG}.alike " in passed.stdout

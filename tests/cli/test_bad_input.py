@@ -13,14 +13,14 @@ from safetensors.torch import save_file
 Refused = Callable[..., str]
 
 
-def test_a_path_that_is_not_there(refused: Refused) -> None:
+def test_a_path_that_is_not_there(refused_in_process: Refused) -> None:
     """Else a typo in a path would be looked up on the Hub, or end in a traceback."""
-    assert "no/such/folder" in refused("analyze", "no/such/folder")
+    assert "no/such/folder" in refused_in_process("analyze", "no/such/folder")
 
 
-def test_a_name_that_is_no_repository_in_the_cache(refused: Refused) -> None:
+def test_a_name_that_is_no_repository_in_the_cache(refused_in_process: Refused) -> None:
     """Else offline machines would get a stack of HTTP errors instead of the reason."""
-    line = refused("analyze", "nobody/nothing")
+    line = refused_in_process("analyze", "nobody/nothing")
     assert "nobody/nothing" in line
     assert "HF_HUB_OFFLINE" in line
 
@@ -60,12 +60,12 @@ def test_a_pickle(refused: Refused, tmp_path: Path, name: str) -> None:
     assert "save_pretrained" in line  # how to convert it
 
 
-def test_a_tensor_with_nan_is_named(refused: Refused, tmp_path: Path) -> None:
+def test_a_tensor_with_nan_is_named(refused_in_process: Refused, tmp_path: Path) -> None:
     """Else one diverged layer would turn the whole summary into NaN, and nobody would know which."""
     broken = torch.randn(8, 4)
     broken[3, 1] = torch.nan
     save_file({"good.weight": torch.randn(8, 4), "broken.weight": broken}, tmp_path / "model.safetensors")
-    assert "broken.weight" in refused("analyze", tmp_path / "model.safetensors")
+    assert "broken.weight" in refused_in_process("analyze", tmp_path / "model.safetensors")
 
 
 def test_one_neuron_only(refused: Refused, tmp_path: Path) -> None:

@@ -43,9 +43,9 @@ def test_without_arguments_it_prints_its_help(hf_mhe) -> None:
         assert command in bare.stdout
 
 
-def test_version(hf_mhe) -> None:
+def test_version(hf_mhe_process) -> None:
     """Else a bug report could not say what it is about."""
-    assert hf_mhe("--version").stdout == f"hf-mhe {package.__version__}\n"
+    assert hf_mhe_process("--version").stdout == f"hf-mhe {package.__version__}\n"
 
 
 def test_the_console_script_is_this_program() -> None:
@@ -56,11 +56,11 @@ def test_the_console_script_is_this_program() -> None:
     assert script.load() is main
 
 
-def test_env_names_every_version(hf_mhe) -> None:
+def test_env_names_every_version(hf_mhe_process) -> None:
     """Else the first question under every bug report would be for versions."""
     import torch
 
-    done = hf_mhe("env")
+    done = hf_mhe_process("env")
     assert done.returncode == 0
     lines = dict(line.removeprefix("- ").split(": ", 1) for line in done.stdout.splitlines())
     assert lines["hf_mhe"] == package.__version__

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -19,40 +18,15 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from hf_mhe import EnergyReport
-from hf_mhe.cli import console, main
+from hf_mhe.cli import console
+from tests.cli.conftest import Done
 
 POSIX = pytest.mark.skipif(os.name == "nt", reason="POSIX streams and file names")
 ENCODINGS = ("utf-8", "cp1252", "latin-1", "ascii", "cp437", "koi8-r")
 STRANGE = ("é", "層", "😀", "\udcff", "a\x1b[31mb", "a\nb", "a\u202eb", "[/bold]", "a\tb")
 
 
-class Done(NamedTuple):
-    """How a run ended, and the bytes that it wrote."""
-
-    status: int
-    stdout: bytes
-    stderr: bytes
-
-
 Run = Callable[..., Done]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run `main` in this process, on streams of an encoding as Python makes them of a pipe."""
-
-    def call(*arguments: str | Path, encoding: str = "utf-8") -> Done:
-        out, err = io.BytesIO(), io.BytesIO()
-        monkeypatch.setattr(sys, "argv", ["hf-mhe", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding=encoding))
-        monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(err, encoding=encoding, errors="backslashreplace"))
-        with pytest.raises(SystemExit) as stop:
-            main()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        return Done(int(stop.value.code or 0), out.getvalue(), err.getvalue())
-
-    return call
 
 
 def checkpoint(folder: Path, *layers: str, made_in: Path | None = None) -> Path:

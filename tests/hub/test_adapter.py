@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import ModelCard
 
 import hf_mhe
-from hf_mhe.hub import load_report, push_to_hub, save_for_hub
+from hf_mhe.hub import load_report, plan_push, save_for_hub
 from hf_mhe.hub.paths import hub_id, is_local_path, public_name
 from tests.hub.test_loading import PUSHER, assert_repeated, assert_says_nothing_of, strangers_findings
 from tests.hub_server import HubServer
@@ -60,7 +60,7 @@ def test_a_base_in_a_folder_is_named_nowhere(name: str, tmp_path: Path, monkeypa
     assert "```python" not in readme
     assert '`PeftModel.from_pretrained(base, "alice/x")`' in readme
     assert {"lora", "hf_mhe"} <= set(ModelCard(readme).data.tags)
-    plan = {file.path for file in push_to_hub(folder, "alice/x", dry_run=True)}
+    plan = {file.path for file in plan_push(folder, "alice/x")}
     assert {"adapter_model.safetensors", "adapter_config.json", "energy_report.json", "README.md"} <= plan
 
 
@@ -71,20 +71,20 @@ def test_an_adapters_report_is_of_its_weights(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     model.save_pretrained(folder)  # as peft leaves it: with its path, and a card full of gaps
     untouched = texts(folder)
-    assert {file.path for file in push_to_hub(folder, "alice/x", dry_run=True)} >= {"energy_report.json"}
+    assert {file.path for file in plan_push(folder, "alice/x")} >= {"energy_report.json"}
     assert texts(folder) == untouched
     save_for_hub(model, folder)
     assert load_report(folder).groups == hf_mhe.analyze(model).groups
-    push_to_hub(folder, "alice/x", dry_run=True)
+    plan_push(folder, "alice/x")
     adapter(base, r=2).save_pretrained(tmp_path / "other")
     (folder / "adapter_model.safetensors").write_bytes((tmp_path / "other/adapter_model.safetensors").read_bytes())
     with pytest.raises(hf_mhe.MHEError, match="names no base model, so that it cannot be measured") as caught:
-        push_to_hub(folder, "alice/x", dry_run=True)
+        plan_push(folder, "alice/x")
     assert "\n" not in str(caught.value)
     config = json.loads((tmp_path / "other/adapter_config.json").read_text())
     (tmp_path / "other/adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "/no/base"}))
     with pytest.raises(hf_mhe.MHEError, match="does not load on its base /no/base"):
-        push_to_hub(tmp_path / "other", "alice/x", dry_run=True)
+        plan_push(tmp_path / "other", "alice/x")
 
 
 def test_an_owners_readme_survives_peft(tmp_path: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections import Counter
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import hf_mhe
-from hf_mhe.hub import load_report, push_to_hub, save_for_hub
-from hf_mhe.hub.folder import published_files, read_facts
+from hf_mhe.hub import load_report, plan_push, push_to_hub, save_for_hub
+from hf_mhe.hub.folder import read_facts
+from hf_mhe.hub.loader_files import published_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -116,6 +120,9 @@ def test_bad_folders_are_refused_before_the_hub_is_asked(resnet: PreTrainedModel
     refused("not a folder", tmp_path / "absent")
     refused("create_pr .* revision must be None then, got 'v1'", good, create_pr=True, revision="v1")
     refused("processor is for a model in memory", good, processor=object())
+    refused("'dry_run' is no keyword of a model card", good, dry_run=True)
+    with pytest.raises(hf_mhe.MHEError, match="revision must be None then, got 'v1'"):
+        plan_push(good, "alice/x", create_pr=True, revision="v1")
     empty = tmp_path / "empty"
     empty.mkdir()
     refused("is no saved model: it has none of config.json", empty)
@@ -164,5 +171,46 @@ def test_sharded_folder(resnet: PreTrainedModel, tmp_path: Path) -> None:
     resnet.save_pretrained(tmp_path, max_shard_size="10KB")
     shards = {path.name for path in tmp_path.glob("*.safetensors")}
     assert len(shards) > 1
-    plan = {file.path for file in push_to_hub(tmp_path, "alice/x", dry_run=True)}
+    plan = {file.path for file in plan_push(tmp_path, "alice/x")}
     assert shards | {"model.safetensors.index.json"} <= plan
+
+
+def reads(folder: Path) -> Counter[str]:
+    """How often a push takes each tensor from a file of safetensors, by the name that it asks for."""
+    found: Counter[str] = Counter()
+
+    def note(frame: FrameType, event: str, called: Any) -> None:
+        if event == "c_call" and getattr(called, "__name__", "") == "get_tensor":
+            found[frame.f_locals["name"]] += 1
+
+    sys.setprofile(note)
+    try:
+        plan_push(folder, "alice/x")
+    finally:
+        sys.setprofile(None)
+    return found
+
+
+@pytest.mark.parametrize("shard", ["5GB", "10KB"])
+def test_a_push_reads_every_weight_once(shard: str, resnet: PreTrainedModel, tmp_path: Path) -> None:
+    """If this fails, publishing a large folder reads it twice, or leaves a weight unread that may be NaN."""
+    resnet.save_pretrained(tmp_path, max_shard_size=shard)
+    assert reads(tmp_path) == Counter(dict.fromkeys(resnet.state_dict(), 1))
+
+
+def test_a_pipeline_and_a_variant_are_read_once(tmp_path: Path) -> None:
+    """If this fails, the parts of a pipeline are read twice, or weights that the analysis does not need never."""
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    widths = {"block_out_channels": (4, 4), "layers_per_block": 1, "norm_num_groups": 2}
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    unet = UNet2DModel(sample_size=8, **widths, **blocks)
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path)
+    assert reads(tmp_path) == Counter(dict.fromkeys(unet.state_dict(), 1))
+    unet.save_pretrained(tmp_path / "unet", variant="fp16")
+    assert reads(tmp_path) == Counter(dict.fromkeys(unet.state_dict(), 2)), "once in each of the two files"
+    with torch.no_grad():
+        unet.conv_in.bias[0] = torch.nan
+    unet.save_pretrained(tmp_path / "unet", variant="fp16")
+    with pytest.raises(hf_mhe.MHEError, match=r"fp16.safetensors: conv_in.bias is not finite"):
+        plan_push(tmp_path, "alice/x")

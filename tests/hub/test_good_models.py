@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import hf_mhe
-from hf_mhe.hub import push_to_hub, save_for_hub
+from hf_mhe.hub import plan_push, save_for_hub
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -170,7 +170,7 @@ GOOD = {
 def test_a_sound_model_is_published(case: str, tmp_path: Path) -> None:
     """If this fails, a good model is refused for a tensor that is no weight, or for the dtype of one."""
     folder = save_for_hub(GOOD[case](), tmp_path / "out")
-    assert "model.safetensors" in {file.path for file in push_to_hub(folder, "alice/x", dry_run=True)}
+    assert "model.safetensors" in {file.path for file in plan_push(folder, "alice/x")}
 
 
 def damaged(name: str, value: float) -> PreTrainedModel:
@@ -217,7 +217,7 @@ def test_a_damaged_model_is_refused_and_leaves_nothing(case: str, tmp_path: Path
     BAD[case]().save_pretrained(tmp_path / "bad")
     before = tree(tmp_path)
     with pytest.raises(hf_mhe.MHEError, match="is not finite"):
-        push_to_hub(tmp_path / "bad", "alice/x", dry_run=True)
+        plan_push(tmp_path / "bad", "alice/x")
     assert tree(tmp_path) == before
 
 
@@ -241,10 +241,10 @@ def test_in_a_file_of_unknown_code_a_mask_is_known_by_its_values(
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "nobody-knows", "architectures": ["Mine"]}))
     save_file({"layer.weight": torch.randn(8, 4), name: value.contiguous()}, tmp_path / "model.safetensors")
     if sound:
-        assert push_to_hub(tmp_path, "alice/x", dry_run=True)
+        assert plan_push(tmp_path, "alice/x")
     else:
         with pytest.raises(hf_mhe.MHEError, match=f"{name} is not finite"):
-            push_to_hub(tmp_path, "alice/x", dry_run=True)
+            plan_push(tmp_path, "alice/x")
 
 
 def test_a_model_that_cannot_be_saved_leaves_nothing(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_stranger_gets_the_same_model_and_numbers(pushed: Pushed, hub: HubServer
         + """
 from huggingface_hub import ModelCard
 from transformers import AutoModelForImageClassification
-from hf_mhe.hub import load_report
+from hf_mhe.hub import load_report, plan_push
 model = AutoModelForImageClassification.from_pretrained("alice/digits")
 report, stored = hf_mhe.analyze("alice/digits"), load_report("alice/digits")
 card = ModelCard.load("alice/digits")
@@ -157,7 +157,7 @@ save_for_hub(tiny_resnet(2), folder, config=hf_mhe.MHEConfig(), before=tiny_resn
 (folder / ".env").write_text("SECRET=1")
 (folder / "optimizer.pt").write_bytes(b"state")
 untouched = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-plan = hf_mhe.push_to_hub(folder, "alice/folder", dry_run=True)
+plan = hf_mhe.hub.plan_push(folder, "alice/folder")
 out["plan"] = [file.path for file in plan]
 out["asked"] = len(api.whoami())
 out["first"] = hf_mhe.push_to_hub(folder, "alice/folder", private=True).oid

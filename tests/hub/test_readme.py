@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 import hf_mhe
-from hf_mhe.hub import push_to_hub, save_for_hub
+from hf_mhe.hub import plan_push, save_for_hub
 from hf_mhe.hub.card import BEGIN, END
 from hf_mhe.hub.readme import merge_readme
 from tests.hub_server import HubServer
@@ -209,7 +209,7 @@ def test_what_cannot_be_read_is_refused_before_anything_is_written(
     assert (folder / "README.md").read_bytes() == readme
     resnet.save_pretrained(folder)
     with pytest.raises(hf_mhe.MHEError, match=message):
-        push_to_hub(folder, "alice/x", dry_run=True)
+        plan_push(folder, "alice/x")
 
 
 def test_a_byte_order_mark_hides_nothing(resnet: PreTrainedModel, tmp_path: Path) -> None:

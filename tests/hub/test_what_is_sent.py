@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from hf_mhe import MHEError
-from hf_mhe.hub import push_to_hub
-from hf_mhe.hub.folder import published_files
-from hf_mhe.hub.loader_files import left_out
+from hf_mhe.hub import plan_push
+from hf_mhe.hub.loader_files import left_out, published_files
 from hf_mhe.hub.names import OURS
 from tests.hub.folders import FOLDERS, TRAINING_STATE, bert, litter, tokenizer
 from tests.hub_server import HubServer
@@ -76,13 +75,13 @@ def test_what_is_left_out_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixt
     write(tmp_path, "global_step5/a/b_optim_states.pt", "latest", ".env", "handler.txt", "figures/mine.png")
     named = [".env", "figures/", "global_step5/", "handler.txt", "latest"]
     assert left_out(tmp_path) == named
-    push_to_hub(tmp_path, "alice/x", dry_run=True)
+    plan_push(tmp_path, "alice/x")
     (record,) = caplog.records
     assert record.getMessage().endswith(": " + ", ".join(named))
     for name in named:
         shutil.rmtree(tmp_path / name) if name.endswith("/") else (tmp_path / name).unlink()
     caplog.clear()
-    push_to_hub(tmp_path, "alice/x", dry_run=True)
+    plan_push(tmp_path, "alice/x")
     assert caplog.records == []
 
 

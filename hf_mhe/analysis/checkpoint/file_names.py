@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 from hf_mhe.errors import MHEError
+from hf_mhe.text import listed
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -89,10 +90,3 @@ def _unindexed(names: list[str], where: str) -> list[str]:
         f"{where} has {len(names)} safetensors files and no index that tells which is the model: "
         f"give one of them, {listed(names)}"
     )
-
-
-def listed(names: Iterable[str], most: int = 5) -> str:
-    """A few names in a row, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

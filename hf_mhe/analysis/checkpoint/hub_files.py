@@ -7,27 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from huggingface_hub import _CACHED_NO_EXIST, HfApi, constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import _CACHED_NO_EXIST, HfApi, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
     RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
 )
-
-# The transport's base error (connection, timeout, protocol), under the name by which huggingface_hub imports it: which
-# HTTP library stands behind it (httpx, httpx2) is its own affair and has changed between its versions.
-from huggingface_hub.errors import HTTPError as TransportError
 from huggingface_hub.utils import validate_repo_id
 
 from hf_mhe.analysis.checkpoint.locate import locate
 from hf_mhe.analysis.checkpoint.location import Location
 from hf_mhe.errors import MHEError
+from hf_mhe.hub_errors import HUB_ERRORS, unreadable_source
 
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 
@@ -93,7 +85,7 @@ class _Repository:
             return None
         except RemoteEntryNotFoundError:
             return None
-        except (HfHubHTTPError, TransportError, OSError) as error:
+        except (*HUB_ERRORS, OSError) as error:
             self._refuse(error)
         # The folder that holds the repository's files in the cache is named after the commit.
         self.snapshot = path.parents[name.count("/")]
@@ -117,7 +109,7 @@ class _Repository:
             if self.unreachable is not None:
                 raise self.unreachable
             return HfApi().list_repo_files(self.repo_id, revision=self.revision, token=self.token)
-        except (HfHubHTTPError, TransportError, EntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        except (*HUB_ERRORS, OSError) as error:
             if self.snapshot is None or isinstance(error, HfHubHTTPError):
                 self._refuse(error)
             self.complete = False
@@ -125,30 +117,4 @@ class _Repository:
             return [path.relative_to(self.snapshot).as_posix() for path in files]
 
     def _refuse(self, error: Exception) -> NoReturn:
-        raise MHEError(self._explain(error)) from error
-
-    def _explain(self, error: Exception) -> str:
-        """One line for what kept us from the repository: each cause has its own remedy."""
-        repo, endpoint = self.repo_id, constants.ENDPOINT
-        if isinstance(error, GatedRepoError):
-            return f"repository {repo} is gated: ask for access at {endpoint}/{repo}, then pass token= or log in"
-        if isinstance(error, RevisionNotFoundError):
-            return f"repository {repo} has no revision {self.revision!r}: give a branch, a tag or a commit hash"
-        if isinstance(error, RepositoryNotFoundError):
-            return (
-                f"{repo!r} is neither a path that exists nor a model repository on {endpoint}; "
-                "if it is private, pass token= or log in with `hf auth login`"
-            )
-        if isinstance(error, LocalEntryNotFoundError):
-            if isinstance(error.__cause__, OfflineModeIsEnabled):
-                return (
-                    f"{repo!r} is not a path that exists, and as a repository it is not in the cache while "
-                    "HF_HUB_OFFLINE forbids asking the Hub: unset it, or give a local folder"
-                )
-            cause = _one_line(error.__cause__ or error)
-            return f"{repo!r} is not a path that exists, and {endpoint} could not be asked for it: {cause}"
-        return f"repository {repo} could not be read from {endpoint}: {_one_line(error)}"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        raise MHEError(unreadable_source(error, self.repo_id, self.revision)) from error

@@ -14,13 +14,13 @@ from hf_mhe.analysis.checkpoint.file_names import (
     SINGLE,
     is_index,
     is_pickle,
-    listed,
     pickle_refusal,
     weight_files,
 )
 from hf_mhe.errors import MHEError
 from hf_mhe.json_files import read_json, read_json_object
 from hf_mhe.neurons.adapters.keys import PEFT_REMEDY, UnmergedAdapterError
+from hf_mhe.text import listed
 
 _ADAPTER_CONFIG = "adapter_config.json"
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_mhe.analysis.checkpoint.file_names import is_pickle, listed
+from hf_mhe.analysis.checkpoint.file_names import is_pickle
 from hf_mhe.analysis.checkpoint.location import Location, Place, check_inside, locate_component, names_inside
 from hf_mhe.errors import MHEError
 from hf_mhe.json_files import read_json, read_json_object
 from hf_mhe.neurons.checkpoint.skeleton import holds_transformer, transformer_attribute
+from hf_mhe.text import listed
 
 PIPELINE_INDEX = "model_index.json"
 MODULES_INDEX = "modules.json"

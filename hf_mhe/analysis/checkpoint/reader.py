@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from hf_mhe.analysis.checkpoint.file_names import is_pickle, listed, pickle_refusal
+from hf_mhe.analysis.checkpoint.file_names import is_pickle, pickle_refusal
 from hf_mhe.analysis.checkpoint.header import TensorInfo, read_header
 from hf_mhe.analysis.checkpoint.hub_files import is_repo_id, locate_repo
 from hf_mhe.analysis.checkpoint.locate import locate_path
 from hf_mhe.analysis.checkpoint.location import Location
 from hf_mhe.errors import MHEError
+from hf_mhe.text import listed
 
 # Note [Memory of a mapped file]
 # safetensors maps the file and hands out views of the map, so pages once read stay resident for as long as the handle
@@ -46,6 +47,7 @@ class CheckpointReader:
             f"{name}.{tensor}": info for name, part in self.components.items() for tensor, info in part.tensors.items()
         }
         self.metadata: dict[str, str] = {}
+        self._finite: set[tuple[Path, str]] = set()
         for file in location.files:
             tensors, metadata = read_header(file)
             self.metadata.update(metadata)
@@ -95,6 +97,9 @@ class CheckpointReader:
         Raises:
             MHEError: no tensor of that name, a file that can no longer be read, a value that is NaN or infinite.
         """
+        for prefix, component in self.components.items():
+            if name.startswith(f"{prefix}.") and name in self.tensors:
+                return component.get(name.removeprefix(f"{prefix}."))
         tensor = self.get_unchecked(name)
         self.check_finite(name, tensor)
         return tensor
@@ -130,6 +135,13 @@ class CheckpointReader:
             MHEError: it has a NaN or an infinity; names the file and the tensor.
         """
         check_finite(tensor, f"{self.tensors[name].file}: tensor {name!r}")
+        if tensor.is_floating_point():
+            self._finite.add((self.tensors[name].file.resolve(), name))
+
+    @property
+    def finite(self) -> frozenset[tuple[Path, str]]:
+        """The tensors that were read and found to be finite: each one's file, without links, and its name in it."""
+        return frozenset(self._finite).union(*(component.finite for component in self.components.values()))
 
     def close(self) -> None:
         """Let go of the open files."""
@@ -167,7 +179,7 @@ def check_finite(tensor: torch.Tensor, what: str) -> None:
 
 
 def open_checkpoint(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | CheckpointReader,
     *,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -175,9 +187,15 @@ def open_checkpoint(
 ) -> CheckpointReader:
     """Open a checkpoint: a folder, a .safetensors file, or a Hub repo id; a path that exists comes before a repo id.
 
+    A checkpoint that is open already is returned as it is.
+
     Raises:
         MHEError: nothing there under either name, no access, no safetensors weights, a damaged file, a pickle.
     """
+    if isinstance(source, CheckpointReader):
+        if revision is not None:
+            raise MHEError(f"revision {revision!r} was given for {source.location.source}, which is open already")
+        return source
     name = os.fspath(source)
     if not name:
         raise MHEError("the checkpoint's name is empty: give a folder, a .safetensors file or a Hub repo id")

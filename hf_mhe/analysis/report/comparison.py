@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_mhe.analysis.checkpoint.file_names import listed
 from hf_mhe.analysis.report.columns import Shown, columns
 from hf_mhe.analysis.report.files import write_atomic, write_json
 from hf_mhe.analysis.report.group_energy import GroupEnergy
@@ -17,6 +16,7 @@ from hf_mhe.analysis.report.matching import match_groups
 from hf_mhe.analysis.report.report import EnergyReport
 from hf_mhe.analysis.report.summary import ReportSummary, plain_dict, redundancy, summarize
 from hf_mhe.errors import MHEError
+from hf_mhe.text import listed
 
 if TYPE_CHECKING:
     import pandas

@@ -51,9 +51,16 @@ class EnergyReport:
     unseen: float | None = 0.0
     """Share of the model's weights that could not be measured, though asked for; None where a part of unknown size
     could not be read. Biases, positions and what patterns leave out do not count. `notes` says so above 5%."""
+    left_out: int = 0
+    """How many groups of neurons the include and exclude patterns kept out."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", sorted(self.groups, key=redundancy))
+
+    def __repr__(self) -> str:
+        score = self.summary.mean_score
+        mean = "no score" if score is None else f"mean score {score:.3f}"
+        return f"<{type(self).__name__} of {self.source!r}: {len(self.groups)} groups, {mean}>"
 
     @property
     def potential(self) -> Potential:
@@ -104,6 +111,7 @@ class EnergyReport:
             "torch_version": self.torch_version,
             "notes": list(self.notes),
             "unseen": self.unseen,
+            "left_out": self.left_out,
             "summary": plain_dict(self.summary),
             "stacks": [plain_dict(stack) for stack in self.stacks],
             "groups": [group.to_dict() for group in self.groups],
@@ -140,6 +148,7 @@ class EnergyReport:
                 torch_version=str(content.get("torch_version", "")),
                 notes=tuple(str(note) for note in content.get("notes", ())),
                 unseen=None if (unseen := content.get("unseen", 0.0)) is None else float(unseen),
+                left_out=int(content.get("left_out", _left_out_by_reason(content["skipped"]))),
             )
         except KeyError as error:
             raise MHEError(f"the energy report has no {error.args[0]!r}") from error
@@ -213,3 +222,8 @@ class EnergyReport:
         from hf_mhe.analysis.page.plots import report_figure, save_figure
 
         return save_figure(report_figure(self), path)
+
+
+def _left_out_by_reason(skipped: Mapping[str, Any]) -> int:
+    """How many parameters patterns kept out, for a report from before there was a count: by the reasons it gives."""
+    return sum(str(reason).startswith("left out by the include and exclude patterns") for reason in skipped.values())

@@ -19,10 +19,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from hf_mhe.analysis.checkpoint.file_names import listed
 from hf_mhe.neurons import NeuronGroup
 from hf_mhe.neurons.patterns import Patterns, asks_for
 from hf_mhe.neurons.reasons import Unseen
+from hf_mhe.text import listed
 
 CONSIDERABLE = 0.05
 """The share of a model from which on a report says that it was not seen. See Note [A considerable part]."""

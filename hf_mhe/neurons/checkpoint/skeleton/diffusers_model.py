@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_mhe.neurons.checkpoint.skeleton.library import cannot_build, library, one_line
+from hf_mhe.neurons.checkpoint.skeleton.library import cannot_build, library
+from hf_mhe.text import one_line
 
 
 def diffusers_skeleton(config: dict[str, Any]) -> nn.Module | str:

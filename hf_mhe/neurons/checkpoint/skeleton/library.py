@@ -6,6 +6,7 @@ import importlib
 from types import ModuleType
 
 from hf_mhe.errors import MHEError
+from hf_mhe.text import one_line
 
 
 def library(name: str, wanted_by: str) -> ModuleType | str:
@@ -24,8 +25,3 @@ def library(name: str, wanted_by: str) -> ModuleType | str:
 def cannot_build(package: str, what: str, error: Exception) -> MHEError:
     """The error for a config from which a library cannot build the class that it names."""
     return MHEError(f"config.json: {package} cannot build {what} from it: {type(error).__name__}: {one_line(error)}")
-
-
-def one_line(error: BaseException) -> str:
-    """What an exception says, without its line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_mhe.neurons.checkpoint.skeleton.library import cannot_build, library, one_line
+from hf_mhe.neurons.checkpoint.skeleton.library import cannot_build, library
+from hf_mhe.text import one_line
 
 # How transformers writes the floats that JSON does not have.
 _FLOATS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
