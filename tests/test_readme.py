@@ -11,6 +11,7 @@ from tests.hub_server.server import HubServer
 
 README = Path(__file__).parents[1] / "README.md"
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+IN_DEFAULT_RUN = ("Train with `Trainer`", "Analyze", "The energy itself")
 
 
 def snippets(language: str) -> dict[str, str]:
@@ -48,7 +49,13 @@ def test_the_usages_are_there() -> None:
     ]
 
 
-@pytest.mark.parametrize("heading", list(snippets("python")))
+@pytest.mark.parametrize(
+    "heading",
+    [
+        pytest.param(heading, marks=pytest.mark.slow if heading in IN_DEFAULT_RUN else pytest.mark.story)
+        for heading in snippets("python")
+    ],
+)
 def test_python_snippet(heading: str, hub: HubServer, home_of_minilm: Path, tmp_path: Path) -> None:
     """If this failed, the first thing that a newcomer copies would not run."""
     script = tmp_path / "snippet.py"
@@ -69,6 +76,7 @@ def test_python_snippet(heading: str, hub: HubServer, home_of_minilm: Path, tmp_
         assert (tmp_path / "minilm.html").is_file()
 
 
+@pytest.mark.story
 def test_shell_snippet(hub: HubServer, home_of_minilm: Path, tmp_path: Path) -> None:
     """If this failed, the README's command line would be wrong."""
     command = snippets("bash")["Analyze"].split()

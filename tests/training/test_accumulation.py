@@ -134,6 +134,7 @@ def test_what_trainer_can_be_told(name: str, changes: dict[str, Any], tmp_path: 
     assert relative_difference(found, by_formula(name)) < 1e-9
 
 
+@pytest.mark.slow
 def test_every_second_step_makes_up_for_the_other(tmp_path: Path) -> None:
     """Micro-batches would be counted as steps, or the steps left out would weaken the penalty."""
     for resting, times in ((0, 2.0), (1, 0.0), (2, 2.0)):

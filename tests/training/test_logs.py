@@ -222,6 +222,7 @@ def test_a_gradient_scaler_does_not_change_the_ratio() -> None:
     assert ratios[0] == pytest.approx(ratios[1], rel=1e-12)
 
 
+@pytest.mark.slow
 def test_a_penalty_that_dwarfs_the_task_is_warned_of_once(tmp_path: Path) -> None:
     """A lambda a thousand times too large would be found out at the end of the training."""
     args = arguments(tmp_path, learning_rate=1e-6)

@@ -51,6 +51,7 @@ def close(found: list[tuple[int, float]], expected: list[tuple[int, float]]) -> 
     )
 
 
+@pytest.mark.slow
 def test_trainers_own_callback(tmp_path: Path) -> None:
     """The curves would be missing, under evaluation, or the task's loss not be the one without MHE."""
     changes: dict[str, Any] = {"report_to": "tensorboard", "eval_strategy": "steps", "eval_steps": 2}

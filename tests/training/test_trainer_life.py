@@ -188,6 +188,7 @@ def test_bad_input_is_refused_at_construction(tmp_path: Path) -> None:
         MHETrainer(make_tiny(), args)
 
 
+@pytest.mark.slow
 def test_real_weights_take_a_step(minilm_path: Path, tmp_path: Path) -> None:
     """It would work on toys alone: MiniLM's energies are the published ones, and one step lowers them."""
     torch.manual_seed(0)
