@@ -19,6 +19,7 @@ def test_whoever_may_be_skipped_for_a_package_is_run_with_it() -> None:
     project = PROJECT.read_text(encoding="utf-8")
     everybody = project[project.index("\ndependencies = [") :].partition("\n]")[0]
     everybody += project[project.index("\ntest = [") :].partition("\n]")[0]
+    everybody += project[project.index("\nquickstart = [") :].partition("]\n")[0]
     checked = 0
     for path in (ROOT / "tests").rglob("test_*.py"):
         text = path.read_text(encoding="utf-8")

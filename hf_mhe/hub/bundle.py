@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_mhe.analysis import Comparison, EnergyReport, analyze, compare
+from hf_mhe.analysis.page.plots import why_no_figures
 from hf_mhe.analysis.report.files import write_atomic, write_json
 from hf_mhe.errors import MHEError
 from hf_mhe.hub.adapter import Adapter, find_adapter, is_peft_model, measure_adapter, of_model, read_adapter, with_note
@@ -38,6 +40,8 @@ from hf_mhe.training.config import CONFIG_NAME
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -223,15 +227,17 @@ def write_claims(model_folder: Path, target: Path, claims: Claims, comparison: C
         claims.config.save_pretrained(target)
     after.save(target / REPORT)
     figures = {}
+    if (undrawn := why_no_figures()) is not None:
+        _log.warning("the card has no figures: %s", undrawn)
     if comparison is not None:
         before = replace(comparison.before, source=public_name(comparison.before.source))
         shown = Comparison.of(before, after)
         before.save(target / REPORT_BEFORE)
         shown.save(target / COMPARISON)
-        if any(row.score_change is not None for row in shown.rows):
+        if undrawn is None and any(row.score_change is not None for row in shown.rows):
             shown.plot(target / FIGURE_COMPARISON)
             figures[FIGURE_COMPARISON] = "Score of every layer, before and after"
-    if any(group.score is not None for group in after.groups):
+    if undrawn is None and any(group.score is not None for group in after.groups):
         after.plot(target / FIGURE_REPORT)
         figures[FIGURE_REPORT] = "Score of every layer"
     metrics = check_metrics(claims.metrics, "metrics")
