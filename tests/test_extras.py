@@ -1,4 +1,4 @@
-"""What the package needs of others: declared, imported where it is needed, and asked for by name where it is missing."""
+"""What the package needs of others: declared, imported where it is needed, and named where it is missing."""
 
 from __future__ import annotations
 
