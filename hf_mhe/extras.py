@@ -15,7 +15,7 @@ def missing_extra(what: str, extra: str, *packages: str) -> str | None:
     if not absent:
         return None
     verb = "is" if len(absent) == 1 else "are"
-    return f"{what} needs {' and '.join(absent)}, which {verb} not installed: pip install 'hf-mhe[{extra}]'"
+    return f"{what} needs {', '.join(absent)}, which {verb} not installed: pip install 'hf-mhe[{extra}]'"
 
 
 def require_extra(what: str, extra: str, *packages: str) -> None:

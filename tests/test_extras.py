@@ -128,9 +128,7 @@ def test_the_quickstart_names_its_extra(monkeypatch: pytest.MonkeyPatch, tmp_pat
     """If this failed, the quickstart of a core installation would stop in the middle, with a folder half made."""
     for package in ("datasets", "sklearn"):
         monkeypatch.setitem(sys.modules, package, None)
-    named = (
-        r"^quickstart needs datasets and scikit-learn, which are not installed: pip install 'hf-mhe\[quickstart\]'$"
-    )
+    named = r"^quickstart needs datasets, scikit-learn, which are not installed: pip install 'hf-mhe\[quickstart\]'$"
     with pytest.raises(MHEError, match=named):
         run(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -72,3 +72,10 @@ def registered() -> set[str]:
     project = PROJECT.read_text(encoding="utf-8")
     markers = project[project.index("\nmarkers = [") :].partition("\n]")[0]
     return set(re.findall(r'^    "(\w+):', markers, flags=re.MULTILINE))
+
+
+def test_no_test_of_training_imports_another() -> None:
+    """If this failed, a change to one test file would break another, and its imports would be everybody's."""
+    importing = re.compile(r"^\s*(?:from|import) tests\.training\.test_", flags=re.MULTILINE)
+    found = [path for path in (ROOT / "tests").rglob("*.py") if importing.search(path.read_text(encoding="utf-8"))]
+    assert not found

@@ -29,7 +29,7 @@ from tests.training.cases import (
     tiny_data,
     tiny_terms,
 )
-from tests.training.test_accelerate_loop import forget_accelerate
+from tests.training.loops import forget_accelerate
 
 HIDDEN, OUTPUT, LEARNING_RATE = 0.7, 0.3, 0.1
 CONFIG = MHEConfig(hidden_weight=HIDDEN, output_weight=OUTPUT)

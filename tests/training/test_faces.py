@@ -19,7 +19,7 @@ from transformers import (
 
 from hf_mhe import with_mhe
 from tests.training.faces import CONFIG, WORDS, check_a_step, make_tokenizer, settings, whole
-from tests.training.test_accelerate_loop import forget_accelerate
+from tests.training.loops import forget_accelerate
 
 
 @pytest.fixture(autouse=True)

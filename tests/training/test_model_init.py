@@ -11,9 +11,20 @@ import torch
 from transformers import Trainer
 
 from hf_mhe import MHEConfig, MHEError, MHETrainer
-from tests.training.cases import CASES, make_bert, make_tiny, relative_difference, starting_gradient, tiny_data
-from tests.training.test_accelerate_loop import forget_accelerate
-from tests.training.test_trainer_step import CONFIG, HIDDEN, LEARNING_RATE, OUTPUT, arguments
+from tests.training.cases import (
+    CASES,
+    CONFIG,
+    HIDDEN,
+    LEARNING_RATE,
+    OUTPUT,
+    make_bert,
+    make_tiny,
+    relative_difference,
+    starting_gradient,
+    tiny_data,
+)
+from tests.training.loops import forget_accelerate
+from tests.training.trainers import arguments
 
 OFF = MHEConfig(hidden_weight=0.0, output_weight=0.0)
 

@@ -17,6 +17,9 @@ from torch.utils.data import DataLoader
 from hf_mhe import MHEConfig, MHEError, MHERegularizer
 from tests.training.cases import (
     ALL_CASES,
+    HIDDEN,
+    LEARNING_RATE,
+    OUTPUT,
     make_tiny,
     relative_difference,
     slow_penalty,
@@ -24,9 +27,8 @@ from tests.training.cases import (
     tiny_data,
     tiny_terms,
 )
-from tests.training.test_accelerate_loop import forget_accelerate
-from tests.training.test_accumulation import by_formula, config_of, contribution, difference
-from tests.training.test_trainer_step import HIDDEN, LEARNING_RATE, OUTPUT
+from tests.training.loops import forget_accelerate
+from tests.training.trainers import by_formula, config_of, contribution, difference
 
 CONFIG = config_of("tiny")
 BFLOAT16 = 2.0**-8  # half a unit in the last place, relative

@@ -16,7 +16,7 @@ from transformers import Trainer, TrainingArguments
 
 from hf_mhe import MHEConfig, MHERegularizer, MHETrainer
 from tests.training.cases import TinyClassifier, TinyConfig, tiny_data
-from tests.training.test_accelerate_loop import forget_accelerate
+from tests.training.loops import forget_accelerate
 
 WEIGHTS: dict[str, Any] = {"hidden_weight": 0.07, "output_weight": 0.03, "log_groups": True}
 CONFIGS = {

@@ -15,9 +15,19 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from hf_mhe import MHEConfig, MHEError, MHERegularizer, MHETrainer, with_mhe
-from tests.training.cases import CASES, make_tiny, relative_difference, starting_gradient, tiny_data
-from tests.training.test_accelerate_loop import forget_accelerate
-from tests.training.test_trainer_step import CONFIG, HIDDEN, LEARNING_RATE, OUTPUT, arguments, train
+from tests.training.cases import (
+    CASES,
+    CONFIG,
+    HIDDEN,
+    LEARNING_RATE,
+    OUTPUT,
+    make_tiny,
+    relative_difference,
+    starting_gradient,
+    tiny_data,
+)
+from tests.training.loops import forget_accelerate
+from tests.training.trainers import arguments, train
 
 PERTURBATION = 0.05
 CASE = CASES["tiny"]

@@ -13,7 +13,7 @@ from datasets import Dataset
 from transformers import LlamaForSequenceClassification, Trainer
 
 from tests.training.faces import WORDS, check_a_step, make_llama, make_tokenizer, settings, whole
-from tests.training.test_accelerate_loop import forget_accelerate
+from tests.training.loops import forget_accelerate
 
 trl = pytest.importorskip("trl")
 peft = pytest.importorskip("peft")
