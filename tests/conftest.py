@@ -17,6 +17,8 @@ import pytest
 from tests.hub_server.fixture import _hub_server, hub  # noqa: F401
 from tests.neurons.matrix.table import pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
 
+pytest_plugins = ["tests.slow"]
+
 
 @pytest.fixture(scope="session")
 def minilm_path() -> Path:

@@ -11,6 +11,7 @@ from tests.hub_server.server import HubServer
 
 README = Path(__file__).parents[1] / "README.md"
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+IN_DEFAULT_RUN = ("In ten lines", "Train with `Trainer`", "Analyze", "The energy itself")
 
 
 def snippets(language: str) -> dict[str, str]:
@@ -39,6 +40,7 @@ def home_of_minilm(_hub_server: HubServer, minilm_path: Path, tmp_path_factory: 
 def test_the_usages_are_there() -> None:
     """If this failed, the tests below would run on nothing."""
     assert list(snippets("python")) == [
+        "In ten lines",
         "Train with `Trainer`",
         "Train with your own Accelerate loop",
         "What it costs",
@@ -48,12 +50,20 @@ def test_the_usages_are_there() -> None:
     ]
 
 
-@pytest.mark.parametrize("heading", list(snippets("python")))
+@pytest.mark.parametrize(
+    "heading",
+    [
+        pytest.param(heading, marks=pytest.mark.slow if heading in IN_DEFAULT_RUN else pytest.mark.story)
+        for heading in snippets("python")
+    ],
+)
 def test_python_snippet(heading: str, hub: HubServer, home_of_minilm: Path, tmp_path: Path) -> None:
     """If this failed, the first thing that a newcomer copies would not run."""
     script = tmp_path / "snippet.py"
     script.write_text(snippets("python")[heading], encoding="utf-8")
     result = hub.run([str(script)], home_of_minilm, cwd=tmp_path)
+    if heading == "In ten lines":
+        assert result.stdout.splitlines() == re.findall(r"^# (.*)", snippets("python")[heading], flags=re.MULTILINE)
     if heading == "Train with `Trainer`":
         assert (tmp_path / "trained" / "model.safetensors").is_file()
         assert (tmp_path / "trained" / "mhe_config.json").is_file()
@@ -69,6 +79,7 @@ def test_python_snippet(heading: str, hub: HubServer, home_of_minilm: Path, tmp_
         assert (tmp_path / "minilm.html").is_file()
 
 
+@pytest.mark.story
 def test_shell_snippet(hub: HubServer, home_of_minilm: Path, tmp_path: Path) -> None:
     """If this failed, the README's command line would be wrong."""
     command = snippets("bash")["Analyze"].split()

@@ -40,11 +40,12 @@ def quickstart_command(
 
     Real images that ship with scikit-learn; no network, about a minute on two cores.
     """
+    from hf_mhe.quickstart import run
+    from hf_mhe.quickstart.data import TEST_IMAGES, TRAIN_IMAGES, check_installed
+
+    check_installed()
     import datasets
     from transformers.utils import logging
-
-    from hf_mhe.quickstart import run
-    from hf_mhe.quickstart.data import TEST_IMAGES, TRAIN_IMAGES
 
     # This command shows bars of its own.
     logging.disable_progress_bar()

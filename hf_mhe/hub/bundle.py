@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_mhe.analysis import Comparison, EnergyReport, analyze, compare
 from hf_mhe.analysis.checkpoint.reader import open_checkpoint
+from hf_mhe.analysis.page.plots import why_no_figures
 from hf_mhe.analysis.report.files import write_atomic, write_json
 from hf_mhe.errors import MHEError
 from hf_mhe.hub.adapter import find_adapter, is_peft_model, measure_adapter, of_model, read_adapter, with_note
@@ -39,6 +41,8 @@ from hf_mhe.training.config import CONFIG_NAME
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+_log = logging.getLogger(__name__)
 
 
 def save_for_hub(
@@ -235,15 +239,17 @@ def _write_reports(target: Path, before: EnergyReport | None, after: EnergyRepor
     """Write the reports, their comparison and what can be drawn of them; return the figures' captions by path."""
     figures = {}
     after.save(target / REPORT)
+    if (undrawn := why_no_figures()) is not None:
+        _log.warning("the card has no figures: %s", undrawn)
     if before is not None:
         before = replace(before, source=public_name(before.source))
         comparison = Comparison.of(before, after)
         before.save(target / REPORT_BEFORE)
         comparison.save(target / COMPARISON)
-        if any(row.score_change is not None for row in comparison.rows):
+        if undrawn is None and any(row.score_change is not None for row in comparison.rows):
             comparison.plot(target / FIGURE_COMPARISON)
             figures[FIGURE_COMPARISON] = "Score of every layer, before and after"
-    if any(group.score is not None for group in after.groups):
+    if undrawn is None and any(group.score is not None for group in after.groups):
         after.plot(target / FIGURE_REPORT)
         figures[FIGURE_REPORT] = "Score of every layer"
     return figures

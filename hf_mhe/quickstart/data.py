@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hf_mhe.extras import require_extra
+
 if TYPE_CHECKING:
     from datasets import DatasetDict
     from transformers.image_processing_utils import BaseImageProcessor
@@ -15,6 +17,15 @@ TRAIN_IMAGES, TEST_IMAGES = 1437, 360
 
 # The split is part of the data, as on the Hub: it does not change with the seed of a run.
 _SPLIT_SEED = 0
+
+
+def check_installed() -> None:
+    """Ask for all that the quickstart needs beside the package's own dependencies, before any of it is imported.
+
+    Raises:
+        MHEError: a package of the extra `quickstart` is not installed.
+    """
+    require_extra("quickstart", "quickstart", "datasets", "matplotlib", "PIL", "sklearn")
 
 
 def digits() -> DatasetDict:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_mhe.errors import MHEError
 from hf_mhe.quickstart.card_text import opening
+from hf_mhe.quickstart.data import check_installed
 from hf_mhe.quickstart.output_folder import check_folder, filled
 from hf_mhe.quickstart.train import ProgressCallback, fine_tune
 
@@ -77,13 +78,15 @@ def run(
         progress: called after every optimizer step with the steps done, their total, and the name of what runs.
 
     Raises:
-        MHEError: `epochs` or `seed` out of range, an output folder whose files would be lost, a Hub that refuses.
+        MHEError: `epochs` or `seed` out of range, an output folder whose files would be lost, a Hub that refuses, a
+            package of the extra `quickstart` that is not installed.
     """
     folder = Path(output_dir).expanduser()
     if epochs < 1:
         raise MHEError(f"epochs must be at least 1, got {epochs}")
     if not 0 <= seed < 2**32:
         raise MHEError(f"seed must be from 0 to 2**32 - 1, got {seed}")
+    check_installed()
     check_folder(folder, overwrite)
     if push_to_hub is not None:
         _check_access(push_to_hub, token)

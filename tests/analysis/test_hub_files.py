@@ -48,6 +48,7 @@ def lost_shard(sharded_folder: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.story
 def test_repositories_give_the_numbers_of_their_folders(
     hub: HubServer, report: EnergyReport, bert_folder: Path, sharded_folder: Path, lost_shard: Path, tmp_path: Path
 ) -> None:

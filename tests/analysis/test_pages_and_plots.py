@@ -225,6 +225,7 @@ def test_few_pairs_make_no_histogram() -> None:
         cosine_figure(hf_mhe.analyze(torch.nn.Sequential(torch.nn.Linear(8, 3))))
 
 
+@pytest.mark.slow
 def test_drawing_changes_nothing_of_the_callers() -> None:
     """If this fails, analyzing switches a notebook's backend, or leaves figures open in pyplot."""
     script = (

@@ -78,6 +78,7 @@ def test_the_table_can_have_one_row_for_each_matrix(mixture: EnergyReport) -> No
     assert list(written["name"]) == list(table["name"])
 
 
+@pytest.mark.slow
 def test_stacks_are_in_the_json_and_on_the_page(mixture: EnergyReport) -> None:
     """If this fails, the aggregate is lost on the way to whoever reads the saved report."""
     content = json.loads(json.dumps(mixture.to_dict(), allow_nan=False))
@@ -89,6 +90,7 @@ def test_stacks_are_in_the_json_and_on_the_page(mixture: EnergyReport) -> None:
     assert all(f">{stack.name}<" in page for stack in mixture.stacks)
 
 
+@pytest.mark.slow
 def test_a_report_of_before_stacks_is_read(mixture: EnergyReport) -> None:
     """If this fails, an upgrade makes the reports that users have saved unreadable."""
     content = mixture.to_dict()

@@ -22,6 +22,7 @@ def rows_of(stdout: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in cells if row and row[0] in LAYERS}
 
 
+@pytest.mark.slow
 def test_the_table_has_the_known_energies(hf_mhe: Run, minilm_path: Path, tmp_path: Path) -> None:
     """Else what users read is not what the weights are: values of a dense float32 computation by another program."""
     files = {kind: tmp_path / f"report.{kind}" for kind in ("json", "csv", "html")}
@@ -54,6 +55,7 @@ def test_the_table_has_the_known_energies(hf_mhe: Run, minilm_path: Path, tmp_pa
     assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_json_to_stdout_is_json_alone(hf_mhe_process: Run, two_layers: Path) -> None:
     """Else `hf-mhe analyze ... --json - | jq` would break on a table; and the potential asked for is the one used."""
     done = hf_mhe_process("analyze", two_layers, "--include", "*.random", "--json", "-", "--space", "half", "--s", "1")
@@ -62,6 +64,7 @@ def test_json_to_stdout_is_json_alone(hf_mhe_process: Run, two_layers: Path) -> 
     assert [group["name"] for group in report["groups"]] == [f"{LONG}.random"]
 
 
+@pytest.mark.slow
 def test_the_check_fails_with_status_1_and_says_where(hf_mhe_process: Run, two_layers: Path) -> None:
     """Else a gate in CI would let a redundant model through, or stop a good one."""
     failed = hf_mhe_process("analyze", two_layers, "--fail-above", "2")
@@ -76,6 +79,7 @@ def test_the_check_fails_with_status_1_and_says_where(hf_mhe_process: Run, two_l
     assert f" {LONG}.random " not in passed.stdout
 
 
+@pytest.mark.slow
 def test_heads_are_listed_apart_and_together(hf_mhe: Run, minilm_path: Path, tmp_path: Path) -> None:
     """Else `--by-head` would show twelve rows that nobody can sum up, or the sum without the heads."""
     layer, csv_file = "encoder.layer.0.attention.self.query", tmp_path / "stacks.csv"
@@ -95,12 +99,14 @@ def test_heads_are_listed_apart_and_together(hf_mhe: Run, minilm_path: Path, tmp
         assert [(row["name"], row["groups"]) for row in csv.DictReader(stream)] == [(f"{layer}.head.*", "12")]
 
 
+@pytest.mark.slow
 def test_a_narrow_terminal_does_not_cut_what_goes_into_a_pipe(hf_mhe: Run, two_layers: Path) -> None:
     """Else `hf-mhe analyze ... | grep LAYER` would miss layers whose names were wrapped or cut."""
     rows = [line.split() for line in hf_mhe("analyze", two_layers, COLUMNS="40").stdout.splitlines()]
     assert [row[0] for row in rows if len(row) == 10] == [f"{LONG}.alike", f"{LONG}.random"]
 
 
+@pytest.mark.slow
 def test_compare_sets_saved_reports_side_by_side(hf_mhe: Run, two_layers: Path, tmp_path: Path) -> None:
     """Else before and after could not be told apart: a model is like itself, and a report is like the model."""
     report, comparison = tmp_path / "report.json", tmp_path / "comparison.json"

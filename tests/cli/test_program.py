@@ -56,6 +56,7 @@ def test_the_console_script_is_this_program() -> None:
     assert script.load() is main
 
 
+@pytest.mark.slow
 def test_env_names_every_version(hf_mhe_process) -> None:
     """Else the first question under every bug report would be for versions."""
     import torch
@@ -69,6 +70,7 @@ def test_env_names_every_version(hf_mhe_process) -> None:
     assert {"transformers", "accelerate", "huggingface_hub", "peft", "deepspeed"} <= lines.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="POSIX pipes and signals")
 def test_a_closed_pipe_ends_quietly(two_layers: Path) -> None:
     """Else `hf-mhe analyze ... | head -1` would end in a traceback, or in 1, which means that a check failed."""
@@ -78,6 +80,7 @@ def test_a_closed_pipe_ends_quietly(two_layers: Path) -> None:
     assert (process.stderr.read(), process.wait(60)) == ("", 141)
 
 
+@pytest.mark.story
 @pytest.mark.skipif(os.name == "nt", reason="POSIX pipes and signals")
 def test_ctrl_c_ends_with_130_and_writes_nothing(tmp_path: Path) -> None:
     """Else an interrupted quickstart would leave half a folder that looks like a result."""

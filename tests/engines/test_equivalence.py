@@ -70,6 +70,7 @@ def check(cell: Cell, several: dict[str, Tensor]) -> None:
     assert apart > 0.1 if divided else apart < TOLERANCE[cell.dtype], cell.name
 
 
+@pytest.mark.slow
 def test_quick_cells() -> None:
     """Lambda would depend on the engine, the number of processes or the split of the batch."""
     results = run_in_processes(QUICK, 2)

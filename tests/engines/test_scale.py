@@ -29,6 +29,7 @@ def scale() -> ModuleType:
     return module
 
 
+@pytest.mark.recipes
 def test_the_file_is_the_scripts(scale: ModuleType) -> None:
     """The figures would be those of an earlier plan or budget: python recipes/benchmarks/scale.py writes them anew."""
     assert (BENCHMARKS / "SCALE.md").read_text(encoding="utf-8") == scale.tables()

@@ -150,6 +150,7 @@ hf_mhe.push_to_hub(Plain(width=6), "alice/plain")
     assert found["alice/plain"]["state"] == ["first.bias", "first.weight", "second.bias", "second.weight"]
 
 
+@pytest.mark.integrations
 def test_components_and_pipelines_of_diffusers(hub: HubServer, tmp_path: Path) -> None:
     """If this fails, a card of diffusers has lines that do not load it, or the path that it was loaded from."""
     pytest.importorskip("diffusers")
@@ -180,6 +181,7 @@ out["untouched"] = before == {str(p): p.read_bytes().hex()[:4000] for p in Path(
         assert_says_nothing_of(tmp_path, hub, repo)
 
 
+@pytest.mark.integrations
 def test_sentence_transformers(hub: HubServer, tmp_path: Path) -> None:
     """If this fails, a sentence encoder is loaded without its pooling, or by a class that its folder is not of."""
     pytest.importorskip("sentence_transformers")

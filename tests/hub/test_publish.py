@@ -91,6 +91,7 @@ def test_everything_arrives_in_one_commit(pushed: Pushed, hub: HubServer) -> Non
     assert set(repo.commits[pushed.out["oid"]].files) == FILES
 
 
+@pytest.mark.slow
 def test_stranger_gets_the_same_model_and_numbers(pushed: Pushed, hub: HubServer, tmp_path: Path) -> None:
     """If this fails, what was published loads as another model, or its card claims energies that it does not have."""
     found = hub.call(
@@ -144,6 +145,7 @@ out["unchanged"] = api.get_paths_info("bob/tuned", "model.safetensors")[0].lfs.s
     assert paths[0].endswith("config.json")
 
 
+@pytest.mark.story
 def test_folders_branches_pull_requests_and_private(hub: HubServer, tmp_path: Path) -> None:
     """If this fails, a push lands where it was not meant to: on main, in public, or over somebody's own README."""
     out = hub.call(
@@ -211,6 +213,7 @@ out["model"] = hf_mhe.push_to_hub(tiny_resnet(5), "alice/owned").oid
     assert "comparison.json" not in owned.commits[out["model"]].files
 
 
+@pytest.mark.story
 def test_refusals_are_one_clear_line(hub: HubServer, tmp_path: Path) -> None:
     """If this fails, a user gets a traceback of the HTTP client, or a failed push leaves something behind."""
     hub.store.create("alice/there", private=False, author="alice")
@@ -257,6 +260,7 @@ out["conflict"] = refused(model, "alice/there")
     assert "alice/new" not in hub.store.repos
 
 
+@pytest.mark.story
 def test_no_hub_at_all(hub: HubServer, tmp_path: Path) -> None:
     """If this fails, a broken connection ends in a traceback, or in a long silence."""
     nobody = "http://127.0.0.1:9"  # the discard port: nothing listens there

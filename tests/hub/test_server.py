@@ -151,6 +151,7 @@ def test_branches_and_pull_requests(hub: HubServer, tmp_path: Path) -> None:
     assert out["twice"] == ["HfHubHTTPError", 409]
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_the_hub(hub: HubServer, tmp_path: Path) -> None:
     """If this fails, code that is tested here meets other exceptions on huggingface.co."""
     code = """

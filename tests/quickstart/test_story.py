@@ -11,6 +11,8 @@ import pytest
 
 from tests.hub_server import HubServer
 
+pytestmark = pytest.mark.slow  # each waits for the same run of the program
+
 REPO_ID = "alice/digits-mhe"
 FILES = {
     "README.md",
@@ -100,6 +102,7 @@ def test_the_folder_is_whole_and_loads(story: Story) -> None:
     assert results(story.done.stdout)["test accuracy"] == accuracies
 
 
+@pytest.mark.story
 def test_the_same_seed_gives_the_same_numbers(story: Story, tmp_path: Path) -> None:
     """Else no one could repeat what they read; another seed is another run."""
     from hf_mhe.quickstart import run
@@ -121,6 +124,7 @@ def test_it_was_published_in_one_commit(story: Story) -> None:
     assert [entry.status for entry in commits if REPO_ID in entry.path] == [200]
 
 
+@pytest.mark.story
 def test_a_stranger_downloads_and_measures_the_same(story: Story, tmp_path: Path) -> None:
     """Else the published claims could not be checked: from an empty cache, the same model and the same scores."""
     printed = story.hub.run(["-m", "hf_mhe.cli", "analyze", REPO_ID, "--json", "-"], tmp_path / "a", token=None).stdout

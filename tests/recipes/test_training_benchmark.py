@@ -37,6 +37,7 @@ def percent(cell: str) -> float:
     return float(cell.removesuffix(" %"))
 
 
+@pytest.mark.recipes
 def test_every_way_to_add_a_penalty_has_a_row() -> None:
     rows, said = run("--variants", "exact", "budget", "dense")
     names = ["none", "exact, every step", "`budget=0.02`", "dense formula in the loss"]

@@ -17,8 +17,7 @@ from transformers import Trainer
 
 from hf_mhe import MHETrainer
 from tests.training.cases import ALL_CASES, LENGTH, gpt2_data
-from tests.training.test_accumulation import config_of, difference
-from tests.training.test_trainer_step import arguments, summed_loss, train
+from tests.training.trainers import arguments, config_of, difference, summed_loss, train
 
 PER_DEVICE, ACCUMULATION = 2, 3
 

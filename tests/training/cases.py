@@ -19,9 +19,12 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from hf_mhe import MHEConfig
 from tests import oracle
 
 FEATURES, CLASSES, VOCABULARY, LENGTH = 6, 3, 29, 5
+LEARNING_RATE, HIDDEN, OUTPUT = 0.5, 0.7, 0.3
+CONFIG = MHEConfig(hidden_weight=HIDDEN, output_weight=OUTPUT)
 
 
 class TinyConfig(PretrainedConfig):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tests.training.cases import CASES, starting_gradient
-from tests.training.test_trainer_step import HIDDEN, LEARNING_RATE, OUTPUT
+from tests.training.cases import CASES, HIDDEN, LEARNING_RATE, OUTPUT, starting_gradient
 
 PERTURBATION = 0.05
 CASE = CASES["tiny"]

@@ -17,8 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hf_mhe import MHEError, MHERegularizer
 from tests.engines.launch import leave_processes
-from tests.training.cases import CASES
-from tests.training.test_trainer_step import CONFIG, LEARNING_RATE
+from tests.training.cases import CASES, CONFIG, LEARNING_RATE
 
 LARGER = 1.25
 FLOWS = ("to None", "to zero", "added up")

@@ -1,12 +1,11 @@
 """One optimizer step under every split of its batch: what the penalty adds is lambda times its gradient.
 
-The cases here are those that the two files on one step (of Trainer, of a hand-written loop) do not have: a model that
-takes keyword arguments and ignores them, a model of no library's, single precision, and what else Trainer can be told.
+Of hand-written loops the cases here are those that `test_accelerate_loop.py` does not have: a model that takes keyword
+arguments and ignores them, a model of no library's, and single precision.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,19 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 from transformers import Trainer
 
-from hf_mhe import MHEConfig, MHEError, MHETrainer, with_mhe
-from tests.training.cases import ALL_CASES, make_tiny, relative_difference, starting_gradient, tiny_data
-from tests.training.test_accelerate_loop import forget_accelerate, loop
-from tests.training.test_trainer_step import HIDDEN, LEARNING_RATE, OUTPUT, arguments, train
+from hf_mhe import MHEError, MHETrainer, with_mhe
+from tests.training.cases import (
+    ALL_CASES,
+    HIDDEN,
+    LEARNING_RATE,
+    OUTPUT,
+    make_tiny,
+    relative_difference,
+    starting_gradient,
+    tiny_data,
+)
+from tests.training.loops import forget_accelerate, loop
+from tests.training.trainers import arguments, by_formula, config_of, contribution, difference, train
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
 # examples, per device, accumulation, optimizer steps before the one that counts
@@ -29,11 +37,12 @@ SPLITS = {
     "2x8": (16, 8, 2, 0),
     "4x4": (16, 4, 4, 0),
     "16x1": (16, 1, 16, 0),
-    "14 by 4": (14, 4, 4, 0),
-    "last accumulation of 1 in 3": (14, 4, 3, 1),
+    "ragged batch": (13, 4, 4, 0),
+    "last accumulation of 1 in 3": (13, 4, 3, 1),
+    "last accumulation of 3 in 4": (13, 2, 4, 1),
 }
 DOUBLE, SINGLE = torch.float64, torch.float32
-IN_SINGLE = ("4x4", "last accumulation of 1 in 3")
+IN_SINGLE = ("1x16", "4x4", "last accumulation of 1 in 3", "last accumulation of 3 in 4")
 
 
 def cases(names: list[str], names_in_single: list[str]) -> list[Any]:
@@ -51,45 +60,9 @@ def without_accelerator() -> Iterator[None]:
     forget_accelerate()
 
 
-def config_of(name: str, **changes: Any) -> MHEConfig:
-    patterns = {"output": "head"} if name == "plain" else {}
-    return MHEConfig(**{"hidden_weight": HIDDEN, "output_weight": OUTPUT, **patterns, **changes})
-
-
-def difference(plain: nn.Module, regularized: nn.Module) -> dict[str, Tensor]:
-    before = dict(plain.named_parameters())
-    return {key: (after - before[key]).detach() for key, after in regularized.named_parameters()}
-
-
-def by_formula(name: str, times: float = 1.0) -> dict[str, Tensor]:
-    return {key: -LEARNING_RATE * times * value for key, value in starting_gradient(name, HIDDEN, OUTPUT).items()}
-
-
-def contribution(
-    name: str,
-    folder: Path,
-    *,
-    base: type[Trainer] = Trainer,
-    dtype: torch.dtype = torch.float64,
-    data: Any = None,
-    config: MHEConfig | None = None,
-    keywords: dict[str, Any] | None = None,
-    **changes: Any,
-) -> dict[str, Tensor]:
-    """Parameters after a training of `base` with MHE, minus parameters after the same training of `base`."""
-    case, keywords = ALL_CASES[name], keywords or {}
-    resting = changes.pop("steps_at_rest", 0)
-    models = case.make().to(dtype), case.make().to(dtype)
-    for model, mhe in zip(models, ({}, {"mhe_config": config or config_of(name)}), strict=True):
-        cls = with_mhe(base) if mhe else base
-        args = arguments(folder, **copy.deepcopy(changes))  # Trainer writes into accelerator_config
-        train(cls, model, args, train_dataset=data or case.data(16), steps_at_rest=resting, **keywords, **mhe)
-    return difference(*models)
-
-
-@pytest.mark.parametrize(("name", "split", "dtype"), cases(["bert", "plain"], ["bert", "plain"]))
+@pytest.mark.parametrize(("name", "split", "dtype"), cases(list(ALL_CASES), list(ALL_CASES)))
 def test_trainer(name: str, split: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    """Lambda would be another one for a model whose loss ignores what Trainer tells it, or for one of no library's."""
+    """Lambda would be another one for every split of the batch and every kind of model."""
     count, per_device, accumulation, resting = SPLITS[split]
     found = contribution(
         name,
@@ -134,6 +107,7 @@ def test_what_trainer_can_be_told(name: str, changes: dict[str, Any], tmp_path: 
     assert relative_difference(found, by_formula(name)) < 1e-9
 
 
+@pytest.mark.slow
 def test_every_second_step_makes_up_for_the_other(tmp_path: Path) -> None:
     """Micro-batches would be counted as steps, or the steps left out would weaken the penalty."""
     for resting, times in ((0, 2.0), (1, 0.0), (2, 2.0)):

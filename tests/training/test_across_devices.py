@@ -12,7 +12,7 @@ import torch
 
 from tests.training import across_devices
 from tests.training.cases import relative_difference
-from tests.training.test_accumulation import by_formula
+from tests.training.trainers import by_formula
 
 pytestmark = pytest.mark.engines
 

@@ -67,6 +67,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_script_trains_as_its_command_line_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The arguments would be parsed, and something else be trained."""
     (tmp_path / "train.py").write_text(SCRIPT)

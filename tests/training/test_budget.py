@@ -225,6 +225,7 @@ def tiny_trainer(folder: Path, **options: Any) -> MHETrainer:
     return MHETrainer(make_tiny(), arguments, train_dataset=data, mhe_config=config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("restore", [False, True])
 def test_trainer_resumes_to_the_bit(restore: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Trainer's state carries what the first step counted."""

@@ -29,7 +29,7 @@ from tests.training.cases import (
     tiny_data,
     tiny_terms,
 )
-from tests.training.test_accelerate_loop import forget_accelerate
+from tests.training.loops import forget_accelerate
 
 HIDDEN, OUTPUT, LEARNING_RATE = 0.7, 0.3, 0.1
 CONFIG = MHEConfig(softening=0, hidden_weight=HIDDEN, output_weight=OUTPUT)
@@ -286,6 +286,7 @@ TRAINED: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", TRAINED)
 def test_a_trainer_whose_model_was_changed_before_training(change: str, tmp_path: Path) -> None:
     """A script that resizes the vocabulary of `trainer.model` would have to be rewritten, or train something else."""

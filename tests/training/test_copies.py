@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback
 
 from hf_mhe import MHEConfig, MHEError, MHERegularizer, MHETrainer
 from tests.training.cases import make_gpt2, make_plain, make_tiny, tiny_data
-from tests.training.test_trainer_step import arguments
+from tests.training.trainers import arguments
 
 Loss = Any
 

@@ -38,6 +38,7 @@ def kinds() -> list[str]:
     return sorted({name.rsplit(" ", 1)[0] for name in worker.RUNS})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", kinds())
 def test_two_processes_do_what_one_does(kind: str, two_processes: Results) -> None:
     """Lambda would depend on the number of processes."""

@@ -15,7 +15,7 @@ from transformers import BertConfig, BertModel
 
 from hf_mhe import MHEConfig, MHERegularizer, MHETrainer
 from tests.training.cases import make_bert, make_plain, make_tiny, tiny_data
-from tests.training.test_trainer_step import arguments
+from tests.training.trainers import arguments
 
 
 @contextmanager

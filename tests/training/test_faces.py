@@ -19,7 +19,7 @@ from transformers import (
 
 from hf_mhe import with_mhe
 from tests.training.faces import CONFIG, WORDS, check_a_step, make_tokenizer, settings, whole
-from tests.training.test_accelerate_loop import forget_accelerate
+from tests.training.loops import forget_accelerate
 
 
 @pytest.fixture(autouse=True)
@@ -69,12 +69,14 @@ def seq2seq(folder: Path, accumulation: int, **changes: Any) -> Callable[[type[T
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [4, whole(1)])
 def test_seq2seq_trainer(accumulation: int, tmp_path: Path) -> None:
     """An encoder and decoder would be regularized by halves, or by another lambda."""
     check_a_step(Seq2SeqTrainer, seq2seq(tmp_path, accumulation), count=16)
 
 
+@pytest.mark.slow
 def test_generated_predictions_do_not_see_the_penalty(tmp_path: Path) -> None:
     """A score of generated text, taken in the middle of a training with MHE, would be of another model."""
     make = seq2seq(tmp_path, 2, eval_strategy="steps", eval_steps=1, max_steps=2, label_smoothing_factor=0.1)

@@ -18,8 +18,8 @@ from transformers import Trainer, TrainerCallback
 
 from hf_mhe import MHEConfig, MHERegularizer, MHETrainer, energy_lower_bound, expected_energy
 from tests.training.cases import CASES, make_tiny, slow_energy, slow_penalty, tiny_data, tiny_terms
-from tests.training.test_accelerate_loop import forget_accelerate
-from tests.training.test_trainer_life import arguments, records
+from tests.training.loops import forget_accelerate
+from tests.training.trainers import logged_arguments, records
 
 CONFIG = MHEConfig(hidden_weight=0.7, output_weight=0.3, log_groups=True)
 
@@ -63,7 +63,7 @@ def expected_record(model: nn.Module) -> dict[str, float]:
 
 def test_a_tracker_gets_every_number(tmp_path: Path) -> None:
     """A training watched in a tracker would not show what the penalty does, or show another number."""
-    args = arguments(tmp_path)
+    args = logged_arguments(tmp_path)
     tracker = Tracker(tmp_path / "log.jsonl")
     trainer = MHETrainer(make_tiny(), args, train_dataset=tiny_data(16), mhe_config=CONFIG, callbacks=[tracker])
     trainer.train()
@@ -79,7 +79,7 @@ def test_a_tracker_gets_every_number(tmp_path: Path) -> None:
 
 def test_groups_are_logged_on_request_only(tmp_path: Path) -> None:
     """A model of a thousand layers would fill the tracker with a thousand curves that nobody asked for."""
-    trainer = MHETrainer(make_tiny(), arguments(tmp_path), train_dataset=tiny_data(16), mhe_config=MHEConfig())
+    trainer = MHETrainer(make_tiny(), logged_arguments(tmp_path), train_dataset=tiny_data(16), mhe_config=MHEConfig())
     trainer.train()
     mhe = {key for key in records(trainer)[0] if key.startswith("mhe")}
     assert mhe == {"mhe_loss", "mhe_mean_energy", "mhe_score", "mhe_gradient_ratio"}
@@ -89,7 +89,7 @@ def test_the_schedule_is_in_the_record(tmp_path: Path) -> None:
     """Nobody could tell a lambda that decays from a penalty that does its work."""
     config = MHEConfig(hidden_weight=0.7, output_weight=0.3, warmup_steps=2, every_n_steps=2)
     trainer = MHETrainer(
-        make_tiny(), arguments(tmp_path, learning_rate=0.0), train_dataset=tiny_data(48), mhe_config=config
+        make_tiny(), logged_arguments(tmp_path, learning_rate=0.0), train_dataset=tiny_data(48), mhe_config=config
     )
     trainer.train()
     found = records(trainer)
@@ -191,7 +191,7 @@ def test_the_ratio_is_of_the_whole_steps_gradients(
 ) -> None:
     """Under accumulation, the penalty would be compared with one micro-batch, and with clipping to what is left."""
     config = MHEConfig(hidden_weight=0.007, output_weight=0.003, every_n_steps=every)
-    args = arguments(
+    args = logged_arguments(
         tmp_path,
         per_device_train_batch_size=per_device,
         gradient_accumulation_steps=accumulation,
@@ -222,9 +222,10 @@ def test_a_gradient_scaler_does_not_change_the_ratio() -> None:
     assert ratios[0] == pytest.approx(ratios[1], rel=1e-12)
 
 
+@pytest.mark.slow
 def test_a_penalty_that_dwarfs_the_task_is_warned_of_once(tmp_path: Path) -> None:
     """A lambda a thousand times too large would be found out at the end of the training."""
-    args = arguments(tmp_path, learning_rate=1e-6)
+    args = logged_arguments(tmp_path, learning_rate=1e-6)
     trainer = MHETrainer(make_tiny(), args, train_dataset=tiny_data(48), mhe_config={"hidden_weight": 1e4})
     with pytest.warns(UserWarning, match=r"times the task's.*MHEConfig by some \d+, or.*warmup_steps") as caught:
         trainer.train()
@@ -242,7 +243,7 @@ def test_taking_the_ratio_changes_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     ends = []
     for taken in (True, False):
         monkeypatch.setattr("hf_mhe.training.regularizer.is_due", lambda evaluation, taken=taken: taken)
-        trainer = MHETrainer(make_tiny(), arguments(tmp_path), train_dataset=tiny_data(32), mhe_config=CONFIG)
+        trainer = MHETrainer(make_tiny(), logged_arguments(tmp_path), train_dataset=tiny_data(32), mhe_config=CONFIG)
         trainer.train()
         assert ("mhe_gradient_ratio" in records(trainer)[2]) is taken
         ends.append([parameter.detach().clone() for parameter in trainer.model.parameters()])
@@ -270,10 +271,10 @@ def test_all_frozen_in_the_middle_is_said_once() -> None:
 def test_evaluation_records_have_no_penalty(name: str, tmp_path: Path) -> None:
     """An evaluation's record would carry the numbers of the training step before it."""
     case = CASES[name]
-    args = arguments(tmp_path, eval_strategy="steps", eval_steps=1)
+    args = logged_arguments(tmp_path, eval_strategy="steps", eval_steps=1)
     trainer = MHETrainer(case.make(), args, train_dataset=case.data(16), eval_dataset=case.data(8), mhe_config=CONFIG)
     trainer.train()
-    plain = Trainer(trainer.model, arguments(tmp_path), eval_dataset=case.data(8))
+    plain = Trainer(trainer.model, logged_arguments(tmp_path), eval_dataset=case.data(8))
     evaluations = [record for record in trainer.state.log_history if "eval_loss" in record]
     assert len(evaluations) == 2
     assert not any(key.startswith("mhe") for record in evaluations for key in record)

@@ -11,9 +11,20 @@ import torch
 from transformers import Trainer
 
 from hf_mhe import MHEConfig, MHEError, MHETrainer
-from tests.training.cases import CASES, make_bert, make_tiny, relative_difference, starting_gradient, tiny_data
-from tests.training.test_accelerate_loop import forget_accelerate
-from tests.training.test_trainer_step import CONFIG, HIDDEN, LEARNING_RATE, OUTPUT, arguments
+from tests.training.cases import (
+    CASES,
+    CONFIG,
+    HIDDEN,
+    LEARNING_RATE,
+    OUTPUT,
+    make_bert,
+    make_tiny,
+    relative_difference,
+    starting_gradient,
+    tiny_data,
+)
+from tests.training.loops import forget_accelerate
+from tests.training.trainers import arguments
 
 OFF = MHEConfig(hidden_weight=0.0, output_weight=0.0)
 
@@ -36,6 +47,7 @@ def double() -> Any:
     return make_tiny().double()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainings", [1, 2])
 @pytest.mark.parametrize("emptied", [True, False])
 def test_a_trainer_without_a_model_trains(emptied: bool, trainings: int, tmp_path: Path) -> None:
@@ -111,6 +123,7 @@ def test_what_there_is_to_refuse_is_refused_in_train(tmp_path: Path) -> None:
     trainer.train()  # the next trial
 
 
+@pytest.mark.slow
 @pytest.mark.integrations
 @pytest.mark.parametrize("config", [CONFIG, OFF, MHEConfig(budget=0.5, schedule="linear")])
 def test_a_search_for_hyperparameters(config: MHEConfig, tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ from torch.utils.data import DataLoader
 from hf_mhe import MHEConfig, MHEError, MHERegularizer
 from tests.training.cases import (
     ALL_CASES,
+    HIDDEN,
+    LEARNING_RATE,
+    OUTPUT,
     make_tiny,
     relative_difference,
     slow_penalty,
@@ -24,9 +27,8 @@ from tests.training.cases import (
     tiny_data,
     tiny_terms,
 )
-from tests.training.test_accelerate_loop import forget_accelerate
-from tests.training.test_accumulation import by_formula, config_of, contribution, difference
-from tests.training.test_trainer_step import HIDDEN, LEARNING_RATE, OUTPUT
+from tests.training.loops import forget_accelerate
+from tests.training.trainers import by_formula, config_of, contribution, difference
 
 CONFIG = config_of("tiny")
 BFLOAT16 = 2.0**-8  # half a unit in the last place, relative
@@ -116,6 +118,7 @@ def test_float16_with_a_gradient_scaler(scale: float) -> None:
     assert relative_difference(difference(plain, regularized), by_formula("tiny")) < 1e-5
 
 
+@pytest.mark.slow
 def test_an_overflow_skips_cleanly() -> None:
     """A step that the scaler skips would leave something of the penalty behind, or spoil what is logged."""
     model, regularizer, scaler = scaled_steps(True, 2.0**40, 1)
@@ -233,6 +236,7 @@ def whole_step(config: MHEConfig, bound_to_compiled: bool = False) -> tuple[nn.M
     return model, regularizer, step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "bound_to_compiled"),
     [({}, False), ({"warmup_steps": 3, "every_n_steps": 2}, True)],
@@ -261,6 +265,7 @@ def test_the_whole_step_is_compiled(changes: dict[str, Any], bound_to_compiled: 
     assert found == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", "gpt2", pytest.param("bert", marks=pytest.mark.engines), "plain"])
 def test_the_penalty_is_one_graph(name: str) -> None:
     """A step compiled with fullgraph=True could not have a penalty at all."""

@@ -16,7 +16,7 @@ from transformers import Trainer, TrainingArguments
 
 from hf_mhe import MHEConfig, MHERegularizer, MHETrainer
 from tests.training.cases import TinyClassifier, TinyConfig, tiny_data
-from tests.training.test_accelerate_loop import forget_accelerate
+from tests.training.loops import forget_accelerate
 
 WEIGHTS: dict[str, Any] = {"hidden_weight": 0.07, "output_weight": 0.03, "log_groups": True}
 CONFIGS = {
@@ -70,6 +70,7 @@ def penalties(trainer: Trainer, after: int) -> list[dict[str, float]]:
     return [{key: value for key, value in record.items() if "mhe" in key or key == "loss"} for record in found]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS)
 def test_trainer_goes_on(config: str, tmp_path: Path) -> None:
     """An interrupted training would warm up again, draw other groups, or count its steps from the wrong one."""
@@ -116,6 +117,7 @@ class TooLarge(TinyClassifier):
         raise torch.OutOfMemoryError("CUDA out of memory.")  # by which accelerate knows it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [pytest.param("constant", marks=pytest.mark.engines), "budget"])
 def test_a_training_that_starts_over_with_smaller_batches(config: str, tmp_path: Path) -> None:
     """The first step after an attempt that failed would have no penalty, or the attempts count as its operations."""
@@ -171,6 +173,7 @@ class Loop:
                     self.accelerator.save_state(str(folder / str(self.regularizer.step)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS)
 def test_accelerates_state_goes_on(config: str, tmp_path: Path) -> None:
     """`load_state` would restore everything but lambda, or but the draws."""

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from hf_mhe import MHEError, MHERegularizer, MHETrainer, with_mhe
-from tests.training.cases import make_tiny, relative_difference, tiny_data
+from tests.training.cases import CONFIG, make_tiny, relative_difference, tiny_data
+from tests.training.loops import forget_accelerate
 from tests.training.passes import CASE, ONCE, difference, perturb, perturbed_penalty
-from tests.training.test_accelerate_loop import forget_accelerate
-from tests.training.test_trainer_step import CONFIG, arguments, train
+from tests.training.trainers import arguments, train
 
 
 @pytest.fixture(autouse=True)

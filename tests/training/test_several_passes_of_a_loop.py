@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from hf_mhe import MHEConfig, MHEError, MHERegularizer
 from tests.engines.launch import run_in_processes
 from tests.training import passes_worker
-from tests.training.cases import make_tiny, relative_difference
+from tests.training.cases import CONFIG, HIDDEN, LEARNING_RATE, OUTPUT, make_tiny, relative_difference
+from tests.training.loops import forget_accelerate
 from tests.training.passes import CASE, ONCE, difference, perturb, perturbed_penalty, step_by
-from tests.training.test_accelerate_loop import forget_accelerate
-from tests.training.test_trainer_step import CONFIG, HIDDEN, LEARNING_RATE, OUTPUT
 
 
 @pytest.fixture(autouse=True)

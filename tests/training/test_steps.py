@@ -10,7 +10,7 @@ import torch
 
 from hf_mhe import MHEConfig, MHERegularizer
 from tests.training.cases import CASES, make_tiny, relative_difference
-from tests.training.test_accelerate_loop import forget_accelerate
+from tests.training.loops import forget_accelerate
 
 STEPS = 3
 ROWS = CASES["tiny"].data(16)

@@ -14,8 +14,8 @@ from transformers import Trainer
 
 from hf_mhe import MHEConfig, MHERegularizer, MHETrainer
 from tests.training.cases import make_tiny, slow_energy, slow_penalty, tiny_data, tiny_terms
-from tests.training.test_accelerate_loop import forget_accelerate
-from tests.training.test_trainer_life import arguments
+from tests.training.loops import forget_accelerate
+from tests.training.trainers import logged_arguments
 
 pytest.importorskip("tensorboard")
 pytestmark = pytest.mark.integrations
@@ -51,13 +51,14 @@ def close(found: list[tuple[int, float]], expected: list[tuple[int, float]]) -> 
     )
 
 
+@pytest.mark.slow
 def test_trainers_own_callback(tmp_path: Path) -> None:
     """The curves would be missing, under evaluation, or the task's loss not be the one without MHE."""
     changes: dict[str, Any] = {"report_to": "tensorboard", "eval_strategy": "steps", "eval_steps": 2}
     data = {"train_dataset": tiny_data(32), "eval_dataset": tiny_data(8, seed=2)}
-    trainer = MHETrainer(make_tiny(), arguments(tmp_path / "mhe", **changes), mhe_config=CONFIG, **data)
+    trainer = MHETrainer(make_tiny(), logged_arguments(tmp_path / "mhe", **changes), mhe_config=CONFIG, **data)
     trainer.train()
-    Trainer(make_tiny(), arguments(tmp_path / "plain", **changes), **data).train()
+    Trainer(make_tiny(), logged_arguments(tmp_path / "plain", **changes), **data).train()
     ours, plain = scalars(tmp_path / "mhe"), scalars(tmp_path / "plain")
     added = {"loss", "mean_energy", "score", "factor", "gradient_ratio", *(f"energy/{name}" for name in GROUPS)}
     assert ours.keys() - plain.keys() == {f"train/mhe_{name}" for name in added}

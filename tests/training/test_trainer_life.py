@@ -15,46 +15,21 @@ from transformers import (
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     Trainer,
-    TrainingArguments,
 )
 
 from hf_mhe import MHEConfig, MHEError, MHERegularizer, MHETrainer, with_mhe
-from tests.training.cases import CASES, make_tiny, slow_penalty, tiny_data
-
-CONFIG = MHEConfig(hidden_weight=0.7, output_weight=0.3)
-
-
-def arguments(folder: Path, kind: type[TrainingArguments] = TrainingArguments, **changes: Any) -> Any:
-    settings = {
-        "output_dir": str(folder),
-        "optim": "sgd",
-        "learning_rate": 0.1,
-        "lr_scheduler_type": "linear",
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 2,
-        "logging_steps": 1,
-        "use_cpu": True,
-        "report_to": "none",
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-        "num_train_epochs": 1,
-    }
-    return kind(**{**settings, **changes})
-
-
-def records(trainer: Trainer) -> list[dict[str, float]]:
-    return [record for record in trainer.state.log_history if "loss" in record]
+from tests.training.cases import CASES, CONFIG, make_tiny, slow_penalty, tiny_data
+from tests.training.trainers import logged_arguments, records
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_logs_keep_the_task_loss_and_add_the_penalty(name: str, tmp_path: Path) -> None:
     """Loss curves with and without MHE could not be compared, and nobody would see what the penalty does."""
     case = CASES[name]
-    plain = Trainer(case.make(), arguments(tmp_path), train_dataset=case.data(16))
+    plain = Trainer(case.make(), logged_arguments(tmp_path), train_dataset=case.data(16))
     plain.train()
     start = case.make()
-    trainer = MHETrainer(case.make(), arguments(tmp_path), train_dataset=case.data(16), mhe_config=CONFIG)
+    trainer = MHETrainer(case.make(), logged_arguments(tmp_path), train_dataset=case.data(16), mhe_config=CONFIG)
     trainer.train()
     first = records(trainer)[0]
     assert first["loss"] == pytest.approx(records(plain)[0]["loss"], abs=1e-6)
@@ -68,8 +43,9 @@ def test_logs_keep_the_task_loss_and_add_the_penalty(name: str, tmp_path: Path) 
 def test_a_record_is_the_mean_over_its_steps(tmp_path: Path) -> None:
     """With logging every N steps the curve would show a sum, or only the last step."""
     data = tiny_data(32)
-    every = MHETrainer(make_tiny(), arguments(tmp_path), train_dataset=data, mhe_config=CONFIG)
-    second = MHETrainer(make_tiny(), arguments(tmp_path, logging_steps=2), train_dataset=data, mhe_config=CONFIG)
+    every = MHETrainer(make_tiny(), logged_arguments(tmp_path), train_dataset=data, mhe_config=CONFIG)
+    halved = logged_arguments(tmp_path, logging_steps=2)
+    second = MHETrainer(make_tiny(), halved, train_dataset=data, mhe_config=CONFIG)
     every.train()
     second.train()
     singles = [record["mhe_loss"] for record in records(every)]
@@ -80,9 +56,9 @@ def test_a_record_is_the_mean_over_its_steps(tmp_path: Path) -> None:
 def test_evaluation_and_prediction_never_see_the_penalty(tmp_path: Path) -> None:
     """An eval loss with MHE would be larger than one without, for the same model."""
     data, model = tiny_data(8), make_tiny()
-    args = arguments(tmp_path, eval_strategy="steps", eval_steps=1)
+    args = logged_arguments(tmp_path, eval_strategy="steps", eval_steps=1)
     trainer = MHETrainer(model, args, train_dataset=tiny_data(16), eval_dataset=data, mhe_config=CONFIG)
-    plain = Trainer(model, arguments(tmp_path), eval_dataset=data)
+    plain = Trainer(model, logged_arguments(tmp_path), eval_dataset=data)
     assert set(trainer.evaluate()) == set(plain.evaluate())
     assert trainer.evaluate()["eval_loss"] == plain.evaluate()["eval_loss"]
     assert trainer.predict(data).metrics["test_loss"] == plain.predict(data).metrics["test_loss"]
@@ -93,7 +69,7 @@ def test_evaluation_and_prediction_never_see_the_penalty(tmp_path: Path) -> None
 
 def test_config_lies_beside_every_checkpoint(tmp_path: Path) -> None:
     """A checkpoint taken from the middle of the training would not say how it was trained."""
-    args = arguments(tmp_path, save_strategy="steps", save_steps=1)
+    args = logged_arguments(tmp_path, save_strategy="steps", save_steps=1)
     trainer = MHETrainer(make_tiny(), args, train_dataset=tiny_data(16), mhe_config=CONFIG)
     trainer.train()
     trainer.save_model()
@@ -106,7 +82,7 @@ def test_config_lies_beside_every_checkpoint(tmp_path: Path) -> None:
 def test_resume_continues_as_if_never_stopped(tmp_path: Path) -> None:
     """A training that was interrupted would end in other weights than one that was not."""
     data = tiny_data(48)
-    args = arguments(tmp_path / "whole", save_strategy="steps", save_steps=2, optim="adamw_torch")
+    args = logged_arguments(tmp_path / "whole", save_strategy="steps", save_steps=2, optim="adamw_torch")
     whole = MHETrainer(make_tiny(), args, train_dataset=data, mhe_config=CONFIG)
     whole.train()
     resumed = MHETrainer(make_tiny(seed=9), args, train_dataset=data, mhe_config=CONFIG)
@@ -123,7 +99,7 @@ def test_model_init_is_followed(tmp_path: Path) -> None:
     def model_init() -> nn.Module:
         return make_tiny()
 
-    args = arguments(tmp_path, max_steps=1)
+    args = logged_arguments(tmp_path, max_steps=1)
     trainer = MHETrainer(None, args, model_init=model_init, train_dataset=tiny_data(16), mhe_config=CONFIG)
     first = trainer.mhe_regularizer
     assert isinstance(first, MHERegularizer)
@@ -152,7 +128,7 @@ def test_classes_are_made_once_and_pickle() -> None:
 def test_seq2seq_trainer(tmp_path: Path) -> None:
     """Another Trainer class would lose its own behaviour, or train without the penalty."""
     case = CASES["gpt2"]
-    args = arguments(tmp_path, Seq2SeqTrainingArguments)
+    args = logged_arguments(tmp_path, Seq2SeqTrainingArguments)
     trainer = with_mhe(Seq2SeqTrainer)(case.make(), args, train_dataset=case.data(16), mhe_config=CONFIG.to_dict())
     trainer.train()
     expected = slow_penalty(case.terms(case.make(), 0.7, 0.3)).item()
@@ -168,7 +144,7 @@ def test_a_trainer_with_its_own_backward_is_refused(tmp_path: Path) -> None:
             loss.backward()
             return loss.detach()
 
-    trainer = with_mhe(Own)(make_tiny(), arguments(tmp_path), train_dataset=tiny_data(16))
+    trainer = with_mhe(Own)(make_tiny(), logged_arguments(tmp_path), train_dataset=tiny_data(16))
     with pytest.raises(MHEError, match=r"MHEOwn.training_step did not call self.accelerator.backward"):
         trainer.train()
     assert "backward" not in vars(trainer.accelerator)
@@ -176,7 +152,7 @@ def test_a_trainer_with_its_own_backward_is_refused(tmp_path: Path) -> None:
 
 def test_bad_input_is_refused_at_construction(tmp_path: Path) -> None:
     """The user would find out after the data was loaded and the first steps were made."""
-    args = arguments(tmp_path)
+    args = logged_arguments(tmp_path)
     with pytest.raises(MHEError, match="hidden_weight must be a finite number >= 0; got -1"):
         MHETrainer(make_tiny(), args, mhe_config={"hidden_weight": -1})
     with pytest.raises(MHEError, match="no field 'lambda'"):
@@ -188,6 +164,7 @@ def test_bad_input_is_refused_at_construction(tmp_path: Path) -> None:
         MHETrainer(make_tiny(), args)
 
 
+@pytest.mark.slow
 def test_real_weights_take_a_step(minilm_path: Path, tmp_path: Path) -> None:
     """It would work on toys alone: MiniLM's energies are the published ones, and one step lowers them."""
     torch.manual_seed(0)
@@ -197,7 +174,7 @@ def test_real_weights_take_a_step(minilm_path: Path, tmp_path: Path) -> None:
         {"input_ids": torch.randint(1000, 2000, (12,), generator=generator), "labels": index % 3} for index in range(8)
     ]
     config = MHEConfig(space="full", hidden_weight=1.0, exclude="*.attention.*")
-    trainer = MHETrainer(model, arguments(tmp_path, learning_rate=1.0), train_dataset=data, mhe_config=config)
+    trainer = MHETrainer(model, logged_arguments(tmp_path, learning_rate=1.0), train_dataset=data, mhe_config=config)
     before = trainer.mhe_regularizer.energies()
     assert before["bert.encoder.layer.0.intermediate.dense"] == pytest.approx(0.5191, abs=5e-5)
     assert before["bert.encoder.layer.5.output.dense"] == pytest.approx(0.4998, abs=5e-5)

@@ -13,7 +13,7 @@ from datasets import Dataset
 from transformers import LlamaForSequenceClassification, Trainer
 
 from tests.training.faces import WORDS, check_a_step, make_llama, make_tokenizer, settings, whole
-from tests.training.test_accelerate_loop import forget_accelerate
+from tests.training.loops import forget_accelerate
 
 trl = pytest.importorskip("trl")
 peft = pytest.importorskip("peft")
@@ -55,6 +55,7 @@ def lora(rank: int) -> Any:
     return peft.LoraConfig(r=rank, lora_alpha=3 * rank, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("accumulation", "rank"), [(4, 0), (4, 2), whole(1, 0), whole(1, 2)])
 def test_sft_trainer(accumulation: int, rank: int, tmp_path: Path) -> None:
     """trl counts tokens in its own way, wraps the model itself, and freezes what an adapter does not train."""
@@ -97,6 +98,7 @@ def dpo(folder: Path, accumulation: int, reference: str) -> Callable[[Any, dict[
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reference", "accumulation"),
     [

@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
 from hf_mhe import MHEConfig, MHERegularizer, MHETrainer
-from tests.training.cases import CASES, make_tiny, relative_difference, slow_energy
-from tests.training.test_accelerate_loop import forget_accelerate
-from tests.training.test_trainer_step import CONFIG, HIDDEN, LEARNING_RATE, arguments
+from tests.training.cases import CASES, CONFIG, HIDDEN, LEARNING_RATE, make_tiny, relative_difference, slow_energy
+from tests.training.loops import forget_accelerate
+from tests.training.trainers import arguments
 
 LATER = r"no penalty until a layer is unfrozen.*all \d groups with a weight above 0 are frozen"
 ROWS = CASES["tiny"].data(16)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hf_mhe.analysis.report.files import write_atomic
 from hf_mhe.analysis.report.summary import scores
 from hf_mhe.errors import MHEError
+from hf_mhe.extras import missing_extra
 from hf_mhe.text import escaped
 
 if TYPE_CHECKING:
@@ -203,7 +204,14 @@ def _dot_plot(names: list[str], values: list[float], title: str, label: str) -> 
     return figure, axes
 
 
+def why_no_figures() -> str | None:
+    """Why nothing can be drawn, with what to install; None where matplotlib is there."""
+    return missing_extra("a figure", "plots", "matplotlib")
+
+
 def _figure(width: float, height: float) -> Figure:
+    if (reason := why_no_figures()) is not None:
+        raise MHEError(reason)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -262,7 +262,7 @@ class Comparison:
         """Draw every group's score before and after; the suffix of `path` chooses the format (.png, .svg, .pdf).
 
         Raises:
-            MHEError: an unknown suffix, a file that cannot be written.
+            MHEError: an unknown suffix, a file that cannot be written, no matplotlib (the extra `plots`).
         """
         from hf_mhe.analysis.page.plots import comparison_figure, save_figure
 

@@ -217,7 +217,7 @@ class EnergyReport:
         """Draw the score of every group; the suffix of `path` chooses the format (.png, .svg, .pdf).
 
         Raises:
-            MHEError: an unknown suffix, a file that cannot be written.
+            MHEError: an unknown suffix, a file that cannot be written, no matplotlib (the extra `plots`).
         """
         from hf_mhe.analysis.page.plots import report_figure, save_figure
 

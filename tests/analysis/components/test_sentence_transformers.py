@@ -55,6 +55,7 @@ def with_dense(transformer: Path, tmp_path_factory: pytest.TempPathFactory) -> t
     return model, folder
 
 
+@pytest.mark.slow
 def test_minilm_is_one_transformer_under_three_faces(minilm_path: Path) -> None:
     """If this fails, the most used sentence encoder has other layers as a folder than once it is loaded."""
     found = hf_mhe.analyze(minilm_path, exclude=WORDS, by_head=True)

@@ -20,6 +20,7 @@ from tests.neurons.matrix.types import model_types, selection
 Record = Callable[[str, object], None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", selection(40))
 def test_a_selection(model_type: str) -> None:
     """If this failed, rows of some kind of model would be counted twice, lost in silence, or have the wrong role."""

@@ -85,6 +85,7 @@ def _step(model: Any, regularizer: MHERegularizer, optimizer: Any, inputs: Tenso
     return loss.detach()
 
 
+@pytest.mark.slow
 def test_three_steps_are_those_of_the_float_model(tmp_path: Path) -> None:
     """If this failed, training an adapter on 4-bit weights would follow another penalty than on the same numbers."""
     quantized, plain = _quantized("nf4", tmp_path)

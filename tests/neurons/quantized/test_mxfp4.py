@@ -110,6 +110,7 @@ def _stacks_in_memory() -> int:
     return sum(shape in ((3, 64, 128), (3, 64, 64)) for shape in shapes)
 
 
+@pytest.mark.slow
 def test_one_stack_at_a_time(tmp_path: Path) -> None:
     """If this failed, the dequantized stacks of a large model would pile up in memory."""
     quantized, _ = checkpoint(tmp_path)

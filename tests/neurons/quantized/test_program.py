@@ -91,6 +91,7 @@ def _assert_same(quantized: dict[str, Any], oracle: dict[str, Any], name: str) -
     assert quantized["notes"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMATS)
 def test_the_energies_are_those_of_the_dequantized_folder(
     form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -109,6 +110,7 @@ def test_the_energies_are_those_of_the_dequantized_folder(
     _assert_same(*reports, name)
 
 
+@pytest.mark.slow
 def test_what_a_program_reads_is_json_alone(tmp_path: Path) -> None:
     """If this failed, what torchao and bitsandbytes say while they are imported would stand in front of the report."""
     name, dense = _torchao(tmp_path)
