@@ -371,7 +371,7 @@ def test_compile_export_and_operator_checks() -> None:
 
     columns = torch.randn(70, 300, dtype=torch.float64, requires_grad=True)
     for rows in (weight, columns.t()):
-        torch.library.opcheck(operator, (rows, 2.0, "euclidean", "half", 0.0, "mean", "error", True))
+        torch.library.opcheck(operator, (rows, 2.0, "euclidean", "half", 0.0, 0.0, False, "mean", "error", True))
 
 
 def test_second_derivative_is_refused_and_the_dense_walk_has_it() -> None:

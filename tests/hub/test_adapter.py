@@ -150,7 +150,7 @@ hf_mhe.push_to_hub(lora(AutoModelForCausalLM, "alice/base", task="CAUSAL_LM", ta
 # A head of five classes on a base without one, from the folder that a Trainer leaves.
 heads = lora(AutoModelForSequenceClassification, "alice/bert", task="SEQ_CLS", num_labels=5)
 heads.save_pretrained(where + "/heads")
-hf_mhe.push_to_hub(where + "/heads", "alice/heads")
+hf_mhe.push_to_hub(where + "/heads", "alice/five")
 two = lora(AutoModel, "alice/bert", name="one")
 two.add_adapter("two", LoraConfig(target_modules=["key"], init_lora_weights=False))
 hf_mhe.push_to_hub(two, "alice/two")
@@ -166,12 +166,12 @@ hf_mhe.push_to_hub(copy.merge_and_unload(), "alice/merged")
         tiny=TINY,
     )
     assert out == {}
-    repos = [f"alice/{name}" for name in ("lm", "copy", "heads", "two", "other", "merged")]
+    repos = [f"alice/{name}" for name in ("lm", "copy", "five", "two", "other", "merged")]
     found = strangers_findings(hub, tmp_path / "stranger", repos)
     loaded = {
         "lm": "PeftModelForCausalLM",
         "copy": "PeftModelForCausalLM",
-        "heads": "PeftModelForSequenceClassification",
+        "five": "PeftModelForSequenceClassification",
         "two": "PeftModel",
     }
     for name, loaded_class in loaded.items():

@@ -190,18 +190,29 @@ SMALL = {10: 0.14, 11: 0.16, 12: 0.15}  # what ours has more than the second, by
 
 
 @pytest.mark.parametrize(
-    ("sign", "verdict"), [(1, "confirmed"), (-1, "harmful")]
-)  # fmt: skip
-def test_a_verdict_is_about_the_best_rival_by_validation(sign: int, verdict: str) -> None:
-    experiment = toy()
+    ("ahead", "other", "nothing", "verdict", "better"),
+    [
+        (15, 50, None, "confirmed", []),
+        (-15, 50, None, "not found", ["second"]),
+        (15, 99, None, "not found", ["first"]),  # above the best rival of the tuning, and below another
+        (-15, 50, "second", "harmful", ["second"]),
+        (15, 99, "first", "harmful", ["first"]),
+        (15, 99, "second", "not found", ["first"]),
+    ],
+)
+def test_a_verdict_is_about_the_best_rival_by_validation_and_hides_no_better_one(
+    ahead: int, other: int, nothing: str | None, verdict: str, better: list[str]
+) -> None:
+    experiment = toy(nothing=nothing)
 
-    def test(arm: str, seed: int) -> float:  # the first is far ahead on the test set, and was not the best in tuning
-        return {"ours": 80 + 100 * sign * SMALL[seed], "second": 80.0, "first": 99.0 + seed / 100}[arm]
+    def test(arm: str, seed: int) -> float:
+        return {"ours": 70 + ahead / 0.15 * SMALL[seed], "second": 70.0, "first": other + seed / 100}[arm]
 
     summary = summarize(experiment, finished(experiment, tuned(experiment, figure), test))
     assert summary.best_rival == "second"
-    assert summary.verdict == verdict
-    assert summary.comparisons["second"].mean == pytest.approx(100 * sign * 0.15)
+    assert (summary.verdict, summary.better) == (verdict, better)
+    assert summary.comparisons["second"].mean == pytest.approx(ahead)
+    assert ("Better than it by Holm's p" in block(summary)) == bool(better)
 
 
 def test_a_verdict_waits_for_every_seed_of_every_arm() -> None:
@@ -215,7 +226,8 @@ def test_a_verdict_waits_for_every_seed_of_every_arm() -> None:
         summary = summarize(experiment, part)
         assert summary.verdict == "undecided"
         assert "Undecided: " in block(summary)
-    assert summarize(experiment, records[:12]).seeds == 0
+    assert "0 of 3 arms have their 3 fresh seeds" in block(summarize(experiment, records[:12]))
+    assert "2 of 3 arms have their 3 fresh seeds" in block(summarize(experiment, records[:-1]))
 
 
 def test_a_null_says_what_it_could_have_found() -> None:

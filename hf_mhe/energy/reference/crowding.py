@@ -23,6 +23,8 @@ _SOFTENED = 2.1  # 2 + ε²
 Z = 4 / _SOFTENED**2
 ORTHOGONAL = 2 / _SOFTENED  # F(0)
 COLLINEAR = Z / (1 - Z)  # the excess of neurons that are all on one line
+# Below it ₂F₁ is 1 to the last digits but two, and scipy's is not a number from δ = 1e14 on.
+_SMALLEST_EXCESS = 1e-12
 
 
 def random_excess(dimension: float) -> float:
@@ -47,6 +49,8 @@ def dimension_of_excess(excess: float) -> float:
         return 1.0
     if excess <= 0 or COLLINEAR / excess == math.inf:
         return math.inf
+    if excess < _SMALLEST_EXCESS:
+        return Z / excess
     # ₂F₁ lies between 1 and its value at δ = 1, which is 1 / (1 − z).
     lowest, highest = max(1.0, Z / excess), COLLINEAR / excess
     return float(brentq(lambda dimension: random_excess(dimension) - excess, lowest, highest, rtol=1e-14))

@@ -55,7 +55,8 @@ def _claim(summary: Summary) -> str:
         return ""
     total = len(experiment.final_seeds)
     if summary.verdict == "undecided":
-        lead = f"**Undecided: {summary.seeds} of {total} fresh seeds so far.**"
+        full = sum(len(outcome.figures) == total for outcome in summary.outcomes.values())
+        lead = f"**Undecided: {full} of {len(summary.outcomes)} arms have their {total} fresh seeds.**"
         if summary.best_rival is None:
             return f"{lead} The rivals are not all tuned yet. {_better(summary)}".strip()
     else:

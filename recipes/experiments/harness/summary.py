@@ -64,13 +64,6 @@ class Summary:
     runs: int
     planned: int
 
-    @property
-    def seeds(self) -> int:
-        """Fresh seeds of the claim so far: those that the primary arm and its best rival both have."""
-        if self.best_rival is None or self.best_rival not in self.comparisons:
-            return 0
-        return self.comparisons[self.best_rival].n
-
 
 def summarize(experiment: Experiment, records: Sequence[Record]) -> Summary:
     """The summary of the runs that belong to the experiment as it is declared now; others are left out."""
