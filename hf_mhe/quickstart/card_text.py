@@ -32,7 +32,7 @@ from sklearn.datasets import load_digits
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 processor = AutoImageProcessor.from_pretrained(".")
-model = AutoModelForImageClassification.from_pretrained(".")  # "plain" for the other
+model = AutoModelForImageClassification.from_pretrained(".")  # the other one: subfolder="plain"
 digit = Image.fromarray((load_digits().images[0] * 255 / 16).astype("uint8"))
 inputs = processor(digit, return_tensors="pt")
 print(model.config.id2label[model(**inputs).logits.argmax().item()])
