@@ -11,6 +11,7 @@ import torch
 
 from hf_mhe.energy import Potential, equivalent_dimension, pair_statistics
 from hf_mhe.energy.reference.crowding import (
+    Z,
     dimension_of_excess,
     equivalent_dimension_std,
     random_crowding,
@@ -169,3 +170,14 @@ def test_bad_input_is_named(weight: torch.Tensor, message: str) -> None:
     """If this failed, a mistake would surface as a number."""
     with pytest.raises(ValueError, match=message):
         equivalent_dimension(weight)
+
+
+@pytest.mark.parametrize("power", range(-300, -3, 9))
+def test_neurons_that_are_all_but_orthogonal_have_a_dimension(power: int) -> None:
+    """If this failed, a layer of orthonormal rows, whose cosines are rounding errors, would stop an analysis."""
+    excess = 10.0**power
+    dimension = dimension_of_excess(excess)
+    # X's first terms: E g = z / δ · (1 + 3 z / (δ + 2) + …).
+    expected = Z / excess
+    assert dimension == pytest.approx(expected * (1 + 3 * Z / (expected + 2)), rel=1e-4)
+    assert dimension > dimension_of_excess(1.001 * excess)
