@@ -79,3 +79,21 @@ def test_no_test_of_training_imports_another() -> None:
     importing = re.compile(r"^\s*(?:from|import) tests\.training\.test_", flags=re.MULTILINE)
     found = [path for path in (ROOT / "tests").rglob("*.py") if importing.search(path.read_text(encoding="utf-8"))]
     assert not found
+
+
+IMPORTED_EXTRA = re.compile(
+    r"^ *(?:from|import) (bitsandbytes|compressed_tensors|deepspeed|diffusers|optuna|sentence_transformers|tensorboard"
+    r"|timm|torchao|trl)\b",
+    flags=re.MULTILINE,
+)
+
+
+def test_a_package_that_a_newcomer_need_not_have_is_asked_for_first() -> None:
+    """If this failed, the README's test command would end in an ImportError wherever the extras are not installed."""
+    checked = 0
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        text = path.read_text(encoding="utf-8")
+        for package in set(IMPORTED_EXTRA.findall(text)):
+            assert f'importorskip("{package}' in text or "mark.engines" in text, f"{path} imports {package}: ask first"
+            checked += 1
+    assert checked > 5

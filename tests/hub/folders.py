@@ -274,11 +274,14 @@ def tensors(model: Any) -> dict[str, Any]:
 
 FOLDERS: dict[str, tuple[Callable[[Path], None], Callable[[Path], Any]]] = {
     "trainer": (trainer_checkpoint, classifier),
-    "sentences": (sentences, load_sentences),
-    "pipeline": (pipeline, load_pipeline),
     "custom-code": (custom_code, load_custom_code),
     "vision": (vision, load_vision),
     "speech": (speech, load_speech),
     "sentencepiece": (sentencepiece, load_sentencepiece),
 }
 """Each kind of folder: how it is made in an empty place, and what loads from it."""
+INTEGRATION_FOLDERS = {
+    "sentence_transformers": ("sentences", sentences, load_sentences),
+    "diffusers": ("pipeline", pipeline, load_pipeline),
+}
+"""The same of packages that a newcomer need not have: name, how it is made, what loads from it."""

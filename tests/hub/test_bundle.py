@@ -198,8 +198,10 @@ def test_a_push_reads_every_weight_once(shard: str, resnet: PreTrainedModel, tmp
     assert reads(tmp_path) == Counter(dict.fromkeys(resnet.state_dict(), 1))
 
 
+@pytest.mark.integrations
 def test_a_pipeline_and_a_variant_are_read_once(tmp_path: Path) -> None:
     """If this fails, the parts of a pipeline are read twice, or weights that the analysis does not need never."""
+    pytest.importorskip("diffusers")
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
     widths = {"block_out_channels": (4, 4), "layers_per_block": 1, "norm_num_groups": 2}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,16 @@ from hf_mhe import MHEError
 from hf_mhe.hub import plan_push
 from hf_mhe.hub.loader_files import left_out, published_files
 from hf_mhe.hub.names import OURS
-from tests.hub.folders import FOLDERS, TRAINING_STATE, bert, litter, tokenizer
+from tests.hub.folders import FOLDERS, INTEGRATION_FOLDERS, TRAINING_STATE, bert, litter, tokenizer
 from tests.hub_server import HubServer
+
+PUSH = """
+import sys, hf_mhe
+from huggingface_hub import snapshot_download
+for name in sys.argv[2:]:
+    hf_mhe.push_to_hub(f"{sys.argv[1]}/{name}/model", f"alice/sent-{name}")
+    snapshot_download(f"alice/sent-{name}", local_dir=f"{sys.argv[1]}/{name}/downloaded")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -24,32 +33,43 @@ def places(_hub_server: HubServer, tmp_path_factory: pytest.TempPathFactory) -> 
     for name, (make, _) in FOLDERS.items():
         (base / name).mkdir()
         make(base / name / "model")
-    code = """
-import sys, hf_mhe
-from huggingface_hub import snapshot_download
-for name in sys.argv[2:]:
-    hf_mhe.push_to_hub(f"{sys.argv[1]}/{name}/model", f"alice/sent-{name}")
-    snapshot_download(f"alice/sent-{name}", local_dir=f"{sys.argv[1]}/{name}/downloaded")
-"""
-    _hub_server.run(["-c", code, str(base), *FOLDERS], base / "home", timeout=600)
+    _hub_server.run(["-c", PUSH, str(base), *FOLDERS], base / "home", timeout=600)
     return {name: (base / name / "model", base / name / "downloaded") for name in FOLDERS}
 
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_what_was_pushed_loads_as_the_folder_does(name: str, places: dict[str, tuple[Path, Path]]) -> None:
     """If this fails, a loader misses a file: the push left out a vocabulary, a config, a part or a module."""
-    folder, downloaded = places[name]
-    load = FOLDERS[name][1]
+    loads_as_before(*places[name], FOLDERS[name][1])
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_no_training_state_is_sent(name: str, places: dict[str, tuple[Path, Path]]) -> None:
+    """If this fails, an optimizer's state, another checkpoint, a token or somebody's data is public."""
+    has_no_training_state(places[name][1])
+
+
+@pytest.mark.integrations
+@pytest.mark.parametrize("package", INTEGRATION_FOLDERS)
+def test_folders_of_other_libraries(package: str, hub: HubServer, tmp_path: Path) -> None:
+    """If this fails, a published pipeline or sentence encoder lacks a part, or carries a training state."""
+    pytest.importorskip(package)
+    name, make, load = INTEGRATION_FOLDERS[package]
+    (tmp_path / name).mkdir()
+    make(tmp_path / name / "model")
+    hub.run(["-c", PUSH, str(tmp_path), name], tmp_path / "home", timeout=600)
+    has_no_training_state(tmp_path / name / "downloaded")
+    loads_as_before(tmp_path / name / "model", tmp_path / name / "downloaded", load)
+
+
+def loads_as_before(folder: Path, downloaded: Path, load: Callable[[Path], Any]) -> None:
     expected = load(folder)
     shutil.rmtree(folder.with_name("moved"), ignore_errors=True)
     folder.rename(folder.with_name("moved"))  # nothing may be read from where it came from
     assert load(downloaded) == expected
 
 
-@pytest.mark.parametrize("name", FOLDERS)
-def test_no_training_state_is_sent(name: str, places: dict[str, tuple[Path, Path]]) -> None:
-    """If this fails, an optimizer's state, another checkpoint, a token or somebody's data is public."""
-    downloaded = places[name][1]
+def has_no_training_state(downloaded: Path) -> None:
     sent = {path.relative_to(downloaded).as_posix() for path in downloaded.rglob("*") if path.is_file()}
     assert {path for path in sent if not path.startswith(".cache")} & set(TRAINING_STATE) == set()
     assert [path for path in sent if path.endswith((".pt", ".pth", ".pkl", ".bin", ".log"))] == []
