@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Flag, auto
 from typing import Any
 
-LEADING = "score"
+LEADING = "spread"
 """The column that a report is sorted by and a comparison leads with."""
 TERMINAL_DIGITS = 4  # after the point, at most: a line of a terminal is short
 
@@ -79,6 +79,7 @@ def column(
     is_text: bool = False,
     is_name: bool = False,
     default: Any = dataclasses.MISSING,
+    default_factory: Any = dataclasses.MISSING,
     repr: bool = True,
 ) -> Any:
     """A dataclass field that is a column; without `label` its heading is its name."""
@@ -91,7 +92,8 @@ def column(
         "is_name": is_name,
         "shown": shown,
     }
-    return dataclasses.field(default=default, repr=repr, metadata={"column": about})
+    made = {"default": default} if default_factory is dataclasses.MISSING else {"default_factory": default_factory}
+    return dataclasses.field(**made, repr=repr, metadata={"column": about})
 
 
 def columns(row_type: type, shown: Shown) -> list[Column]:

@@ -1,0 +1,102 @@
+"""In one or two words, what crowds the neurons of a layer.
+
+Note [The verdict]
+The words are few, and mean:
+
+    copies             neurons that are near-duplicates of each other
+    shared direction   all neurons lean to one side
+    few dimensions     the neurons fill fewer dimensions than the layer has
+    spread             more evenly spread than independent random directions would be
+    as random          no more and no less than independent random directions
+
+Whatever potential a report is asked for, the sizes of the three causes are of one fixed pair function, the one of the
+equivalent dimension without its mirror image, `K(c) = 1 / (2.1 − 2c)`, in units of K(0), so that a layer has one verdict
+in full space and in half space. In half space the energy does not see a shared direction as such; to a user it is
+still what is there.
+
+- shared direction: `K'(0) m₁`, with m₁ the mean cosine.
+- few dimensions: `½ K''(0) m₂`, with m₂ the mean squared cosine beyond what a shared direction of that m₁ makes by
+  itself, `m₁² + (1 − m₁)² / d`; without one this is 1/d, a random draw.
+- copies: what the equivalent dimension counts beyond m₂ alone: the excess over that of random directions with the same
+  m₂. For neurons that are random in a subspace this is 0, so that a low rank is not taken for copies.
+
+A cause is named if it is at least a tenth of a random draw's own `½ K''(0) / d`, beyond four standard deviations of a
+random draw, and at least a tenth of all causes together. Below a tenth of a random draw nothing can be gained: the
+layer would use a tenth more of its dimensions. Copies are also named where more than one neuron in a hundred is in a
+cluster of near-duplicates, whatever they weigh: each of them can be merged. Rejected: the parts of the excess of the
+report's own energy, which grow without a bound as two neurons approach each other, and which have no shared direction
+in half space.
+"""
+
+from __future__ import annotations
+
+import math
+
+from hf_mhe.energy.reference.crowding import Z, equivalent_dimension_std, random_excess
+
+COPIES, SHARED_DIRECTION, FEW_DIMENSIONS = "copies", "shared direction", "few dimensions"
+SPREAD, AS_RANDOM = "spread", "as random"
+VERDICTS = (COPIES, SHARED_DIRECTION, FEW_DIMENSIONS, SPREAD, AS_RANDOM)
+"""The words that a verdict is made of."""
+
+_OF_RANDOM = 0.1  # a cause counts from this share of a random draw's own concentration on
+_OF_ALL = 0.1  # and from this share of all causes
+_DEVIATIONS = 4.0
+_CLUSTERED = 0.01  # a share of the neurons
+_SLOPE, _CURVATURE = 2 / 2.1, 4 / 2.1**2  # K'(0) / K(0), ½ K''(0) / K(0)
+
+
+def crowding_verdict(
+    n: int,
+    d: int,
+    *,
+    equivalent_dimension: float,
+    mean_cosine: float,
+    mean_square_cosine: float,
+    clustered: int,
+) -> str:
+    """What crowds n neurons of dimension d, or that nothing does; several causes by size, with a comma between.
+
+    Args:
+        n: neurons, at least 2.
+        d: their dimension, at least 2.
+        equivalent_dimension: of these neurons, 1 to `inf`.
+        mean_cosine: over pairs, coincident ones included.
+        mean_square_cosine: the same of the squares.
+        clustered: neurons that are in a cluster of near-duplicates.
+
+    Source: Note [The verdict].
+    """
+    sizes = _sizes(n, d, equivalent_dimension, mean_cosine, mean_square_cosine)
+    total = sum(sizes.values())
+    found = {cause: size for cause, size in sizes.items() if size > 0 and size >= _OF_ALL * total}
+    if clustered > _CLUSTERED * n:
+        found[COPIES] = sizes[COPIES]
+    if found:
+        return ", ".join(sorted(found, key=lambda cause: -found[cause]))
+    above = (equivalent_dimension - d) / equivalent_dimension_std(n, d)
+    return SPREAD if above > _DEVIATIONS and equivalent_dimension > (1 + _OF_RANDOM) * d else AS_RANDOM
+
+
+def _sizes(n: int, d: int, dimension: float, mean_cosine: float, mean_square: float) -> dict[str, float]:
+    """The causes' sizes, 0 for one that is too small to count."""
+    pairs = n * (n - 1) / 2
+    shared = max(0.0, mean_cosine)
+    concentration = mean_square - shared**2 - (1 - shared) ** 2 / d
+    excess = 0.0 if dimension == math.inf else random_excess(dimension)
+    same = random_excess(max(1.0, 1 / mean_square)) if mean_square > 0 else 0.0
+    # Of random directions: the cosine has mean 0 and variance 1/d, its square a variance of 2 (d − 1) / (d² (d + 2)).
+    least = {
+        SHARED_DIRECTION: 1 / math.sqrt(d * pairs),
+        FEW_DIMENSIONS: math.sqrt(2 * (d - 1) / (d * d * (d + 2)) / pairs),
+        COPIES: Z * math.sqrt(2 * (d - 1) / (d * d * (d + 2)) / pairs),
+    }
+    scale = {SHARED_DIRECTION: _SLOPE, FEW_DIMENSIONS: _CURVATURE, COPIES: 1.0}
+    size = {SHARED_DIRECTION: shared, FEW_DIMENSIONS: concentration, COPIES: excess - same}
+    smallest = _OF_RANDOM * _CURVATURE / d
+    return {
+        cause: scale[cause] * size[cause]
+        if size[cause] > _DEVIATIONS * least[cause] and scale[cause] * size[cause] >= smallest
+        else 0.0
+        for cause in size
+    }
