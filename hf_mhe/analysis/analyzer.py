@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,10 +15,11 @@ from hf_mhe.analysis.checkpoint.masks import MASK
 from hf_mhe.analysis.checkpoint.reader import CheckpointReader, check_finite, open_checkpoint
 from hf_mhe.analysis.checkpoint.stored_groups import StoredGroups
 from hf_mhe.analysis.in_memory import Pipeline, as_module
+from hf_mhe.analysis.measure import Measuring, group_row
 from hf_mhe.analysis.report.group_energy import GroupEnergy
 from hf_mhe.analysis.report.report import EnergyReport
 from hf_mhe.analysis.report.unseen import unseen_note, unseen_share
-from hf_mhe.energy import EnergyScore, PairStatistics, Potential, energy_score, pair_statistics
+from hf_mhe.energy import Potential
 from hf_mhe.energy.statistics import check_duplicate_cosine
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import Adapters, Coverage, NeuronGroup, WeightCache, coverage, select_groups
@@ -72,7 +73,8 @@ def analyze(
             option out of its range, a pattern that matches nothing, no group that can be measured.
     """
     potential = Potential(s, distance, space)  # type: ignore[arg-type]
-    settings = _Settings(potential, include, exclude, check_duplicate_cosine(duplicate_cosine), progress)
+    measuring = Measuring(potential, check_duplicate_cosine(duplicate_cosine))
+    settings = _Settings(measuring, include, exclude, progress)
     module = as_module(model)
     if module is not None:
         if revision is not None:
@@ -97,10 +99,9 @@ def analyze(
 class _Settings:
     """What `analyze` was asked, apart from of what."""
 
-    potential: Potential
+    measuring: Measuring
     include: Patterns
     exclude: Patterns
-    duplicate_cosine: float
     progress: Progress | None
     stored: frozenset[str] | None = None
     """Names of a checkpoint's tensors."""
@@ -125,7 +126,7 @@ def _report(
     matrix_of: Callable[[NeuronGroup], Tensor],
     settings: _Settings,
 ) -> EnergyReport:
-    potential, progress = settings.potential, settings.progress
+    potential, progress = settings.measuring.potential, settings.progress
     chosen = select_groups(found.groups, settings.include, settings.exclude) if found.groups else []
     names = {group.name for group in chosen}
     left_out = [(group, _LEFT_OUT) for group in found.groups if group.name not in names]
@@ -154,7 +155,7 @@ def _report(
         s=potential.s,
         distance=potential.distance,
         space=potential.space,
-        duplicate_cosine=settings.duplicate_cosine,
+        duplicate_cosine=settings.measuring.duplicate_cosine,
         hf_mhe_version=__version__,
         torch_version=str(torch.__version__),
         notes=(told,) if (told := "; ".join(notes)) else (),
@@ -176,35 +177,17 @@ def _measure(group: NeuronGroup, matrix_of: Callable[[NeuronGroup], Tensor], set
     if live < 2:
         return f"{live} of {group.n} neurons has a direction, the others are zero: there is no pair to compare"
     try:
-        pairs = pair_statistics(matrix, settings.potential, duplicate_cosine=settings.duplicate_cosine)
-        meaning = energy_score(pairs.energy, pairs.n, pairs.d, settings.potential)
+        return group_row(
+            matrix,
+            settings.measuring,
+            name=group.name,
+            kind=group.kind,
+            role=group.role,
+            parameters=group.parameters,
+            stack=group.stack,
+        )
     except MHEError as error:
         raise MHEError(f"group {group.name} ({' / '.join(group.parameters)}): {error}") from error
-    return _row(group, pairs, meaning)
-
-
-def _row(group: NeuronGroup, pairs: PairStatistics, meaning: EnergyScore) -> GroupEnergy:
-    """A group's row: what was measured of it under the names that its columns have, and what describes it."""
-    wanted = {each.name for each in fields(GroupEnergy)}
-    values = {
-        each.name: getattr(source, each.name)
-        for source in (pairs, meaning)
-        for each in fields(source)
-        if each.name in wanted
-    }
-    values |= {
-        "name": group.name,
-        "kind": group.kind,
-        "role": group.role,
-        "stack": group.stack,
-        "parameters": tuple(group.parameters),
-        "mean_nearest_cosine": float(pairs.nearest_cosine.double().mean()),
-        "nearest_pair": (int(pairs.nearest_pair[0]), int(pairs.nearest_pair[1])),
-        "dead": len(pairs.dead),
-        "dead_rows": tuple(int(row) for row in pairs.dead),
-        "histogram": tuple(int(count) for count in pairs.histogram.tolist()),
-    }
-    return GroupEnergy(**values)
 
 
 def _skipped(left_out: list[tuple[NeuronGroup, str]], rows: list[GroupEnergy]) -> dict[str, str]:
