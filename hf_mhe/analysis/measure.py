@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 
 from torch import Tensor
 
+from hf_mhe.analysis.report.crowding import crowding_columns
 from hf_mhe.analysis.report.group_energy import GroupEnergy
 from hf_mhe.energy import Potential, energy_score, pair_statistics
 
@@ -55,4 +56,5 @@ def group_row(
         "dead_rows": tuple(int(row) for row in pairs.dead),
         "histogram": tuple(int(count) for count in pairs.histogram.tolist()),
     }
+    values |= crowding_columns(pairs, meaning, measuring.potential)
     return GroupEnergy(**values)
