@@ -73,7 +73,9 @@ def _apart(report: EnergyReport) -> str:
         return ""
     why = PageColumn("why", lambda group: group.apart, is_text=True)
     shown = _group_columns(report)
-    return table("apart", "Layers whose neurons do not compete", [*shown[:1], why, *shown[1:]], report.apart, "spread", _APART)
+    return table(
+        "apart", "Layers whose neurons do not compete", [*shown[:1], why, *shown[1:]], report.apart, "spread", _APART
+    )
 
 
 def _group_columns(report: EnergyReport) -> list[PageColumn]:

@@ -9,8 +9,8 @@ from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from hf_mhe.analysis.page.plots import INK, figure_bytes
 from hf_mhe import text
+from hf_mhe.analysis.page.plots import INK, figure_bytes
 from hf_mhe.errors import MHEError
 
 if TYPE_CHECKING:

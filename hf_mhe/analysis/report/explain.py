@@ -37,7 +37,9 @@ def _crowded(group: GroupEnergy) -> str:
     dimension = group.equivalent_dimension
     neurons = f"Its {group.n:,} neurons of dimension {group.d:,}"
     if dimension == math.inf:
-        return f"{neurons} crowd each other less than random directions do in any dimension: they are all but orthogonal."
+        return (
+            f"{neurons} crowd each other less than random directions do in any dimension: they are all but orthogonal."
+        )
     return (
         f"{neurons} are as crowded as independent random directions in {number(dimension, 1, thousands=True)} "
         f"dimensions: a spread of {number(group.spread, 3)}."

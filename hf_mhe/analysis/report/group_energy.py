@@ -126,7 +126,9 @@ class GroupEnergy:
     )
     """Unordered pairs whose cosine reaches the report's `duplicate_cosine`, coincident ones included."""
     distinct: int | None = column(
-        Shown.CSV | Shown.PAGE | Shown.COMPARED, help="neurons if each cluster of near-duplicates counts once", default=None
+        Shown.CSV | Shown.PAGE | Shown.COMPARED,
+        help="neurons if each cluster of near-duplicates counts once",
+        default=None,
     )
     """Neurons if each cluster of near-duplicates counts once."""
     coincident: int = column(Shown.CSV | Shown.PAGE | Shown.COMPARED, help="pairs that point exactly the same way")

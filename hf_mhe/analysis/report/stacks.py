@@ -39,9 +39,7 @@ class StackEnergy:
     )
     most_crowded: str = column(Shown.CSV | Shown.PAGE, is_name=True)
     """Name of the group with the lowest spread."""
-    verdict: str | None = column(
-        Shown.TABLES, is_text=True, help="what crowds the neurons of most of the groups"
-    )
+    verdict: str | None = column(Shown.TABLES, is_text=True, help="what crowds the neurons of most of the groups")
     """The commonest verdict of the groups."""
     energy: float = column(
         Shown.CSV | Shown.PAGE, label="mean energy", short="energy", digits=6, help="mean of the groups' energies"
