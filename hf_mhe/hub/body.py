@@ -40,8 +40,8 @@ def introduction(config: MHEConfig | None, before: EnergyReport | None, after: E
         else f"How redundantly the neurons of this model point, measured by their hyperspherical energy. {measured}."
     )
     meaning = (
-        "The spread of a layer is the share of its dimensions in which independent random directions would be as crowded "
-        "as its neurons: 1 is a random draw, below 1 is more crowded than chance.\n\n"
+        "The spread of a layer is the share of its dimensions in which independent random directions would be as "
+        "crowded as its neurons: 1 is a random draw, below 1 is more crowded than chance.\n\n"
         f"The score of a layer compares its energy ({after.potential.describe()}) with that of as many independent "
         "random directions: 1 is a random draw, 0 the provable minimum; above 1 is more redundant than chance."
     )

@@ -23,16 +23,16 @@ _EXPLANATION = (
     "layer says how evenly its neurons point: 1 is what independent random directions have, however many, and below 1 "
     "they are as crowded as random directions in fewer dimensions, the equivalent dimension, would be.",
     "The energy of a layer is the mean, over all pairs of its neurons, of a repulsion that grows as two of them point "
-    "the same way. The score sets it against what is possible: 0 is the provable optimum, 1 a random draw. It grows with "
-    "the number of neurons and cannot see copies that are exact, which the spread does.",
-    "What crowds a layer: copies are near-duplicates of each other, a shared direction is one that all neurons lean to, "
-    "few dimensions are all that they fill. Unfold a layer's name for what that means for it.",
+    "the same way. The score sets it against what is possible: 0 is the provable optimum, 1 a random draw. It grows "
+    "with the number of neurons and cannot see copies that are exact, which the spread does.",
+    "What crowds a layer: copies are near-duplicates of each other, a shared direction is one that all neurons lean "
+    "to, few dimensions are all that they fill. Unfold a layer's name for what that means for it.",
     "Near-duplicates are pairs whose cosine is at least {duplicate_cosine:g}; coincident pairs point exactly the same "
     "way and are left out of the energy; dead neurons are rows of zeros, which have no direction.",
 )
 _APART = (
-    "Their neurons never see the same input, or are no alternatives of each other, so that being alike makes none of them "
-    "superfluous. They are measured, and left out of the summary, the ranking and the checks."
+    "Their neurons never see the same input, or are no alternatives of each other, so that being alike makes none of "
+    "them superfluous. They are measured, and left out of the summary, the ranking and the checks."
 )
 
 

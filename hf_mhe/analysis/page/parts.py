@@ -95,7 +95,8 @@ def table(
     body = "\n".join("<tr>" + "".join(_cell(column, row) for column in columns) + "</tr>" for row in rows)
     return f"""<section>
 <div class="bar"><h2>{escape(title)}</h2>
-<input type="search" data-table="{escape(name)}" placeholder="Filter by name" aria-label="Filter the table"></div>{said}
+<input type="search" data-table="{escape(name)}" placeholder="Filter by name" aria-label="Filter the table">
+</div>{said}
 <div class="scroll"><table class="sortable" id="{escape(name)}">
 <thead><tr>{head}</tr></thead>
 <tbody>

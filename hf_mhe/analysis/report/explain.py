@@ -25,8 +25,8 @@ def explain(group: GroupEnergy, *, duplicate_cosine: float = 0.95) -> list[str]:
     found = [_crowded(group)]
     if group.apart is not None:
         found.append(
-            f"Its rows do not compete ({group.apart}), so being alike makes none of them superfluous. It is left out of "
-            "the summary, the ranking and the checks."
+            f"Its rows do not compete ({group.apart}), so being alike makes none of them superfluous. It is left out "
+            "of the summary, the ranking and the checks."
         )
     found += [_SAID[cause](group, duplicate_cosine) for cause in group.verdict.split(", ")]
     found += _closest(group)
@@ -50,23 +50,23 @@ def _copies(group: GroupEnergy, duplicate_cosine: float) -> str:
     clustered = sum(map(len, group.clusters))
     if not clustered:
         return (
-            f"Some neurons are much closer to each other than the rest, up to a cosine of {number(group.max_cosine, 3)}, "
-            f"though no pair reaches {duplicate_cosine:g}. They are copies that have drifted apart: a lower "
+            f"Some neurons are much closer to each other than the rest, up to a cosine of "
+            f"{number(group.max_cosine, 3)}, though no pair reaches {duplicate_cosine:g}. They are copies that have drifted apart: a lower "
             "duplicate_cosine lists them, and training with MHE parts them further."
         )
     return (
         f"{clustered:,} neurons are in {_counted(len(group.clusters), 'cluster')} of near-duplicates (a cosine of "
-        f"{duplicate_cosine:g} or more), so that {group.distinct or group.n:,} of {group.n:,} are distinct. The copies "
-        "of a cluster can be merged into one, or, where training goes on, MHE parts them."
+        f"{duplicate_cosine:g} or more), so that {group.distinct or group.n:,} of {group.n:,} are distinct. The "
+        "copies of a cluster can be merged into one, or, where training goes on, MHE parts them."
     )
 
 
 def _shared_direction(group: GroupEnergy, duplicate_cosine: float) -> str:
     length = math.sqrt(max(0.0, group.mean_cosine or 0.0))
     return (
-        f"They lean to one side: the mean of their directions has a length of {number(length, 2)}, where a random draw's "
-        f"has {number(1 / math.sqrt(group.n), 2)}. A bias does the same, so there is little to gain and nothing to fear; "
-        "an energy in half space does not count it as such."
+        f"They lean to one side: the mean of their directions has a length of {number(length, 2)}, where that of a "
+        f"random draw has {number(1 / math.sqrt(group.n), 2)}. A bias does the same, so there is little to gain and "
+        "nothing to fear; an energy in half space does not count it as such."
     )
 
 
@@ -74,8 +74,8 @@ def _few_dimensions(group: GroupEnergy, duplicate_cosine: float) -> str:
     fill = 1 / group.mean_square_cosine if group.mean_square_cosine else math.inf
     return (
         f"They fill few of the {group.d:,} dimensions: their mean squared cosine is that of random directions in "
-        f"{number(fill, 0, thousands=True)}. So a low rank keeps more of this layer than of a random one (--spectrum gives "
-        "its ranks), and training with MHE makes it use more of its dimensions."
+        f"{number(fill, 0, thousands=True)}. So a low rank keeps more of this layer than of a random one (--spectrum "
+        "gives its ranks), and training with MHE makes it use more of its dimensions."
     )
 
 

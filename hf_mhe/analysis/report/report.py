@@ -30,7 +30,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class EnergyReport:
-    """The energies of all neuron groups of one model, most crowded first; those whose neurons do not compete come last.
+    """The energies of all neuron groups of one model, most crowded first; those whose neurons do not compete last.
 
     Nothing in it depends on the time or the place: a second analysis of the same weights gives the same file.
     """

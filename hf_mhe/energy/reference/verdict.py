@@ -10,9 +10,9 @@ The words are few, and mean:
     as random          no more and no less than independent random directions
 
 Whatever potential a report is asked for, the sizes of the three causes are of one fixed pair function, the one of the
-equivalent dimension without its mirror image, `K(c) = 1 / (2.1 − 2c)`, in units of K(0), so that a layer has one verdict
-in full space and in half space. In half space the energy does not see a shared direction as such; to a user it is
-still what is there.
+equivalent dimension without its mirror image, `K(c) = 1 / (2.1 − 2c)`, in units of K(0), so that a layer has one
+verdict in full space and in half space. In half space the energy does not see a shared direction as such; to a user
+it is still what is there.
 
 - shared direction: `K'(0) m₁`, with m₁ the mean cosine.
 - few dimensions: `½ K''(0) m₂`, with m₂ the mean squared cosine beyond what a shared direction of that m₁ makes by
