@@ -49,28 +49,47 @@ def analyze(
 ) -> EnergyReport:
     """Measure how redundantly the neurons of a model point, layer by layer.
 
-    `model` is an `nn.Module`, a diffusers pipeline, or a checkpoint that is read one tensor at a time without building
-    a model: a folder with safetensors weights (one file or shards; of transformers, diffusers, timm or
-    sentence-transformers, or a whole diffusers pipeline, whose layers then begin with the name of their component,
-    `unet.mid_block...`), a `.safetensors` file, or a Hub repo id, for which `revision`, `token` and `cache_dir` mean
-    what they mean in huggingface_hub. The energies are means over ordered pairs under the potential of `s`,
-    `distance` ("euclidean", "angular") and `space` ("full", "half"); weights of any floating dtype are walked in
-    float32. `include` and `exclude` are globs on dotted names, or regular expressions after `re:`. `by_head` makes the
-    queries, keys and values of each attention head a group of their own. Experts and heads are reported one by one,
-    and together in `report.stacks`. A layer with adapters of peft is measured by the weight that it computes with, or
-    with `adapters="own"` by its base weight, with the adapter's matrices as groups of their own (see
-    `neuron_groups`). Pairs whose cosine reaches `duplicate_cosine`, in (0, 1], are counted as near-duplicates.
-    `progress(done, total, name)` is called as each group begins, and once at the end. A group that cannot be measured
-    (fewer than two neurons with a direction) is in `report.skipped` with the reason, as is every other parameter of
-    two or more dimensions that is in no group. `report.unseen` is the share of the weights that could not be measured
-    though they were asked for; above 5% a note says why.
+    A checkpoint is read one tensor at a time, without building a model. Weights of any floating dtype are walked in
+    float32, with the pairs that need it in float64. Experts and heads are reported one by one, and together in
+    `report.stacks`. A group that cannot be measured (fewer than two neurons with a direction) is in `report.skipped`
+    with the reason, as is every other parameter of two or more dimensions that is in no group.
 
-    Source: Liu et al., "Learning towards Minimum Hyperspherical Energy", NeurIPS 2018, arXiv:1805.09298; the score is
-    defined at `GroupEnergy.score`.
+    Example:
+        >>> import torch
+        >>> from hf_mhe import analyze
+        >>> model = torch.nn.Linear(8, 4)
+        >>> _ = torch.nn.init.orthogonal_(model.weight)
+        >>> analyze(model).groups[0].verdict
+        'spread'
+
+    Args:
+        model: a module; a diffusers pipeline; or a checkpoint: a folder with safetensors weights (one file or shards;
+            of transformers, diffusers, timm or sentence-transformers, or a whole diffusers pipeline, whose layers then
+            begin with the name of their component, `unet.mid_block...`), a `.safetensors` file, or a Hub repo id.
+        revision: branch, tag or commit of a Hub repository.
+        token: Hub token; None takes the stored one.
+        cache_dir: folder of the Hub's cache.
+        s: exponent of the energy, any real number of at least 0.
+        distance: "euclidean" or "angular".
+        space: "full", or "half", where a neuron and its mirror image count alike.
+        include: groups to measure: globs on dotted names, or regular expressions after `re:`; None takes all.
+        exclude: groups to leave out, in the same way.
+        by_head: make the queries, keys and values of each attention head a group of their own.
+        adapters: of a model with adapters of peft, "effective" measures a layer by the weight that it computes with,
+            "own" by its base weight, with the adapter's matrices as groups of their own (see `neuron_groups`).
+        duplicate_cosine: pairs whose cosine reaches it are near-duplicates, in (0, 1].
+        progress: called as `progress(done, total, name)` as each group begins, and once at the end.
+
+    Returns:
+        The report, most crowded group first. Its `unseen` is the share of the weights that could not be measured
+        though they were asked for; above 5% a note says why.
 
     Raises:
         MHEError: nothing readable under that name, a damaged checkpoint, a pickle, a NaN or infinity in a tensor, an
             option out of its range, a pattern that matches nothing, no group that can be measured.
+
+    Source: Liu et al., "Learning towards Minimum Hyperspherical Energy", NeurIPS 2018, arXiv:1805.09298; the columns
+    are defined at `GroupEnergy`.
     """
     potential = Potential(s, distance, space)  # type: ignore[arg-type]
     measuring = Measuring(potential, check_duplicate_cosine(duplicate_cosine))

@@ -50,14 +50,15 @@ def _copies(group: GroupEnergy, duplicate_cosine: float) -> str:
     clustered = sum(map(len, group.clusters))
     if not clustered:
         return (
-            f"Some neurons are much closer to each other than the rest, up to a cosine of "
-            f"{number(group.max_cosine, 3)}, though no pair reaches {duplicate_cosine:g}. They are copies that have drifted apart: a lower "
-            "duplicate_cosine lists them, and training with MHE parts them further."
+            "Some neurons are much closer to each other than the rest, up to a cosine of "
+            f"{number(group.max_cosine, 3)}, though no pair reaches {duplicate_cosine:g}. They are copies that have "
+            "drifted apart: a lower duplicate_cosine lists them, and training with MHE parts them further."
         )
+    clusters = _counted(len(group.clusters), "cluster")
     return (
-        f"{clustered:,} neurons are in {_counted(len(group.clusters), 'cluster')} of near-duplicates (a cosine of "
-        f"{duplicate_cosine:g} or more), so that {group.distinct or group.n:,} of {group.n:,} are distinct. The "
-        "copies of a cluster can be merged into one, or, where training goes on, MHE parts them."
+        f"{clustered:,} neurons are in {clusters} of near-duplicates (a cosine of {duplicate_cosine:g} or more), so "
+        f"that {group.distinct or group.n:,} of {group.n:,} are distinct. The copies of a cluster can be merged into "
+        "one, or, where training goes on, MHE parts them."
     )
 
 
