@@ -56,7 +56,7 @@ def equivalent_dimension(weight: Tensor, *, dead: DeadRows = "skip") -> float:
 
 
 class Excess:
-    """An observer of a walk: the mean of `g(c) = z c² / (1 − z c²)` over pairs, coincident ones included.
+    """An observer of a walk: the means of `c²` and of `g(c) = z c² / (1 − z c²)` over pairs, coincident ones included.
 
     Pairs that are too close for float32 products, or too nearly opposite, are recomputed in float64.
     """
@@ -64,12 +64,17 @@ class Excess:
     def __init__(self, unit: Tensor, weight: Tensor) -> None:
         self._rows = unit if unit.dtype == torch.float64 else weight
         self._pairs = len(unit) * (len(unit) - 1) // 2
-        self._sum = 0.0
+        self._sum = self._squares = 0.0
 
     @property
     def mean(self) -> float:
         """Over the pairs of all panels, once every panel was seen."""
         return self._sum / self._pairs
+
+    @property
+    def mean_square(self) -> float:
+        """The mean of `c²` over the same pairs."""
+        return self._squares / self._pairs
 
     def observe(self, cos: Tensor, panel: Panel) -> None:
         """Add a panel; a diagonal one has each pair twice, and zeros on its diagonal."""
@@ -78,16 +83,16 @@ class Excess:
         close = ClosePairs.find(cos, PanelBatch(panel), _BOTH_ENDS)
         if close is not None:
             close.take_out_(square)
-            self._sum += self._of_close_pairs(close.first, close.second)
-        torch.mul(square, -Z, out=rest).add_(1)
+            self._add_close_pairs(close.first, close.second)
         times = 0.5 if panel.diagonal else 1.0
+        self._squares += times * float(square.sum())
+        torch.mul(square, -Z, out=rest).add_(1)
         self._sum += times * Z * float(square.div_(rest).sum())
 
-    def _of_close_pairs(self, first: Tensor, second: Tensor) -> float:
-        total = 0.0
+    def _add_close_pairs(self, first: Tensor, second: Tensor) -> None:
         step = max(1, _PAIRS_AT_A_TIME // self._rows.shape[1])
         for some, others in zip(first.split(step), second.split(step), strict=True):
             near, far = squared_chords(self._rows, some, others)
             square = 1 - 0.25 * near * far  # c², with sin² from the two chords
-            total += float((Z * square / (1 - Z * square)).sum())
-        return total
+            self._squares += float(square.sum())
+            self._sum += float((Z * square / (1 - Z * square)).sum())

@@ -13,7 +13,7 @@ from hf_mhe.energy.equivalent_dimension import Excess
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.precision import product_dtype, without_autocast
 from hf_mhe.energy.reference.crowding import dimension_of_excess
-from hf_mhe.energy.rows import check_weight, unit_rows
+from hf_mhe.energy.rows import check_weight, row_chunks, unit_rows
 from hf_mhe.energy.walks.blocked import Observer, walk
 from hf_mhe.energy.walks.close_pairs import coincident_below, squared_chords
 from hf_mhe.energy.walks.panels import Panel
@@ -37,6 +37,8 @@ class PairStatistics:
         nearest_cosine: `(n,)` float32, each live neuron's largest cosine.
         histogram: `(bins,)` int64, unordered pairs per bin of equal width over cosines in [-1, 1].
         equivalent_dimension: the dimension in which random directions would be as crowded, coincident pairs included.
+        mean_cosine: over all unordered pairs, coincident ones included.
+        mean_square_cosine: the mean of the squared cosine over the same pairs; 1 / d for random directions.
     """
 
     n: int
@@ -51,6 +53,8 @@ class PairStatistics:
     nearest_cosine: Tensor
     histogram: Tensor
     equivalent_dimension: float
+    mean_cosine: float
+    mean_square_cosine: float
 
 
 @torch.no_grad()
@@ -100,7 +104,21 @@ def pair_statistics(
         nearest_cosine=seen.nearest.clamp(-1, 1).float().cpu(),
         histogram=seen.histogram.round().to(torch.int64).cpu(),
         equivalent_dimension=dimension_of_excess(excess.mean),
+        mean_cosine=mean_cosine(rows.unit),
+        mean_square_cosine=excess.mean_square,
     )
+
+
+def mean_cosine(unit: Tensor) -> float:
+    """The mean cosine over the pairs of unit rows `(n, d)`: from the length of their sum, which takes `n d` additions.
+
+    In float64, because of the square of that length only what is beyond n counts.
+    """
+    total = torch.zeros(unit.shape[1], dtype=torch.float64, device=unit.device)
+    for part in row_chunks(unit):
+        total += unit[part].double().sum(0)
+    n = len(unit)
+    return (float(total.dot(total)) - n) / (n * (n - 1))
 
 
 def check_duplicate_cosine(value: object) -> float:
