@@ -97,8 +97,8 @@ def analyze_command(
     explained = [_group(report, name) for name in explain or ()]
     above = [] if fail_above is None else _above(report, fail_above)
     below = [] if fail_below is None else _below(report, fail_below)
-    checks = [f"--fail-above {fail_above:g}"] * (fail_above is not None)
-    checks += [f"--fail-below {fail_below:g}"] * (fail_below is not None)
+    limits = {"--fail-above": fail_above, "--fail-below": fail_below}
+    checks = [f"{option} {limit:g}" for option, limit in limits.items() if limit is not None]
     unseen = _unseen(report, " and ".join(checks)) if checks else None
     if json is not None and not json_to_stdout:
         report.save(json)

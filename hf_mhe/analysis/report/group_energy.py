@@ -69,7 +69,7 @@ class GroupEnergy:
     parameters: tuple[str, ...] = column(Shown.NOWHERE)
     """Names of the parameters (of a checkpoint: of its tensors) that the neurons are stored in."""
     energy: float = column(
-        Shown.CSV | Shown.PAGE | Shown.CARD | Shown.COMPARED | Shown.COMPARED_PAGE,
+        Shown.TABLES | Shown.CARD | Shown.COMPARED | Shown.COMPARED_PAGE,
         digits=6,
         help="mean over ordered pairs of neurons",
     )
