@@ -20,7 +20,7 @@ from hf_mhe.analysis.report.group_energy import GroupEnergy
 from hf_mhe.analysis.report.report import EnergyReport
 from hf_mhe.analysis.report.unseen import unseen_note, unseen_share
 from hf_mhe.energy import Potential
-from hf_mhe.energy.statistics import check_duplicate_cosine
+from hf_mhe.energy.near_duplicates import check_duplicate_cosine
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import Adapters, Coverage, NeuronGroup, WeightCache, coverage, select_groups
 from hf_mhe.text import listed

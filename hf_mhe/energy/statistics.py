@@ -8,14 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hf_mhe.checks import check_integer, check_number
+from hf_mhe.checks import check_integer
 from hf_mhe.energy.equivalent_dimension import Excess
+from hf_mhe.energy.near_duplicates import NearDuplicates, check_duplicate_cosine, check_max_pairs
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.precision import product_dtype, without_autocast
 from hf_mhe.energy.reference.crowding import dimension_of_excess
 from hf_mhe.energy.rows import check_weight, row_chunks, unit_rows
 from hf_mhe.energy.walks.blocked import Observer, walk
-from hf_mhe.energy.walks.close_pairs import coincident_below, squared_chords
 from hf_mhe.energy.walks.panels import Panel
 
 
@@ -39,6 +39,10 @@ class PairStatistics:
         equivalent_dimension: the dimension in which random directions would be as crowded, coincident pairs included.
         mean_cosine: over all unordered pairs, coincident ones included.
         mean_square_cosine: the mean of the squared cosine over the same pairs; 1 / d for random directions.
+        duplicate_pairs: the closest near-duplicates as `(i, j, cosine)`, rows numbered as in the weight, i < j, the
+            largest absolute cosine first, then by `(i, j)`; cosines exact to float64, of coincident pairs 1 (or -1).
+        clusters: the rows that near-duplicate pairs connect, each sorted; the largest first, then by the first row.
+        distinct: live neurons if each cluster counts once.
     """
 
     n: int
@@ -55,12 +59,15 @@ class PairStatistics:
     equivalent_dimension: float
     mean_cosine: float
     mean_square_cosine: float
+    duplicate_pairs: tuple[tuple[int, int, float], ...]
+    clusters: tuple[tuple[int, ...], ...]
+    distinct: int
 
 
 @torch.no_grad()
 @without_autocast
 def pair_statistics(
-    weight: Tensor, potential: Potential, *, duplicate_cosine: float = 0.95, bins: int = 64
+    weight: Tensor, potential: Potential, *, duplicate_cosine: float = 0.95, bins: int = 64, max_pairs: int = 20
 ) -> PairStatistics:
     """Energy and pair statistics of the rows of `weight` `(n, d)`, any real floating dtype, in one exact walk.
 
@@ -69,6 +76,7 @@ def pair_statistics(
         potential: the pair function of the energy.
         duplicate_cosine: pairs at or above it are near-duplicates, in (0, 1].
         bins: of the histogram of cosines.
+        max_pairs: how many near-duplicate pairs to list, the closest first.
 
     Raises:
         MHEError: wrong rank or dtype, a value that is not finite, fewer than two live neurons, or an option out of its
@@ -76,10 +84,14 @@ def pair_statistics(
     """
     duplicate_cosine = check_duplicate_cosine(duplicate_cosine)
     bins = check_integer("bins", bins, at_least=1, right="at least 1")
+    max_pairs = check_max_pairs(max_pairs)
     check_weight(weight, ranks=(2,))
     rows = unit_rows(weight, product_dtype(weight), dead="skip")
     source = weight if rows.live is None else weight[rows.live]
-    duplicates = _Duplicates(duplicate_cosine, weight.dtype, rows.unit, source, mirrored=potential.space == "half")
+    mirrored = potential.space == "half"
+    duplicates = NearDuplicates(
+        duplicate_cosine, weight.dtype, rows.unit, source, mirrored=mirrored, max_pairs=max_pairs
+    )
     seen = _Cosines(bins, rows.unit, duplicates)
     excess = Excess(rows.unit, source)
     both = _Both(seen, excess)
@@ -91,6 +103,8 @@ def pair_statistics(
     # argmax names the first neuron whose nearest cosine is the largest; its partner has to be looked up once.
     cosines = (rows.unit @ rows.unit[first]).index_fill_(0, torch.tensor([first], device=weight.device), -2.0)
     second = int(cosines.argmax())
+    places = live.tolist()
+    clusters = tuple(tuple(places[row] for row in cluster) for cluster in duplicates.clusters())
     return PairStatistics(
         n=len(rows.unit),
         d=weight.shape[1],
@@ -106,6 +120,9 @@ def pair_statistics(
         equivalent_dimension=dimension_of_excess(excess.mean),
         mean_cosine=mean_cosine(rows.unit),
         mean_square_cosine=excess.mean_square,
+        duplicate_pairs=tuple((places[i], places[j], cosine) for i, j, cosine in duplicates.pairs()),
+        clusters=clusters,
+        distinct=len(rows.unit) - sum(len(cluster) - 1 for cluster in clusters),
     )
 
 
@@ -119,19 +136,6 @@ def mean_cosine(unit: Tensor) -> float:
         total += unit[part].double().sum(0)
     n = len(unit)
     return (float(total.dot(total)) - n) / (n * (n - 1))
-
-
-def check_duplicate_cosine(value: object) -> float:
-    """The cosine from which on two neurons are near-duplicates, as a number in (0, 1].
-
-    A right angle and what lies beyond are no limits: of random neurons every second pair would be a duplicate, and in
-    half space, where the absolute cosine counts, all of them.
-
-    Raises:
-        MHEError: not a number, or out of this range.
-    """
-    check_number("duplicate_cosine", value, above=0, at_most=1, right="a number above 0 and at most 1")
-    return float(value)  # type: ignore[arg-type]
 
 
 class _Both(NamedTuple):
@@ -148,7 +152,7 @@ class _Both(NamedTuple):
 class _Cosines:
     """The observer: nearest neighbours, extremes, near-duplicates and the histogram."""
 
-    def __init__(self, bins: int, unit: Tensor, duplicates: _Duplicates) -> None:
+    def __init__(self, bins: int, unit: Tensor, duplicates: NearDuplicates) -> None:
         self.nearest = torch.full((len(unit),), -1.0, dtype=unit.dtype, device=unit.device)
         self.histogram = torch.zeros(bins, dtype=torch.float64, device=unit.device)
         self.smallest = 1.0
@@ -179,47 +183,3 @@ class _Cosines:
         if high > 1 or low < -1:
             each = each.clamp(-1, 1)
         self.histogram += torch.histc(each, bins=len(self.histogram), min=-1, max=1).double()
-
-
-# Note [At the threshold]
-# A cosine out of a float32 product is right to a few 1e-7, so a threshold of 1 loses copies that came out as
-# 0.9999999, and any threshold counts the pairs next to it by the order in which the product was summed. So the pairs
-# within this of the threshold are recomputed in float64 from their rows, which costs O(d) a pair; away from 1 there
-# are hardly any. A pair that coincides reaches every threshold: at 1 the two counts are the same number. Rejected:
-# a threshold lowered by the error, which counts pairs that are none; float64 products, at twice the time.
-_BAND = {torch.float32: 4e-6, torch.float64: 1e-13}
-# Nor does the last place of a float64 decide about a pair that lies at a threshold such as 0.8, which has no exact
-# float: of a squared chord.
-_ROUNDING = 1e-15
-_PAIRS_AT_A_TIME = 1 << 21  # elements of one temporary: 16 MiB
-
-
-class _Duplicates:
-    """How many pairs have a cosine of at least a threshold; see Note [At the threshold]."""
-
-    def __init__(self, threshold: float, stored: torch.dtype, unit: Tensor, source: Tensor, *, mirrored: bool) -> None:
-        self.count = 0
-        self._threshold, self._mirrored = threshold, mirrored
-        self._band = _BAND[unit.dtype]
-        self._rows = unit if unit.dtype == torch.float64 else source
-        coincident = coincident_below(stored)
-        self._limit = coincident if threshold == 1 else max(2 - 2 * threshold + _ROUNDING, coincident)
-
-    def see(self, cos: Tensor, panel: Panel, low: float, high: float) -> None:
-        """Count the pairs of a panel, of which `low` and `high` are the extremes."""
-        if high >= self._threshold - self._band:
-            self._add(cos, panel, opposite=False)
-        if self._mirrored and low <= self._band - self._threshold:
-            self._add(-cos, panel, opposite=True)
-
-    def _add(self, cos: Tensor, panel: Panel, *, opposite: bool) -> None:
-        within, beyond = cos >= self._threshold - self._band, cos > self._threshold + self._band
-        close = within & ~beyond
-        if panel.diagonal:  # which shows each pair twice
-            beyond, close = beyond.triu(1), close.triu(1)
-        self.count += int(beyond.sum())
-        row, column = close.nonzero(as_tuple=True)
-        step = max(1, _PAIRS_AT_A_TIME // self._rows.shape[1])
-        for first, second in zip((row + panel.row).split(step), (column + panel.column).split(step), strict=True):
-            near, far = squared_chords(self._rows, first, second)
-            self.count += int(((far if opposite else near) <= self._limit).sum())

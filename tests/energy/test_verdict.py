@@ -53,7 +53,9 @@ PLANTED = {
 
 
 @pytest.mark.parametrize("space", ["full", "half"])
-@pytest.mark.parametrize(("cause", "case"), [(cause, k) for cause, found in PLANTED.items() for k in range(len(found))])
+@pytest.mark.parametrize(
+    ("cause", "case"), [(cause, k) for cause, found in PLANTED.items() for k in range(len(found))]
+)
 def test_a_planted_cause_is_named(cause: str, case: int, space: str) -> None:
     """If this fails, a user looks for the wrong thing in a layer, or finds something where there is nothing."""
     assert verdict(PLANTED[cause][case], space) == cause
@@ -62,7 +64,7 @@ def test_a_planted_cause_is_named(cause: str, case: int, space: str) -> None:
 def test_the_largest_cause_comes_first() -> None:
     """If this fails, a user works on the smaller of two causes."""
     rows = random(1000, 32) @ random(32, 128, 1)
-    assert verdict(rows + 0.3 * rows.norm() / 1000) .split(", ")[0] in ("few dimensions", "shared direction")
+    assert verdict(rows + 0.3 * rows.norm() / 1000).split(", ")[0] in ("few dimensions", "shared direction")
     narrow, leaning = 0.4 * random(1, 128, 2), 4.0 * random(1, 128, 2)
     assert verdict(rows + narrow).split(", ")[0] == "few dimensions"
     assert verdict(rows + leaning).split(", ")[0] == "shared direction"

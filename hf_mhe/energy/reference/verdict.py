@@ -24,9 +24,10 @@ A cause is named if it is at least a tenth of a random draw's own `½ K''(0) / d
 random draw, and at least a tenth of all causes together. Below a tenth of a random draw nothing can be gained: the
 layer would use a tenth more of its dimensions. Copies are named where more than one neuron in a hundred is in a
 cluster of near-duplicates, whatever they weigh, for each of them can be merged; where fewer are, only as the largest
-cause: the embeddings of a vocabulary have words of one stem, at a cosine of 0.8, and hardly a copy. Rejected: the parts of the excess of the
-report's own energy, which grow without a bound as two neurons approach each other, and which have no shared direction
-in half space.
+cause: the embeddings of a vocabulary have words of one stem, at a cosine of 0.8, and hardly a copy.
+
+Rejected: the parts of the excess of the report's own energy, which grow without a bound as two neurons approach each
+other, and which have no shared direction in half space.
 """
 
 from __future__ import annotations
