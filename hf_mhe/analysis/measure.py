@@ -56,5 +56,5 @@ def group_row(
         "dead_rows": tuple(int(row) for row in pairs.dead),
         "histogram": tuple(int(count) for count in pairs.histogram.tolist()),
     }
-    values |= crowding_columns(pairs, measuring.potential)
+    values |= crowding_columns(pairs, measuring.potential, measuring.duplicate_cosine)
     return GroupEnergy(**values)

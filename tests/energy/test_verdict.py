@@ -22,14 +22,17 @@ def with_copies(n: int, d: int, share: float, noise: float = 0.0) -> Tensor:
 
 
 def verdict(weight: Tensor, space: str = "full") -> str:
-    pairs = pair_statistics(weight, Potential(space=space))  # type: ignore[arg-type]
+    pairs = pair_statistics(weight, Potential(space=space), duplicate_cosine=0.95)  # type: ignore[arg-type]
     return crowding_verdict(
         pairs.n,
         pairs.d,
         equivalent_dimension=pairs.equivalent_dimension,
         mean_cosine=pairs.mean_cosine,
         mean_square_cosine=pairs.mean_square_cosine,
+        near_duplicates=pairs.near_duplicates,
         clustered=sum(map(len, pairs.clusters)),
+        duplicate_cosine=0.95,
+        mirrored=space == "half",
     )
 
 
@@ -43,7 +46,7 @@ PLANTED = {
     "copies": [
         with_copies(1000, 64, 0.05),
         with_copies(1000, 64, 0.05, 0.05),
-        with_copies(4096, 256, 0.05, 0.01),
+        with_copies(2048, 256, 0.05, 0.01),
         random(32, 64).repeat(8, 1),
         random(64, 64).repeat(2, 1) + 0.02 * random(128, 64, 1),
     ],

@@ -6,20 +6,29 @@ import dataclasses
 from typing import Any
 
 from hf_mhe.energy import PairStatistics, Potential
-from hf_mhe.energy.reference.crowding import equivalent_dimension_std
+from hf_mhe.energy.reference.crowding import equivalent_dimension_z
 from hf_mhe.energy.reference.parts import crowding_parts
 from hf_mhe.energy.reference.verdict import crowding_verdict
 
 
-def crowding_columns(pairs: PairStatistics, potential: Potential) -> dict[str, Any]:
+def crowding_columns(pairs: PairStatistics, potential: Potential, duplicate_cosine: float) -> dict[str, Any]:
     """The fields of `GroupEnergy` on crowding, by name."""
     n, d, dimension = pairs.n, pairs.d, pairs.equivalent_dimension
     moments = {"mean_cosine": pairs.mean_cosine, "mean_square_cosine": pairs.mean_square_cosine}
     parts = crowding_parts(pairs.energy, n, d, potential, **moments, coincident=pairs.coincident)
-    clustered = sum(map(len, pairs.clusters))
+    verdict = crowding_verdict(
+        n,
+        d,
+        equivalent_dimension=dimension,
+        **moments,
+        near_duplicates=pairs.near_duplicates,
+        clustered=sum(map(len, pairs.clusters)),
+        duplicate_cosine=duplicate_cosine,
+        mirrored=potential.space == "half",
+    )
     return {
         "spread": dimension / d,
-        "equivalent_dimension_z": (dimension - d) / equivalent_dimension_std(n, d),
-        "verdict": crowding_verdict(n, d, equivalent_dimension=dimension, **moments, clustered=clustered),
+        "equivalent_dimension_z": equivalent_dimension_z(dimension, n, d),
+        "verdict": verdict,
         **dataclasses.asdict(parts),
     }

@@ -52,8 +52,8 @@ def _copies(group: GroupEnergy, duplicate_cosine: float) -> str:
         return (
             "Some neurons are much closer to each other than the rest, up to a cosine of "
             f"{number(group.max_cosine, 3)}, though no pair reaches {duplicate_cosine:g}. They are copies that have "
-            "drifted apart, or answer to much the same: a lower duplicate_cosine lists them, and training with MHE parts "
-            "them further."
+            "drifted apart, or answer to much the same: a lower duplicate_cosine lists them, and training with MHE "
+            "parts them further."
         )
     clusters = _counted(len(group.clusters), "cluster")
     return (

@@ -57,7 +57,7 @@ class GroupEnergy:
         help="standard deviations of the random draw by which the equivalent dimension is above d",
         default=None,
     )
-    """(equivalent_dimension − d) / its standard deviation for n independent random directions."""
+    """Standard deviations of n independent random directions by which the equivalent dimension is above d."""
     verdict: str | None = column(
         Shown.TABLES | Shown.CARD | Shown.COMPARED | Shown.COMPARED_PAGE,
         help="what crowds the neurons, the largest cause first",
@@ -179,5 +179,4 @@ _NONE_MEANS = {
     "lower_bound": math.nan,
     "equivalent_dimension": math.inf,
     "spread": math.inf,
-    "equivalent_dimension_z": math.inf,
 }
