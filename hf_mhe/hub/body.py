@@ -77,9 +77,10 @@ def comparison(
     header = ["", "value"] if before is None else ["", "before", "after"]
     rows = [
         ["mean spread", *(number(report.summary.mean_spread) for report in reports)],
-        ["most crowded layer", *(_most_crowded(report) for report in reports)],
+        ["most crowded layer", *(_named(report, "most_crowded", "lowest_spread") for report in reports)],
         ["mean score", *(number(report.summary.mean_score) for report in reports)],
         ["median score", *(number(report.summary.median_score) for report in reports)],
+        ["most redundant layer", *(_named(report, "most_redundant", "most_redundant_score") for report in reports)],
         ["largest cosine", *(number(report.summary.max_cosine) for report in reports)],
         [
             f"pairs with a cosine of {after.duplicate_cosine:g} or more",
@@ -143,8 +144,6 @@ def citation() -> str:
     return f"### Citation\n\n{_CITATION}"
 
 
-def _most_crowded(report: EnergyReport) -> str:
-    summary = report.summary
-    if summary.most_crowded is None:
-        return "–"
-    return f"{code(summary.most_crowded)} ({number(summary.lowest_spread)})"
+def _named(report: EnergyReport, layer: str, value: str) -> str:
+    name = getattr(report.summary, layer)
+    return "–" if name is None else f"{code(name)} ({number(getattr(report.summary, value))})"
