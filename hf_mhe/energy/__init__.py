@@ -26,6 +26,7 @@ from hf_mhe.energy.reference.bounds import energy_lower_bound
 from hf_mhe.energy.reference.expectation import expected_energy, expected_energy_std
 from hf_mhe.energy.reference.score import EnergyScore, energy_score
 from hf_mhe.energy.solver.minimize import minimize_energy
+from hf_mhe.energy.spectrum import Spectrum, spectrum
 from hf_mhe.energy.statistics import PairStatistics, pair_statistics
 from hf_mhe.energy.walks.definition import dense_energy
 
@@ -33,6 +34,7 @@ __all__ = [
     "EnergyScore",
     "PairStatistics",
     "Potential",
+    "Spectrum",
     "adversarial_projection",
     "adversarial_projection_energy",
     "angle_preserving_projection",
@@ -56,5 +58,6 @@ __all__ = [
     "sampled_energy",
     "separation_penalty",
     "soft_orthogonality_penalty",
+    "spectrum",
     "srip_penalty",
 ]
