@@ -19,6 +19,7 @@ from hf_mhe.analysis.measure import Measuring, group_row
 from hf_mhe.analysis.report.group_energy import GroupEnergy
 from hf_mhe.analysis.report.report import EnergyReport
 from hf_mhe.analysis.report.unseen import unseen_note, unseen_share
+from hf_mhe.analysis.vectors import find_vectors
 from hf_mhe.energy import Potential
 from hf_mhe.energy.statistics import check_duplicate_cosine
 from hf_mhe.errors import MHEError
@@ -45,6 +46,7 @@ def analyze(
     by_head: bool = False,
     adapters: Adapters = "effective",
     duplicate_cosine: float = 0.95,
+    column: str | None = None,
     progress: Progress | None = None,
 ) -> EnergyReport:
     """Measure how redundantly the neurons of a model point, layer by layer.
@@ -60,6 +62,8 @@ def analyze(
     and together in `report.stacks`. A layer with adapters of peft is measured by the weight that it computes with, or
     with `adapters="own"` by its base weight, with the adapter's matrices as groups of their own (see
     `neuron_groups`). Pairs whose cosine reaches `duplicate_cosine`, in (0, 1], are counted as near-duplicates.
+    A file of vectors (`.npy`, or a dataset saved to disk, `.parquet`, `.jsonl`, of which `column` names the column of
+    vectors) is one group of the kind "matrix"; `measure` takes such vectors from memory.
     `progress(done, total, name)` is called as each group begins, and once at the end. A group that cannot be measured
     (fewer than two neurons with a direction) is in `report.skipped` with the reason, as is every other parameter of
     two or more dimensions that is in no group. `report.unseen` is the share of the weights that could not be measured
@@ -75,6 +79,11 @@ def analyze(
     potential = Potential(s, distance, space)  # type: ignore[arg-type]
     measuring = Measuring(potential, check_duplicate_cosine(duplicate_cosine))
     settings = _Settings(measuring, include, exclude, progress)
+    vectors = find_vectors(model, column)
+    if vectors is not None:
+        if revision is not None:
+            raise MHEError(f"revision {revision!r} was given for a file of vectors: only Hub repositories have any")
+        return _report(vectors.source, None, vectors.coverage, vectors.matrix, settings)
     module = as_module(model)
     if module is not None:
         if revision is not None:

@@ -85,6 +85,9 @@ class GroupEnergy:
     stack: str | None = column(Shown.CSV, is_name=True, default=None)
     """Name of the stack of experts or heads that it is one of, `*` in the place of its number; None: stands alone."""
 
+    row_names: tuple[str, ...] | None = column(Shown.NOWHERE, default=None, repr=False)
+    """What the rows are called, by their numbers in the matrix, where `measure` was given names."""
+
     def to_dict(self) -> dict[str, Any]:
         """The row as JSON types; an infinite or undefined number is None."""
         row = dataclasses.asdict(self)
