@@ -19,6 +19,7 @@ from hf_mhe.analysis.measure import Measuring, group_row
 from hf_mhe.analysis.report.group_energy import GroupEnergy
 from hf_mhe.analysis.report.report import EnergyReport
 from hf_mhe.analysis.report.unseen import unseen_note, unseen_share
+from hf_mhe.analysis.vectors import find_vectors
 from hf_mhe.energy import Potential
 from hf_mhe.energy.near_duplicates import check_duplicate_cosine
 from hf_mhe.errors import MHEError
@@ -45,6 +46,7 @@ def analyze(
     by_head: bool = False,
     adapters: Adapters = "effective",
     duplicate_cosine: float = 0.95,
+    column: str | None = None,
     progress: Progress | None = None,
 ) -> EnergyReport:
     """Measure how redundantly the neurons of a model point, layer by layer.
@@ -65,7 +67,9 @@ def analyze(
     Args:
         model: a module; a diffusers pipeline; or a checkpoint: a folder with safetensors weights (one file or shards;
             of transformers, diffusers, timm or sentence-transformers, or a whole diffusers pipeline, whose layers then
-            begin with the name of their component, `unet.mid_block...`), a `.safetensors` file, or a Hub repo id.
+            begin with the name of their component, `unet.mid_block...`), a `.safetensors` file, or a Hub repo id. A
+            file of vectors (`.npy`, or a dataset saved to disk, `.parquet`, `.jsonl`, with `column`) is one group of the kind
+            "matrix"; `measure` takes such vectors from memory.
         revision: branch, tag or commit of a Hub repository.
         token: Hub token; None takes the stored one.
         cache_dir: folder of the Hub's cache.
@@ -78,6 +82,7 @@ def analyze(
         adapters: of a model with adapters of peft, "effective" measures a layer by the weight that it computes with,
             "own" by its base weight, with the adapter's matrices as groups of their own (see `neuron_groups`).
         duplicate_cosine: pairs whose cosine reaches it are near-duplicates, in (0, 1].
+        column: of a dataset, the column of vectors.
         progress: called as `progress(done, total, name)` as each group begins, and once at the end.
 
     Returns:
@@ -94,6 +99,11 @@ def analyze(
     potential = Potential(s, distance, space)  # type: ignore[arg-type]
     measuring = Measuring(potential, check_duplicate_cosine(duplicate_cosine))
     settings = _Settings(measuring, include, exclude, progress)
+    vectors = find_vectors(model, column)
+    if vectors is not None:
+        if revision is not None:
+            raise MHEError(f"revision {revision!r} was given for a file of vectors: only Hub repositories have any")
+        return _report(vectors.source, None, vectors.coverage, vectors.matrix, settings)
     module = as_module(model)
     if module is not None:
         if revision is not None:

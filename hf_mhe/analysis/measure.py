@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from torch import Tensor
 
+from hf_mhe.analysis.as_matrix import as_matrix, as_names
+from hf_mhe.analysis.checkpoint.reader import check_finite
 from hf_mhe.analysis.report.crowding import crowding_columns
 from hf_mhe.analysis.report.group_energy import GroupEnergy
 from hf_mhe.energy import Potential, energy_score, pair_statistics
+from hf_mhe.energy.near_duplicates import check_duplicate_cosine
+from hf_mhe.errors import MHEError
+
+KIND = "matrix"
+"""The kind of what is no layer of a model."""
 
 
 @dataclass(frozen=True)
@@ -58,3 +66,57 @@ def group_row(
     }
     values |= crowding_columns(pairs, measuring.potential, measuring.duplicate_cosine)
     return GroupEnergy(**values)
+
+
+def measure(
+    matrix: Any,
+    *,
+    names: Sequence[str] | None = None,
+    s: float = 2.0,
+    distance: str = "euclidean",
+    space: str = "full",
+    duplicate_cosine: float = 0.95,
+    name: str = "matrix",
+) -> GroupEnergy:
+    """Measure how redundantly the rows of any matrix point: sentence embeddings, codes, prototypes, hidden states.
+
+    The same numbers as those of a layer in `analyze`; the kind of the row is "matrix".
+
+    Example:
+        >>> import torch, hf_mhe
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> vectors = torch.randn(100, 16, generator=generator)
+        >>> vectors[7] = 2 * vectors[3]
+        >>> found = hf_mhe.measure(vectors)
+        >>> found.n, found.d, found.coincident, found.nearest_pair
+        (100, 16, 1, (3, 7))
+
+    Args:
+        matrix: `(n, d)`, a vector a row, n and d at least 2: a `torch.Tensor` of any floating dtype, on any device, an
+            array of numpy or what turns into one, a sequence of vectors, or a column of `datasets`.
+        names: What the rows are called, a text each. They are kept in `row_names`, by the numbers that all other
+            fields give rows (`nearest_pair`, `dead_rows`).
+        s: Exponent of the energy, as `distance` and `space` in `analyze`.
+        distance: "euclidean" or "angular".
+        space: "full", or "half", where a vector and its mirror image count alike.
+        duplicate_cosine: Pairs whose cosine reaches it, in (0, 1], are counted as near-duplicates.
+        name: What the matrix is called, in the result and in errors.
+
+    Raises:
+        MHEError: `matrix` is no such matrix, has a NaN or an infinity, or fewer than two rows that are not zero;
+            `names` are not a text for each row; an option is out of its range.
+
+    Source: as `analyze`; Liu et al., "Learning towards Minimum Hyperspherical Energy", NeurIPS 2018, arXiv:1805.09298.
+    """
+    potential = Potential(s, distance, space)  # type: ignore[arg-type]
+    measuring = Measuring(potential, check_duplicate_cosine(duplicate_cosine))
+    if not isinstance(name, str) or not name:
+        raise MHEError(f"name must be a text that is not empty; got {name!r}")
+    rows = as_matrix(matrix, name)
+    row_names = as_names(names, len(rows), name)
+    check_finite(rows, name)
+    try:
+        row = group_row(rows, measuring, name=name, kind=KIND, role="hidden")
+    except MHEError as error:
+        raise MHEError(f"{name}: {error}") from error
+    return replace(row, row_names=row_names)

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 
 def analyze_command(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Folder, .safetensors file, or Hub repository.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Folder, .safetensors file, Hub repository, or vectors: .npy, a saved dataset, .parquet, .jsonl.",
+            show_default=False,
+        ),
     ],
     json: Annotated[
         Optional[Path],  # noqa: UP045
@@ -37,6 +42,10 @@ def analyze_command(
     ] = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
+    column: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="NAME", help="Column of a dataset that has the vectors."),
+    ] = None,
     by_head: Annotated[bool, typer.Option("--by-head", help="Each attention head's q, k and v apart.")] = False,
     aggregate: Annotated[
         bool, typer.Option("--aggregate", help="Table and CSV with one row for all experts, or heads, of a matrix.")
@@ -92,6 +101,7 @@ def analyze_command(
             include=include or None,
             exclude=exclude or None,
             by_head=by_head,
+            column=column,
             progress=progress,
         )
     explained = [_group(report, name) for name in explain or ()]

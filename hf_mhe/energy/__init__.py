@@ -27,6 +27,7 @@ from hf_mhe.energy.reference.expectation import expected_energy, expected_energy
 from hf_mhe.energy.reference.parts import CrowdingParts, crowding_parts
 from hf_mhe.energy.reference.score import EnergyScore, energy_score
 from hf_mhe.energy.solver.minimize import minimize_energy
+from hf_mhe.energy.spectrum import Spectrum, spectrum
 from hf_mhe.energy.statistics import PairStatistics, pair_statistics
 from hf_mhe.energy.walks.definition import dense_energy
 
@@ -35,6 +36,7 @@ __all__ = [
     "EnergyScore",
     "PairStatistics",
     "Potential",
+    "Spectrum",
     "adversarial_projection",
     "adversarial_projection_energy",
     "angle_preserving_projection",
@@ -59,5 +61,6 @@ __all__ = [
     "sampled_energy",
     "separation_penalty",
     "soft_orthogonality_penalty",
+    "spectrum",
     "srip_penalty",
 ]
