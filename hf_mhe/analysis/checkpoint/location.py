@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +31,7 @@ class Location:
 
     `weight_map` is the index's own map from tensor name to file name, None where there was no index; `declared` the
     class that a pipeline's index gives for this component; `left_out` says which components cannot be read, and why.
+    `place` is where the files come from, and `folder` the one in it that they lie in.
     """
 
     source: str
@@ -42,6 +43,16 @@ class Location:
     declared: str | None = None
     components: Mapping[str, Location] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
+    place: Place | None = field(default=None, repr=False, compare=False)
+    folder: str = ""
+
+    def beside(self, name: str, folder: str | None = None) -> Path | None:
+        """Another file of the folder, or of another folder of the place, on disk; None where there is none."""
+        folder = self.folder if folder is None else folder
+        if self.place is not None:
+            return self.place.get(f"{folder}/{name}" if folder else name)
+        path = self.files[0].parent / name if self.files else None
+        return path if path is not None and path.is_file() else None
 
 
 class Place(Protocol):
@@ -95,9 +106,10 @@ def locate_component(place: Place, source: str, folder: str = "", declared: str 
     if chosen in ([], [ADAPTER]):
         raise MHEError(_without_weights(place, folder, where, get(_ADAPTER_CONFIG)))
     if is_index(chosen[0]):
-        return indexed(_present(get, chosen[0], where), get, source, config, declared)
-    files = tuple(_present(get, name, where) for name in chosen)
-    return Location(source, files, config, declared=declared)
+        found = indexed(_present(get, chosen[0], where), get, source, config, declared)
+    else:
+        found = Location(source, tuple(_present(get, name, where) for name in chosen), config, declared=declared)
+    return replace(found, place=place, folder=folder)
 
 
 def _present(get: Callable[[str], Path | None], name: str, where: str) -> Path:
