@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,8 +20,10 @@ from hf_mhe.analysis.measure import Measuring, group_row
 from hf_mhe.analysis.report.group_energy import GroupEnergy
 from hf_mhe.analysis.report.report import EnergyReport
 from hf_mhe.analysis.report.unseen import unseen_note, unseen_share
+from hf_mhe.analysis.report.vocabulary import Vocabulary
 from hf_mhe.analysis.vectors import find_vectors
-from hf_mhe.energy import Potential
+from hf_mhe.analysis.vocabulary.describe import vocabulary_of
+from hf_mhe.energy import PairStatistics, Potential
 from hf_mhe.energy.near_duplicates import check_duplicate_cosine
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import Adapters, Coverage, NeuronGroup, WeightCache, coverage, select_groups
@@ -47,6 +50,7 @@ def analyze(
     adapters: Adapters = "effective",
     duplicate_cosine: float = 0.95,
     column: str | None = None,
+    spectrum: bool = False,
     progress: Progress | None = None,
 ) -> EnergyReport:
     """Measure how redundantly the neurons of a model point, layer by layer.
@@ -68,8 +72,8 @@ def analyze(
         model: a module; a diffusers pipeline; or a checkpoint: a folder with safetensors weights (one file or shards;
             of transformers, diffusers, timm or sentence-transformers, or a whole diffusers pipeline, whose layers then
             begin with the name of their component, `unet.mid_block...`), a `.safetensors` file, or a Hub repo id. A
-            file of vectors (`.npy`, or a dataset saved to disk, `.parquet`, `.jsonl`, with `column`) is one group of the kind
-            "matrix"; `measure` takes such vectors from memory.
+            file of vectors (`.npy`, or a dataset saved to disk, `.parquet`, `.jsonl`, with `column`) is one group of
+            the kind "matrix"; `measure` takes such vectors from memory.
         revision: branch, tag or commit of a Hub repository.
         token: Hub token; None takes the stored one.
         cache_dir: folder of the Hub's cache.
@@ -83,6 +87,7 @@ def analyze(
             "own" by its base weight, with the adapter's matrices as groups of their own (see `neuron_groups`).
         duplicate_cosine: pairs whose cosine reaches it are near-duplicates, in (0, 1].
         column: of a dataset, the column of vectors.
+        spectrum: also measure the spectral norm and the ranks of each group, from its singular values.
         progress: called as `progress(done, total, name)` as each group begins, and once at the end.
 
     Returns:
@@ -97,7 +102,7 @@ def analyze(
     are defined at `GroupEnergy`.
     """
     potential = Potential(s, distance, space)  # type: ignore[arg-type]
-    measuring = Measuring(potential, check_duplicate_cosine(duplicate_cosine))
+    measuring = Measuring(potential, check_duplicate_cosine(duplicate_cosine), spectrum)
     settings = _Settings(measuring, include, exclude, progress)
     vectors = find_vectors(model, column)
     if vectors is not None:
@@ -120,7 +125,7 @@ def analyze(
     with open_checkpoint(model, revision=revision, token=token, cache_dir=cache_dir) as reader:
         stored = StoredGroups(reader, by_head)
         location = reader.location
-        settings = replace(settings, stored=frozenset(reader.tensors))
+        settings = replace(settings, stored=frozenset(reader.tensors), describe=partial(vocabulary_of, source=reader))
         return _report(location.source, location.revision, stored.coverage, stored.matrix, settings)
 
 
@@ -134,6 +139,8 @@ class _Settings:
     progress: Progress | None
     stored: frozenset[str] | None = None
     """Names of a checkpoint's tensors."""
+    describe: Callable[[str, Tensor, PairStatistics], Vocabulary | None] | None = None
+    """What says of a role's matrix what it is made of, if it is a vocabulary."""
 
 
 def _live_matrices() -> Callable[[NeuronGroup], Tensor]:
@@ -214,6 +221,8 @@ def _measure(group: NeuronGroup, matrix_of: Callable[[NeuronGroup], Tensor], set
             role=group.role,
             parameters=group.parameters,
             stack=group.stack,
+            apart=group.apart,
+            describe=None if settings.describe is None else partial(settings.describe, group.role),
         )
     except MHEError as error:
         raise MHEError(f"group {group.name} ({' / '.join(group.parameters)}): {error}") from error

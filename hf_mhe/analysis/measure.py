@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -12,8 +12,10 @@ from hf_mhe.analysis.as_matrix import as_matrix, as_names
 from hf_mhe.analysis.checkpoint.reader import check_finite
 from hf_mhe.analysis.report.crowding import crowding_columns
 from hf_mhe.analysis.report.group_energy import GroupEnergy
-from hf_mhe.energy import Potential, energy_score, pair_statistics
+from hf_mhe.analysis.report.vocabulary import Vocabulary
+from hf_mhe.energy import PairStatistics, Potential, energy_score, pair_statistics
 from hf_mhe.energy.near_duplicates import check_duplicate_cosine
+from hf_mhe.energy.spectrum import spectrum as spectrum_of
 from hf_mhe.errors import MHEError
 
 KIND = "matrix"
@@ -26,6 +28,10 @@ class Measuring:
 
     potential: Potential
     duplicate_cosine: float = 0.95
+    spectrum: bool = False
+
+
+Describe = Callable[[Tensor, PairStatistics], Vocabulary | None]
 
 
 def group_row(
@@ -37,26 +43,31 @@ def group_row(
     role: str,
     parameters: Sequence[str] = (),
     stack: str | None = None,
+    apart: str | None = None,
+    describe: Describe | None = None,
 ) -> GroupEnergy:
     """The row of one matrix `(n, d)`: what is measured of it under the names that its columns have, and what it is.
+
+    `describe` says what the matrix is made of, if it is a vocabulary.
 
     Raises:
         MHEError: wrong rank or dtype, a value that is not finite, or fewer than two rows with a direction.
     """
     pairs = pair_statistics(matrix, measuring.potential, duplicate_cosine=measuring.duplicate_cosine)
     meaning = energy_score(pairs.energy, pairs.n, pairs.d, measuring.potential)
+    found: list[Any] = [pairs, meaning]
+    if measuring.spectrum:
+        found.append(spectrum_of(matrix))
     wanted = {each.name for each in fields(GroupEnergy)}
     values = {
-        each.name: getattr(source, each.name)
-        for source in (pairs, meaning)
-        for each in fields(source)
-        if each.name in wanted
+        each.name: getattr(source, each.name) for source in found for each in fields(source) if each.name in wanted
     }
     values |= {
         "name": name,
         "kind": kind,
         "role": role,
         "stack": stack,
+        "apart": apart,
         "parameters": tuple(parameters),
         "mean_nearest_cosine": float(pairs.nearest_cosine.double().mean()),
         "nearest_pair": (int(pairs.nearest_pair[0]), int(pairs.nearest_pair[1])),
@@ -65,6 +76,8 @@ def group_row(
         "histogram": tuple(int(count) for count in pairs.histogram.tolist()),
     }
     values |= crowding_columns(pairs, measuring.potential, measuring.duplicate_cosine)
+    if describe is not None and (vocabulary := describe(matrix, pairs)) is not None:
+        values |= {"vocabulary": vocabulary, "row_names": vocabulary.texts()}
     return GroupEnergy(**values)
 
 
@@ -76,6 +89,7 @@ def measure(
     distance: str = "euclidean",
     space: str = "full",
     duplicate_cosine: float = 0.95,
+    spectrum: bool = False,
     name: str = "matrix",
 ) -> GroupEnergy:
     """Measure how redundantly the rows of any matrix point: sentence embeddings, codes, prototypes, hidden states.
@@ -94,11 +108,12 @@ def measure(
     Args:
         matrix: `(n, d)`, a vector a row, n and d at least 2: a `torch.Tensor` of any floating dtype, on any device, an
             array of numpy or what turns into one, a sequence of vectors, or a column of `datasets`.
-        names: What the rows are called, a text each. They are kept in `row_names`, by the numbers that all other
-            fields give rows (`nearest_pair`, `dead_rows`).
+        names: What the rows are called, a text each. Those of the rows that other fields name (`duplicate_pairs`,
+            `clusters`, `nearest_pair`, `dead_rows`) are kept in `row_names`.
         s: Exponent of the energy, as `distance` and `space` in `analyze`.
         distance: "euclidean" or "angular".
         space: "full", or "half", where a vector and its mirror image count alike.
+        spectrum: Also measure the spectral norm and the ranks, from the singular values.
         duplicate_cosine: Pairs whose cosine reaches it, in (0, 1], are counted as near-duplicates.
         name: What the matrix is called, in the result and in errors.
 
@@ -109,14 +124,18 @@ def measure(
     Source: as `analyze`; Liu et al., "Learning towards Minimum Hyperspherical Energy", NeurIPS 2018, arXiv:1805.09298.
     """
     potential = Potential(s, distance, space)  # type: ignore[arg-type]
-    measuring = Measuring(potential, check_duplicate_cosine(duplicate_cosine))
+    measuring = Measuring(potential, check_duplicate_cosine(duplicate_cosine), spectrum)
     if not isinstance(name, str) or not name:
         raise MHEError(f"name must be a text that is not empty; got {name!r}")
     rows = as_matrix(matrix, name)
     row_names = as_names(names, len(rows), name)
     check_finite(rows, name)
     try:
-        row = group_row(rows, measuring, name=name, kind=KIND, role="hidden")
+        found = group_row(rows, measuring, name=name, kind=KIND, role="hidden")
     except MHEError as error:
         raise MHEError(f"{name}: {error}") from error
-    return replace(row, row_names=row_names)
+    if row_names is None:
+        return found
+    mentioned = {row for i, j, _ in found.duplicate_pairs for row in (i, j)}
+    mentioned.update(*found.clusters, found.nearest_pair, found.dead_rows)
+    return replace(found, row_names={row: row_names[row] for row in sorted(mentioned)})

@@ -55,6 +55,9 @@ def analyze_command(
     space: Annotated[
         options.Space, typer.Option(help="Half space: a neuron and its mirror image count alike.")
     ] = options.FULL,
+    spectrum: Annotated[
+        bool, typer.Option("--spectrum", help="Also the spectral norm and the ranks of each layer.")
+    ] = False,
     top: Annotated[Optional[int], typer.Option(min=1, help="Print only the N most crowded layers.")] = None,  # noqa: UP045
     explain: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -102,6 +105,7 @@ def analyze_command(
             exclude=exclude or None,
             by_head=by_head,
             column=column,
+            spectrum=spectrum,
             progress=progress,
         )
     explained = [_group(report, name) for name in explain or ()]

@@ -21,7 +21,8 @@ def table_of(row_type: type, rows: Iterable[object]) -> Table:
     """The rows of a report, with the columns that a terminal shows of them."""
     from hf_mhe.analysis.report.columns import Shown, columns
 
-    shown = columns(row_type, Shown.TERMINAL)
+    rows = list(rows)
+    shown = columns(row_type, Shown.TERMINAL, rows)
     table = plain_table()
     for column in shown:
         _add(table, column, column.short)

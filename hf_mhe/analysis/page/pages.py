@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -65,7 +65,9 @@ def report_page(report: EnergyReport) -> str:
 def _stacks(stacks: list[StackEnergy]) -> str:
     if not stacks:
         return ""
-    return table("stacks", "Experts and heads, each stack together", _page_columns(StackEnergy), stacks, "mean spread")
+    return table(
+        "stacks", "Experts and heads, each stack together", _page_columns(StackEnergy, stacks), stacks, "mean spread"
+    )
 
 
 def _apart(report: EnergyReport) -> str:
@@ -80,7 +82,7 @@ def _apart(report: EnergyReport) -> str:
 
 def _group_columns(report: EnergyReport) -> list[PageColumn]:
     """The columns of a table of layers, of which each can be unfolded into its explanation."""
-    name, *others = _page_columns(GroupEnergy)
+    name, *others = _page_columns(GroupEnergy, report.groups)
     return [replace(name, more=lambda group: explain(group, duplicate_cosine=report.duplicate_cosine)), *others]
 
 
@@ -163,8 +165,8 @@ def _comparison_tiles(comparison: Comparison) -> list[tuple[str, str, str]]:
     ]
 
 
-def _page_columns(row_type: type) -> list[PageColumn]:
-    return [_page_column(each) for each in columns(row_type, Shown.PAGE)]
+def _page_columns(row_type: type, rows: Iterable[object]) -> list[PageColumn]:
+    return [_page_column(each) for each in columns(row_type, Shown.PAGE, rows)]
 
 
 def _page_column(column: Column) -> PageColumn:

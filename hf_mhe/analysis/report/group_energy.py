@@ -10,6 +10,7 @@ from typing import Any
 
 from hf_mhe.analysis.report.columns import Shown, column
 from hf_mhe.analysis.report.json_values import read_fields, to_json
+from hf_mhe.analysis.report.vocabulary import Vocabulary
 from hf_mhe.errors import MHEError
 
 # What says which group a row is of.
@@ -148,6 +149,36 @@ class GroupEnergy:
     """Near-duplicate pairs with their cosine, rows numbered as in the weight, the closest first; the first of them."""
     clusters: tuple[tuple[int, ...], ...] = column(Shown.NOWHERE, default=(), repr=False)
     """Rows that near-duplicate pairs join, each cluster in order, the largest first."""
+    vocabulary: Vocabulary | None = column(Shown.NOWHERE, default=None, repr=False)
+    """Of a checkpoint's vocabulary, what its tokens are: alike, equal, at the mean, zero or never trained."""
+    spectral_norm: float | None = column(
+        Shown.CSV | Shown.PAGE | Shown.TERMINAL, digits=3, help="largest singular value", default=None, on_request=True
+    )
+    """Largest singular value of the weight as it is stored; None unless the spectrum was asked for, as the ranks are.
+    """
+    stable_rank: float | None = column(
+        Shown.CSV | Shown.PAGE | Shown.TERMINAL,
+        digits=1,
+        help="squared Frobenius norm / squared spectral norm",
+        default=None,
+        on_request=True,
+    )
+    """Squared Frobenius norm over the squared spectral norm."""
+    effective_rank: float | None = column(
+        Shown.CSV | Shown.PAGE | Shown.TERMINAL,
+        digits=1,
+        help="exponential of the entropy of the singular values",
+        default=None,
+        on_request=True,
+    )
+    """Exponential of the entropy of the singular values (Roy and Vetterli, 2007)."""
+    numerical_rank: int | None = column(
+        Shown.CSV | Shown.PAGE | Shown.TERMINAL,
+        help="singular values above rounding",
+        default=None,
+        on_request=True,
+    )
+    """Singular values above rounding, as numpy.linalg.matrix_rank counts them."""
     row_names: dict[int, str] = column(Shown.NOWHERE, default_factory=dict, repr=False)
     """What the rows are called that stand in `duplicate_pairs`, `clusters`, `nearest_pair` or `dead_rows`: the tokens
     of a vocabulary, the names given to `measure`."""

@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from hf_mhe.errors import MHEError
 
@@ -52,7 +52,12 @@ def _read(value: Any, kind: Any, where: str) -> Any:
         return value if _is_number(value) and isinstance(value, int) else _NO
     if kind in (str, bool):
         return value if isinstance(value, kind) else _NO
+    if isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields"):  # a NamedTuple
+        entries = _read(value, tuple[tuple(_hints(kind).values())], where)  # type: ignore[misc]
+        return _NO if entries is _NO else kind(*entries)
     origin, of = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return value if value in of else _NO
     if origin is tuple and isinstance(value, (list, tuple)):
         kinds = [of[0]] * len(value) if of[-1] is Ellipsis else list(of)
         if len(kinds) == len(value):

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hf_mhe.analysis.report.vocabulary import TokenRow
 from hf_mhe.errors import MHEError
 from hf_mhe.stand_ins import stand_in
 from hf_mhe.text import escaped
@@ -21,13 +22,6 @@ _LONGEST = 80
 
 # Besides what `escaped` knows: what has no width, or no meaning that a font knows, and spaces other than the space.
 _UNSEEN = ("Cf", "Cn", "Co", "Zs")
-
-
-class TokenRow(NamedTuple):
-    """A row of a vocabulary, with the text of its token where that is known."""
-
-    row: int
-    text: str | None
 
 
 class Tokens(NamedTuple):

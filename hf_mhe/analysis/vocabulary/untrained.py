@@ -14,19 +14,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hf_mhe.analysis.token_texts import TokenRow, Tokens, bytes_of, token_row
-
-Indicator = Literal["norm", "cosine", "centered_cosine", "cosine_without_first_component", "distance"]
-"""Of a row: its length; its cosine distance to the mean of the reference, as it is, after the mean of all rows is
-taken off, or without the first principal component; its distance to the mean of the reference. The first is published
-for an input embedding of its own, the others for an output embedding or one that is both."""
+from hf_mhe.analysis.report.vocabulary import Indicator, UntrainedTokens
+from hf_mhe.analysis.vocabulary.texts import Tokens, bytes_of, token_row
 
 # Note [Reference]
 # The published code has a list of unused tokens for each model that its authors looked at: placeholders by name, bytes
@@ -63,32 +58,6 @@ class Reference(NamedTuple):
 
     kind: str
     rows: Sequence[int]
-
-
-@dataclass(frozen=True)
-class UntrainedTokens:
-    """Which tokens of a vocabulary look as those do that are known to be unused.
-
-    Attributes:
-        indicator: the name of the indicator.
-        reference: the kind of the reference.
-        references: how many rows it has.
-        threshold: the indicator up to which a row counts as untrained.
-        references_found: how many rows of the reference are at or below the threshold.
-        count: how many other rows are.
-        rows: those other rows with their text and indicator, the lowest first; at most as many as were asked for.
-        separates: whether the threshold tells the reference from most other rows. Where it does not, nothing has been
-            trained yet, or the reference has been trained as well, and `count` says nothing.
-    """
-
-    indicator: Indicator
-    reference: str
-    references: int
-    threshold: float
-    references_found: int
-    count: int
-    rows: tuple[tuple[TokenRow, float], ...]
-    separates: bool
 
 
 def reference_rows(tokens: Tokens) -> Reference | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,13 @@ from torch import Tensor
 
 from hf_mhe.analysis.checkpoint.location import Location
 from hf_mhe.analysis.checkpoint.reader import CheckpointReader
-from hf_mhe.analysis.token_texts import TokenRow, Tokens, read_tokens, token_row, token_texts
-from hf_mhe.analysis.untrained_tokens import UntrainedTokens, reference_rows, untrained_tokens
-from hf_mhe.analysis.vocabulary_rows import equal_rows, rows_at_mean
+from hf_mhe.analysis.report.vocabulary import TokenRows, Vocabulary
+from hf_mhe.analysis.vocabulary.rows import equal_rows, rows_at_mean
+from hf_mhe.analysis.vocabulary.texts import Tokens, read_tokens, token_row
+from hf_mhe.analysis.vocabulary.untrained import reference_rows, untrained_tokens
 from hf_mhe.energy import PairStatistics
 from hf_mhe.errors import MHEError
 from hf_mhe.json_files import read_json_object
-
-__all__ = ["TokenRow", "TokenRows", "Vocabulary", "describe_vocabulary", "token_texts", "vocabulary_of"]
 
 _MOST = 20
 _TOKENIZER = "tokenizer.json"
@@ -28,79 +27,6 @@ _SIZES = (
     *("src_vocab_size", "tgt_vocab_size"),
 )
 _WITHOUT_ROW, _BEYOND = 0.1, 0.5  # shares of a vocabulary from which on the tokenizer is another one's
-
-
-@dataclass(frozen=True)
-class TokenRows:
-    """How many rows something is true of, and the first few of them."""
-
-    count: int
-    first: tuple[TokenRow, ...]
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """What a vocabulary is made of; texts are fit to be shown.
-
-    Attributes:
-        rows: rows of the matrix.
-        distinct: rows that are not zero, if each cluster counts once.
-        pairs: the closest near-duplicates with their cosine.
-        clusters: the largest clusters of near-duplicates.
-        equal: the largest sets of rows that are equal number for number; rows of zeros are not among them.
-        at_mean: rows that are the mean of all rows, as far as their dtype tells.
-        near_mean: rows that nearly are, the former not counted.
-        zero: rows of zeros.
-        beyond: rows after the tokenizer's last token; None where there is no tokenizer.
-        without_row: tokens of the tokenizer that have no row; None where there is no tokenizer.
-        untrained: rows that look as unused ones do, where some are known to be unused.
-        note: why there are no texts, where there is a tokenizer.json that cannot be read.
-    """
-
-    rows: int
-    distinct: int
-    pairs: tuple[tuple[TokenRow, TokenRow, float], ...]
-    clusters: tuple[TokenRows, ...]
-    equal: tuple[TokenRows, ...]
-    at_mean: TokenRows
-    near_mean: TokenRows
-    zero: TokenRows
-    beyond: int | None = None
-    without_row: int | None = None
-    untrained: UntrainedTokens | None = None
-    note: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The description as JSON types."""
-        return dict(_plain(self))
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Vocabulary:
-        """The description of which `to_dict` made `content`.
-
-        Raises:
-            MHEError: a part is missing, or of a wrong type.
-        """
-        try:
-            untrained = content.get("untrained")
-            return cls(
-                rows=int(content["rows"]),
-                distinct=int(content["distinct"]),
-                pairs=tuple((_row(first), _row(second), float(cosine)) for first, second, cosine in content["pairs"]),
-                clusters=tuple(_rows(part) for part in content["clusters"]),
-                equal=tuple(_rows(part) for part in content["equal"]),
-                at_mean=_rows(content["at_mean"]),
-                near_mean=_rows(content["near_mean"]),
-                zero=_rows(content["zero"]),
-                beyond=None if content.get("beyond") is None else int(content["beyond"]),
-                without_row=None if content.get("without_row") is None else int(content["without_row"]),
-                untrained=None if untrained is None else _untrained(untrained),
-                note=str(content.get("note", "")),
-            )
-        except KeyError as error:
-            raise MHEError(f"the description of a vocabulary has no {error.args[0]!r}") from error
-        except (TypeError, ValueError, AttributeError) as error:
-            raise MHEError(f"the description of a vocabulary is malformed: {error}") from error
 
 
 def describe_vocabulary(
@@ -226,33 +152,3 @@ def _is_tied(config: Mapping[str, Any] | None) -> bool:
         if each.get("model_type") in CONFIG_MAPPING:
             return bool(getattr(CONFIG_MAPPING[each["model_type"]](), "tie_word_embeddings", True))
     return True
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, (tuple, list)):
-        return [_plain(each) for each in value]
-    if isinstance(value, (Vocabulary, TokenRows, UntrainedTokens)):
-        return {name: _plain(each) for name, each in vars(value).items()}
-    return value
-
-
-def _row(content: Sequence[Any]) -> TokenRow:
-    row, text = content
-    return TokenRow(int(row), None if text is None else str(text))
-
-
-def _rows(content: Mapping[str, Any]) -> TokenRows:
-    return TokenRows(int(content["count"]), tuple(_row(each) for each in content["first"]))
-
-
-def _untrained(content: Mapping[str, Any]) -> UntrainedTokens:
-    return UntrainedTokens(
-        indicator=content["indicator"],
-        reference=str(content["reference"]),
-        references=int(content["references"]),
-        threshold=float(content["threshold"]),
-        references_found=int(content["references_found"]),
-        count=int(content["count"]),
-        rows=tuple((_row(row), float(value)) for row, value in content["rows"]),
-        separates=bool(content["separates"]),
-    )
