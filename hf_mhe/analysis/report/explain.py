@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 
 from hf_mhe.analysis.report.group_energy import GroupEnergy
+from hf_mhe.analysis.report.vocabulary import TokenRow, Vocabulary
 from hf_mhe.energy.reference.verdict import AS_RANDOM, COPIES, FEW_DIMENSIONS, SHARED_DIRECTION, SPREAD
 from hf_mhe.text import escaped, number
 
@@ -30,6 +31,8 @@ def explain(group: GroupEnergy, *, duplicate_cosine: float = 0.95) -> list[str]:
         )
     found += [_SAID[cause](group, duplicate_cosine) for cause in group.verdict.split(", ")]
     found += _closest(group)
+    if group.vocabulary is not None:
+        found += _of_vocabulary(group.vocabulary)
     return found
 
 
@@ -118,6 +121,40 @@ def _closest(group: GroupEnergy) -> list[str]:
         clusters = [f"[{_listed(map(called, rows[:_ROWS]), len(rows))}]" for rows in group.clusters[:_CLUSTERS]]
         found.append(f"Clusters: {_listed(clusters, len(group.clusters))}.")
     return found
+
+
+def _of_vocabulary(vocabulary: Vocabulary) -> list[str]:
+    """What the tokens of a vocabulary are: equal, as a resize leaves them, or as those that are never trained."""
+    found = []
+    for part in vocabulary.equal[:_CLUSTERS]:
+        found.append(f"{part.count:,} rows are equal number for number: {_tokens(part.first, part.count)}.")
+    mean = vocabulary.at_mean.count + vocabulary.near_mean.count
+    if mean:
+        rows = (*vocabulary.at_mean.first, *vocabulary.near_mean.first)
+        found.append(
+            f"{_counted(mean, 'row')} at the mean of all rows, where a resized vocabulary begins: "
+            f"{_tokens(rows, mean)}. Train them, or cut the vocabulary back."
+        )
+    if vocabulary.beyond:
+        found.append(
+            f"{_counted(vocabulary.beyond, 'row')} after the tokenizer's last token, which no text can reach."
+        )
+    untrained = vocabulary.untrained
+    if untrained is not None and untrained.separates:
+        rows = tuple(row for row, _ in untrained.rows)
+        others = f": {_tokens(rows, untrained.count)}" if rows else ""
+        found.append(
+            f"{_counted(untrained.count, 'token')} besides {_counted(untrained.references, 'unused row')} "
+            f"({untrained.reference}) look never trained{others}."
+        )
+    if vocabulary.note:
+        found.append(f"Tokens have no texts: {vocabulary.note}.")
+    return found
+
+
+def _tokens(rows: Iterable[TokenRow], total: int) -> str:
+    """The first rows by what they are called, which is fit to be shown already."""
+    return _listed((str(row.row) if row.text is None else row.text for row in list(rows)[:_ROWS]), total)
 
 
 def _listed(shown: Iterable[str], total: int) -> str:
