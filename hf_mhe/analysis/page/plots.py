@@ -176,14 +176,16 @@ def _dot_plot(names: list[str], values: list[float], title: str) -> tuple[Figure
     figure = _figure(8.6, max(2.4, 1.35 + _ROW_INCHES * len(names)))
     axes = figure.add_subplot()
     # Logarithmic: half and twice the dimensions are as far from a random draw.
-    low, high = min(0.5, *values), max(2.0, *values)
+    ladder = [step * 10.0**power for power in range(-9, 3) for step in (1, 2, 5)]
+    low = max(tick for tick in ladder if tick <= min(0.5, *values))
+    high = min(tick for tick in ladder if tick >= max(2.0, *values))
+    ticks = [tick for tick in ladder if low <= tick <= high]
+    if len(ticks) > 12:
+        ticks = [tick for tick in ticks if f"{tick:.0e}".startswith("1")]
     margin = (high / low) ** 0.03
     axes.set_xscale("log")
     axes.set_xlim(low / margin, high * margin)
-    wanted = [base * 10.0**power for power in range(-8, 3) for base in ((1, 2, 5) if high / low < 2e3 else (1,))]
-    ticks = [tick for tick in wanted if low / margin <= tick <= high * margin]
-    shown = [f"{tick:g}" if tick < _MOST_SPREAD else f"≥ {tick:g}" for tick in ticks]
-    axes.set_xticks(ticks, shown, minor=False)
+    axes.set_xticks(ticks, [f"{tick:g}" if tick < _MOST_SPREAD else f"≥ {tick:g}" for tick in ticks], minor=False)
     axes.set_xticks([], minor=True)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_yticks(range(len(names)), _labels(names), fontsize=7.5)
