@@ -21,6 +21,7 @@ from hf_mhe.energy.family import (
     srip_penalty,
 )
 from hf_mhe.energy.functional import hyperspherical_energy
+from hf_mhe.energy.observers.energies import VARIANTS
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.reference.bounds import energy_lower_bound
 from hf_mhe.energy.reference.expectation import expected_energy, expected_energy_std
@@ -32,6 +33,7 @@ from hf_mhe.energy.statistics import PairStatistics, pair_statistics
 from hf_mhe.energy.walks.definition import dense_energy
 
 __all__ = [
+    "VARIANTS",
     "CrowdingParts",
     "EnergyScore",
     "PairStatistics",

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hf_mhe.checks import check_integer
-from hf_mhe.energy.equivalent_dimension import Excess
 from hf_mhe.energy.near_duplicates import NearDuplicates, check_duplicate_cosine, check_max_pairs
+from hf_mhe.energy.observers.cosines import Cosines
+from hf_mhe.energy.observers.energies import Energies
+from hf_mhe.energy.observers.excess import Excess
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.precision import product_dtype, without_autocast
 from hf_mhe.energy.reference.crowding import dimension_of_excess
 from hf_mhe.energy.rows import check_weight, row_chunks, unit_rows
-from hf_mhe.energy.walks.blocked import Observer, walk
-from hf_mhe.energy.walks.panels import Panel
+from hf_mhe.energy.walks.blocked import walk
+from hf_mhe.energy.walks.panels import PanelBatch
+from hf_mhe.energy.walks.workspace import scratch
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class PairStatistics:
             largest absolute cosine first, then by `(i, j)`; cosines exact to float64, of coincident pairs 1 (or -1).
         clusters: the rows that near-duplicate pairs connect, each sorted; the largest first, then by the first row.
         distinct: live neurons if each cluster counts once.
+        variants: for each further potential that was asked for, its mean energy, the pairs that coincide left out.
     """
 
     n: int
@@ -62,18 +67,26 @@ class PairStatistics:
     duplicate_pairs: tuple[tuple[int, int, float], ...]
     clusters: tuple[tuple[int, ...], ...]
     distinct: int
+    variants: Mapping[Potential, float] = field(default_factory=dict)
 
 
 @torch.no_grad()
 @without_autocast
 def pair_statistics(
-    weight: Tensor, potential: Potential, *, duplicate_cosine: float = 0.95, bins: int = 64, max_pairs: int = 20
+    weight: Tensor,
+    potential: Potential,
+    *,
+    variants: Iterable[Potential] = (),
+    duplicate_cosine: float = 0.95,
+    bins: int = 64,
+    max_pairs: int = 20,
 ) -> PairStatistics:
     """Energy and pair statistics of the rows of `weight` `(n, d)`, any real floating dtype, in one exact walk.
 
     Args:
         weight: one neuron a row; rows of zeros are counted as dead and left out.
         potential: the pair function of the energy.
+        variants: further potentials, whose energies come from the same cosines.
         duplicate_cosine: pairs at or above it are near-duplicates, in (0, 1].
         bins: of the histogram of cosines.
         max_pairs: how many near-duplicate pairs to list, the closest first.
@@ -83,47 +96,63 @@ def pair_statistics(
             range.
     """
     duplicate_cosine = check_duplicate_cosine(duplicate_cosine)
+    variants = tuple(variants)
     bins = check_integer("bins", bins, at_least=1, right="at least 1")
     max_pairs = check_max_pairs(max_pairs)
     check_weight(weight, ranks=(2,))
-    rows = unit_rows(weight, product_dtype(weight), dead="skip")
+    dtype = product_dtype(weight)
+    room = scratch("unit rows", weight.numel(), dtype, weight.device).view(weight.shape)
+    rows = unit_rows(weight, dtype, dead="skip", out=room)
     source = weight if rows.live is None else weight[rows.live]
     mirrored = potential.space == "half"
     duplicates = NearDuplicates(
         duplicate_cosine, weight.dtype, rows.unit, source, mirrored=mirrored, max_pairs=max_pairs
     )
-    seen = _Cosines(bins, rows.unit, duplicates)
-    excess = Excess(rows.unit, source)
-    both = _Both(seen, excess)
-    pairs = walk(rows.unit, source, potential, gradient=False, observer=both, leave_out_coincident=True)
+    seen, excess = Cosines(bins, rows.unit), Excess(rows.unit, source)
+    energies = Energies((each for each in variants if each != potential), rows.unit, source)
+    observers = _Observers(seen, duplicates, excess, energies)
+    pairs = walk(rows.unit, source, potential, gradient=False, observer=observers, leave_out_coincident=True)
+    energy = potential.mean_of(pairs.value, len(rows.unit), coincident=pairs.coincident)
 
-    live = rows.live if rows.live is not None else torch.arange(len(weight), device=weight.device)
-    is_live = torch.zeros(len(weight), dtype=torch.bool, device=weight.device).index_fill_(0, live, True)
-    first = int(seen.nearest.argmax())
-    # argmax names the first neuron whose nearest cosine is the largest; its partner has to be looked up once.
-    cosines = (rows.unit @ rows.unit[first]).index_fill_(0, torch.tensor([first], device=weight.device), -2.0)
-    second = int(cosines.argmax())
-    places = live.tolist()
-    clusters = tuple(tuple(places[row] for row in cluster) for cluster in duplicates.clusters())
+    first, second = _nearest_pair(rows.unit, seen.nearest)
+    listed, clusters = duplicates.pairs(), duplicates.clusters()
+    dead: list[int] = []
+    if rows.live is not None:
+        row = rows.live.tolist()
+        first, second = row[first], row[second]
+        listed = tuple((row[i], row[j], cosine) for i, j, cosine in listed)
+        clusters = tuple(tuple(row[each] for each in cluster) for cluster in clusters)
+        is_dead = torch.ones(len(weight), dtype=torch.bool, device=weight.device).index_fill_(0, rows.live, False)
+        dead = is_dead.nonzero().flatten().tolist()
     return PairStatistics(
         n=len(rows.unit),
         d=weight.shape[1],
-        energy=potential.mean_of(pairs.value, len(rows.unit), coincident=pairs.coincident),
+        energy=energy,
         max_cosine=min(1.0, float(seen.nearest.max())),
         min_cosine=max(-1.0, seen.smallest),
-        nearest_pair=(int(live[min(first, second)]), int(live[max(first, second)])),
+        nearest_pair=(first, second),
         near_duplicates=duplicates.count,
         coincident=pairs.coincident,
-        dead=tuple((~is_live).nonzero().flatten().tolist()),
+        dead=tuple(dead),
         nearest_cosine=seen.nearest.clamp(-1, 1).float().cpu(),
-        histogram=seen.histogram.round().to(torch.int64).cpu(),
+        histogram=seen.histogram.cpu(),
         equivalent_dimension=dimension_of_excess(excess.mean),
         mean_cosine=mean_cosine(rows.unit),
         mean_square_cosine=excess.mean_square,
-        duplicate_pairs=tuple((places[i], places[j], cosine) for i, j, cosine in duplicates.pairs()),
+        duplicate_pairs=listed,
         clusters=clusters,
         distinct=len(rows.unit) - sum(len(cluster) - 1 for cluster in clusters),
+        variants={each: energy if each == potential else energies.mean(each) for each in variants},
     )
+
+
+def _nearest_pair(unit: Tensor, nearest: Tensor) -> tuple[int, int]:
+    """The two rows with the largest cosine, in order; they are among those whose nearest cosine is the largest."""
+    first = int(nearest.argmax())
+    others = (nearest >= nearest[first] - _SAME_COSINE).nonzero().flatten()
+    others = others[others != first]
+    second = int(others[(unit[others] @ unit[first]).argmax()])
+    return min(first, second), max(first, second)
 
 
 def mean_cosine(unit: Tensor) -> float:
@@ -133,53 +162,30 @@ def mean_cosine(unit: Tensor) -> float:
     """
     total = torch.zeros(unit.shape[1], dtype=torch.float64, device=unit.device)
     for part in row_chunks(unit):
-        total += unit[part].double().sum(0)
+        rows = unit[part]
+        total += (
+            scratch("rows in float64", rows.numel(), torch.float64, unit.device).view(rows.shape).copy_(rows).sum(0)
+        )
     n = len(unit)
     return (float(total.dot(total)) - n) / (n * (n - 1))
 
 
-class _Both(NamedTuple):
-    """Two observers of one walk."""
-
-    first: Observer
-    second: Observer
-
-    def observe(self, cos: Tensor, panel: Panel) -> None:
-        self.first.observe(cos, panel)
-        self.second.observe(cos, panel)
+# Two products of one pair, which one row saw from either side, differ by rounding at most.
+_SAME_COSINE = 1e-5
 
 
-class _Cosines:
-    """The observer: nearest neighbours, extremes, near-duplicates and the histogram."""
+class _Observers(NamedTuple):
+    """All statistics of one walk: the extremes of a piece, which the first one finds, say to the others what to do."""
 
-    def __init__(self, bins: int, unit: Tensor, duplicates: NearDuplicates) -> None:
-        self.nearest = torch.full((len(unit),), -1.0, dtype=unit.dtype, device=unit.device)
-        self.histogram = torch.zeros(bins, dtype=torch.float64, device=unit.device)
-        self.smallest = 1.0
-        self._duplicates = duplicates
+    cosines: Cosines
+    duplicates: NearDuplicates
+    excess: Excess
+    energies: Energies
 
-    def observe(self, cos: Tensor, panel: Panel) -> None:
-        if panel.diagonal:
-            upper = tuple(torch.triu_indices(panel.rows, panel.rows, offset=1, device=cos.device))
-            self._count(cos[upper], cos, panel)
-            self._raise_nearest(panel.row, cos.clone().fill_diagonal_(-1.0).amax(1))
-            return
-        self._count(cos, cos, panel)
-        self._raise_nearest(panel.row, cos.amax(1))
-        self._raise_nearest(panel.column, cos.amax(0))
-
-    def _raise_nearest(self, start: int, cosines: Tensor) -> None:
-        part = self.nearest[start : start + len(cosines)]
-        torch.maximum(part, cosines, out=part)
-
-    def _count(self, each: Tensor, cos: Tensor, panel: Panel) -> None:
-        """Count `each` pair of a panel once."""
-        if each.numel() == 0:
-            return
-        low, high = (float(x) for x in torch.aminmax(each))
-        self.smallest = min(self.smallest, low)
-        self._duplicates.see(cos, panel, low, high)
-        # Rounding may carry a cosine just beyond 1, outside the histogram's last bin.
-        if high > 1 or low < -1:
-            each = each.clamp(-1, 1)
-        self.histogram += torch.histc(each, bins=len(self.histogram), min=-1, max=1).double()
+    def observe(self, cos: Tensor, piece: PanelBatch) -> tuple[float, float]:
+        extremes = self.cosines.observe(cos, piece)
+        for panel, block in zip(piece.items(), cos.view(-1, *cos.shape[-2:]), strict=True):
+            self.duplicates.see(block, panel, *extremes)
+        self.excess.observe(cos, piece, extremes)
+        self.energies.observe(cos, piece, extremes)
+        return extremes

@@ -90,7 +90,7 @@ def test_each_part_by_sums_over_pairs(n: int, d: int, potential: Potential) -> N
 @pytest.mark.parametrize("s", [0, 1, 2])
 @pytest.mark.parametrize("distance", ["euclidean", "angular"])
 def test_the_rest_in_half_space(s: int, distance: str) -> None:
-    """If this failed, the fixed pairs of a neuron with its image would be taken for close pairs, or copies for none."""
+    """If this failed, the fixed pairs of a neuron with its image would be taken for close pairs."""
     n, d = 60, 16
     weight = random_rows(n, d)
     weight[1] = weight[0] + 0.2 * weight[1]

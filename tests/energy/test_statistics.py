@@ -17,7 +17,7 @@ def redundant_rows(n: int, d: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("space", ["full", "half"])
-@pytest.mark.parametrize(("n", "d"), [(6, 4), (200, 33), (1100, 48)])
+@pytest.mark.parametrize(("n", "d"), [(6, 4), (200, 33), (1100, 48), (3072, 16)])
 def test_every_statistic_by_brute_force(n: int, d: int, space: str) -> None:
     """If this failed, the report would name the wrong neighbours or count pairs twice where blocks meet."""
     weight = redundant_rows(n, d)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import torch
@@ -12,15 +13,18 @@ from hf_mhe.energy.rows import project_
 from hf_mhe.energy.walks.close_pairs import ClosePairs, coincident_below, extremes, has_close_pairs, sum_close_pairs
 from hf_mhe.energy.walks.closed_forms import Block, evaluate_, fill_diagonal_
 from hf_mhe.energy.walks.panels import Panel, PanelBatch, one_square, panel_batches
-from hf_mhe.energy.walks.small_cosines import power_series, sum_by_powers_
+from hf_mhe.energy.walks.small_cosines import PowerSeries, power_sums_, series_that_pays
 from hf_mhe.energy.walks.workspace import scratch
 
 
 class Observer(Protocol):
     """Statistics that want the same pairs: sees every block of cosines once, before it becomes a block of energies."""
 
-    def observe(self, cos: Tensor, panel: Panel) -> None:
-        """Look at `cos` (rows x columns); a diagonal panel holds each pair twice, and c_ii = 0."""
+    def observe(self, cos: Tensor, piece: PanelBatch) -> tuple[float, float]:
+        """Look at `cos`, of the shape of `piece`, and return its smallest and largest cosine.
+
+        A diagonal piece holds each pair twice, and c_ii = 0, which is no cosine of a pair.
+        """
 
 
 class PairSum(NamedTuple):
@@ -78,6 +82,19 @@ def walk(
     return sums.result()
 
 
+def cosines(unit: Tensor) -> Iterator[tuple[Tensor, PanelBatch]]:
+    """The cosines of all pairs of unit rows, piece by piece, each valid until the next; 0 on the diagonal."""
+    batches = panel_batches(len(unit), unit.device, gradient=False)
+    buffer = scratch("panel 0", max(batch.elements for batch in batches), unit.dtype, unit.device)
+    for batch in batches:
+        cos = buffer[: batch.elements].view(batch.shape)
+        torch.matmul(batch.left(unit), batch.right(unit).mT, out=cos)
+        if batch.first.diagonal:
+            fill_diagonal_(cos)
+        for part, piece in batch.pieces():
+            yield cos[part].view(piece.shape), piece
+
+
 def _whole(cos: Tensor, unit: Tensor, potential: Potential, gradient: bool) -> PairSum:
     # One square without close pairs, which most layers of most small models are: what PanelSums does, in fewer calls.
     block = evaluate_(potential, cos, torch.empty_like(cos) if gradient else None)
@@ -119,13 +136,11 @@ class PanelSums:
         """Add one batch of panels of cosines; overwrites `cos` and `spare` (None where no gradient is wanted)."""
         if batch.first.diagonal:
             fill_diagonal_(cos)
-        if observer is not None:
-            for panel, block in zip(batch.items(), cos.view(-1, *cos.shape[-2:]), strict=True):
-                observer.observe(block, panel)
         slope, slope_factor = spare, 0.0
         exceptions: list[ClosePairs | PanelBatch] = []
         for part, piece in batch.pieces():
-            block, exception = self._evaluate(piece, cos[part], None if spare is None else spare[part])
+            known = None if observer is None else observer.observe(cos[part].view(piece.shape), piece)
+            block, exception = self._evaluate(piece, cos[part], None if spare is None else spare[part], known)
             if exception is not None:
                 exceptions.append(exception)
             if block is not None and block.slope is not None:
@@ -134,24 +149,29 @@ class PanelSums:
             _add_products_(self._grad, slope, self._unit, batch, 2 * slope_factor)
             self._begun = True
         for exception in exceptions:  # only now, when the gradient of all rows of the batch has begun
-            if isinstance(exception, ClosePairs):
-                self._add_close_pairs(exception)
-            else:
-                self._add_in_float64(exception, gradient=spare is not None)
+            self._add_exception(exception, gradient=spare is not None)
+
+    def add_values(self, piece: PanelBatch, cos: Tensor, known: tuple[float, float]) -> None:
+        """Add the values of a piece whose smallest and largest cosine are known; overwrites `cos`."""
+        _, exception = self._evaluate(piece, cos, None, known)
+        if exception is not None:
+            self._add_exception(exception, gradient=False)
+
+    def add_powers(self, piece: PanelBatch, series: PowerSeries, powers: list[float]) -> None:
+        """Add the values of a piece within the reach of the potential's series, by the sums of its powers."""
+        self._value += piece.orders * series.total(powers)
 
     def _evaluate(
-        self, piece: PanelBatch, cos: Tensor, spare: Tensor | None
+        self, piece: PanelBatch, cos: Tensor, spare: Tensor | None, known: tuple[float, float] | None = None
     ) -> tuple[Block | None, ClosePairs | PanelBatch | None]:
         """Add a piece's value and turn it into slopes; and what is left of it to be added otherwise.
 
         That is its close pairs, or the whole piece, which is then all zeros.
         """
-        times = 1 if piece.first.diagonal else 2  # a square on the diagonal holds both orders of each of its pairs
-        known = None
-        if spare is None and cos.dtype == torch.float32 and (series := power_series(self._potential)) is not None:
-            known = extremes(cos, two_sided=True)
+        if spare is None and cos.dtype == torch.float32 and (series := series_that_pays(self._potential)) is not None:
+            known = extremes(cos, two_sided=True) if known is None else known
             if series.holds(known):
-                self._value += times * sum_by_powers_(series, cos, piece.pairs)
+                self.add_powers(piece, series, power_sums_(cos, piece.pairs, odd=series.odd))
                 return None, None
         close = ClosePairs.find(cos, piece, self._potential, known)
         if close is not None and close.too_many(cos.numel()) and cos.dtype != torch.float64:
@@ -166,8 +186,14 @@ class PanelSums:
             block.take_out_(close.take_out_)
         if piece.first.diagonal:
             block.take_out_(fill_diagonal_)
-        self._value += times * block.total()
+        self._value += piece.orders * block.total()
         return block, close
+
+    def _add_exception(self, exception: ClosePairs | PanelBatch, *, gradient: bool) -> None:
+        if isinstance(exception, ClosePairs):
+            self._add_close_pairs(exception)
+        else:
+            self._add_in_float64(exception, gradient=gradient)
 
     def _add_close_pairs(self, close: ClosePairs) -> None:
         rows = self._weight if self._exact_unit is None else self._exact_unit

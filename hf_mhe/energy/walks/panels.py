@@ -82,6 +82,11 @@ class PanelBatch:
         """Ordered pairs of different neurons; of a rectangle, in one order."""
         return self.elements - (self.count * self.first.rows if self.first.diagonal else 0)
 
+    @property
+    def orders(self) -> int:
+        """How often each of these ordered pairs counts: a square on the diagonal holds both orders already."""
+        return 1 if self.first.diagonal else 2
+
     def items(self) -> Iterator[Panel]:
         row, row_end, column, column_end = self.first
         for shift in range(0, self.count * self.stride, self.stride) if self.count > 1 else (0,):

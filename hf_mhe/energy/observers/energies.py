@@ -1,0 +1,55 @@
+"""The energies of several potentials, from the same cosines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from hf_mhe.choices import Distance, Space
+from hf_mhe.energy.potential import Potential
+from hf_mhe.energy.walks.blocked import PanelSums
+from hf_mhe.energy.walks.panels import PanelBatch
+from hf_mhe.energy.walks.small_cosines import power_series, power_sums_
+from hf_mhe.energy.walks.workspace import scratch
+
+# The potentials of the paper's experiments, in the order of its tables: by exponent, then distance, then space.
+# Liu et al., "Learning towards Minimum Hyperspherical Energy", NeurIPS 2018, section 3.
+_DISTANCES: tuple[Distance, ...] = ("euclidean", "angular")
+_SPACES: tuple[Space, ...] = ("full", "half")
+VARIANTS: tuple[Potential, ...] = tuple(
+    Potential(s, distance, space) for s in (0, 1, 2) for distance in _DISTANCES for space in _SPACES
+)
+
+
+class Energies:
+    """An observer of a walk: the sums of any number of potentials over its pairs, coincident ones left out.
+
+    Where all cosines of a piece are small, every potential is a combination of the same sums of powers.
+    """
+
+    def __init__(self, potentials: Iterable[Potential], unit: Tensor, weight: Tensor) -> None:
+        self._n = len(unit)
+        self._sums = {
+            each: PanelSums(weight, unit, each, gradient=False, leave_out_coincident=True) for each in potentials
+        }
+        self._series = {each: power_series(each) for each in self._sums if unit.dtype == torch.float32}
+
+    def mean(self, potential: Potential) -> float:
+        """The mean energy of one of them, once every panel was seen; NaN if every pair coincides."""
+        pairs = self._sums[potential].result()
+        return potential.mean_of(pairs.value, self._n, coincident=pairs.coincident)
+
+    def observe(self, cos: Tensor, piece: PanelBatch, extremes: tuple[float, float]) -> None:
+        """Add a piece, of which `extremes` are the smallest and the largest cosine."""
+        powers: list[float] | None = None
+        for potential, sums in self._sums.items():
+            copy = scratch("variant", cos.numel(), cos.dtype, cos.device).view(cos.shape)
+            series = self._series.get(potential)
+            if series is None or not series.holds(extremes):
+                sums.add_values(piece, copy.copy_(cos), extremes)
+                continue
+            if powers is None:
+                powers = power_sums_(copy.copy_(cos), piece.pairs, odd=True)
+            sums.add_powers(piece, series, powers)
