@@ -51,6 +51,7 @@ def analyze(
     duplicate_cosine: float = 0.95,
     column: str | None = None,
     spectrum: bool = False,
+    variants: bool = False,
     progress: Progress | None = None,
 ) -> EnergyReport:
     """Measure how redundantly the neurons of a model point, layer by layer.
@@ -88,6 +89,8 @@ def analyze(
         duplicate_cosine: pairs whose cosine reaches it are near-duplicates, in (0, 1].
         column: of a dataset, the column of vectors.
         spectrum: also measure the spectral norm and the ranks of each group, from its singular values.
+        variants: also measure each group under the paper's twelve potentials (s of 0, 1 and 2, chords and angles, full
+            and half space), in the same walk.
         progress: called as `progress(done, total, name)` as each group begins, and once at the end.
 
     Returns:
@@ -102,7 +105,7 @@ def analyze(
     are defined at `GroupEnergy`.
     """
     potential = Potential(s, distance, space)  # type: ignore[arg-type]
-    measuring = Measuring(potential, check_duplicate_cosine(duplicate_cosine), spectrum)
+    measuring = Measuring(potential, check_duplicate_cosine(duplicate_cosine), spectrum, variants)
     settings = _Settings(measuring, include, exclude, progress)
     vectors = find_vectors(model, column)
     if vectors is not None:

@@ -12,8 +12,9 @@ from hf_mhe.analysis.as_matrix import as_matrix, as_names
 from hf_mhe.analysis.checkpoint.reader import check_finite
 from hf_mhe.analysis.report.crowding import crowding_columns
 from hf_mhe.analysis.report.group_energy import GroupEnergy
+from hf_mhe.analysis.report.variant import variant_of
 from hf_mhe.analysis.report.vocabulary import Vocabulary
-from hf_mhe.energy import PairStatistics, Potential, energy_score, pair_statistics
+from hf_mhe.energy import VARIANTS, PairStatistics, Potential, energy_score, pair_statistics
 from hf_mhe.energy.near_duplicates import check_duplicate_cosine
 from hf_mhe.energy.spectrum import spectrum as spectrum_of
 from hf_mhe.errors import MHEError
@@ -29,6 +30,7 @@ class Measuring:
     potential: Potential
     duplicate_cosine: float = 0.95
     spectrum: bool = False
+    variants: bool = False
 
 
 Describe = Callable[[Tensor, PairStatistics], Vocabulary | None]
@@ -53,7 +55,10 @@ def group_row(
     Raises:
         MHEError: wrong rank or dtype, a value that is not finite, or fewer than two rows with a direction.
     """
-    pairs = pair_statistics(matrix, measuring.potential, duplicate_cosine=measuring.duplicate_cosine)
+    variants = VARIANTS if measuring.variants else ()
+    pairs = pair_statistics(
+        matrix, measuring.potential, duplicate_cosine=measuring.duplicate_cosine, variants=variants
+    )
     meaning = energy_score(pairs.energy, pairs.n, pairs.d, measuring.potential)
     found: list[Any] = [pairs, meaning]
     if measuring.spectrum:
@@ -68,6 +73,7 @@ def group_row(
         "role": role,
         "stack": stack,
         "apart": apart,
+        "variants": tuple(variant_of(pairs, potential) for potential in variants),
         "parameters": tuple(parameters),
         "mean_nearest_cosine": float(pairs.nearest_cosine.double().mean()),
         "nearest_pair": (int(pairs.nearest_pair[0]), int(pairs.nearest_pair[1])),
@@ -90,6 +96,7 @@ def measure(
     space: str = "full",
     duplicate_cosine: float = 0.95,
     spectrum: bool = False,
+    variants: bool = False,
     name: str = "matrix",
 ) -> GroupEnergy:
     """Measure how redundantly the rows of any matrix point: sentence embeddings, codes, prototypes, hidden states.
@@ -114,6 +121,7 @@ def measure(
         distance: "euclidean" or "angular".
         space: "full", or "half", where a vector and its mirror image count alike.
         spectrum: Also measure the spectral norm and the ranks, from the singular values.
+        variants: Also measure the paper's twelve potentials, in the same walk.
         duplicate_cosine: Pairs whose cosine reaches it, in (0, 1], are counted as near-duplicates.
         name: What the matrix is called, in the result and in errors.
 
@@ -124,7 +132,7 @@ def measure(
     Source: as `analyze`; Liu et al., "Learning towards Minimum Hyperspherical Energy", NeurIPS 2018, arXiv:1805.09298.
     """
     potential = Potential(s, distance, space)  # type: ignore[arg-type]
-    measuring = Measuring(potential, check_duplicate_cosine(duplicate_cosine), spectrum)
+    measuring = Measuring(potential, check_duplicate_cosine(duplicate_cosine), spectrum, variants)
     if not isinstance(name, str) or not name:
         raise MHEError(f"name must be a text that is not empty; got {name!r}")
     rows = as_matrix(matrix, name)

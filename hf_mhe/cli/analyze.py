@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from hf_mhe.cli import options
-from hf_mhe.cli.console import emit_json, emit_line, note, print_table, progress_on_stderr
+from hf_mhe.cli.console import cell, emit_json, emit_line, note, plain_table, print_table, progress_on_stderr
 from hf_mhe.cli.exit_status import EXIT_CHECK_FAILED
 from hf_mhe.cli.outputs import check_outputs
 from hf_mhe.cli.tables import number, table_of
@@ -57,6 +57,9 @@ def analyze_command(
     ] = options.FULL,
     spectrum: Annotated[
         bool, typer.Option("--spectrum", help="Also the spectral norm and the ranks of each layer.")
+    ] = False,
+    variants: Annotated[
+        bool, typer.Option("--variants", help="Also the scores under the paper's twelve potentials.")
     ] = False,
     top: Annotated[Optional[int], typer.Option(min=1, help="Print only the N most crowded layers.")] = None,  # noqa: UP045
     explain: Annotated[
@@ -106,6 +109,7 @@ def analyze_command(
             by_head=by_head,
             column=column,
             spectrum=spectrum,
+            variants=variants,
             progress=progress,
         )
     explained = [_group(report, name) for name in explain or ()]
@@ -135,6 +139,8 @@ def analyze_command(
             print_table(title, report_table(report.competing, top))
             if report.stacks:
                 print_table("experts and heads, each stack together", stack_table(report.stacks, top))
+            if variants:
+                print_table("score under the paper's twelve potentials (a: angles)", variant_table(report, top))
             if report.apart:
                 print_table("rows that do not compete, and stay out of the ranking", report_table(report.apart, top))
         emit_line(summary_line(report))
@@ -161,6 +167,18 @@ def report_table(groups: list[GroupEnergy], top: int | None) -> Table:
     from hf_mhe.analysis import GroupEnergy
 
     return table_of(GroupEnergy, groups[:top])
+
+
+def variant_table(report: EnergyReport, top: int | None) -> Table:
+    """The scores of a report's groups under each potential that they were measured with."""
+    table = plain_table()
+    table.add_column("layer", overflow="fold")
+    shown = report.competing[:top]
+    for variant in shown[0].variants if shown else ():
+        table.add_column(variant.label, justify="right", no_wrap=True)
+    for group in shown:
+        table.add_row(cell(group.name), *(number(variant.score, 3) for variant in group.variants))
+    return table
 
 
 def stack_table(stacks: list[StackEnergy], top: int | None) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from hf_mhe.analysis.page.parts import PageColumn, definitions, figure, number, page, paragraphs, table, tiles
@@ -50,6 +51,7 @@ def report_page(report: EnergyReport) -> str:
         ),
         _stacks(report.stacks),
         table("groups", "Layers, most crowded first", _group_columns(report), report.competing, "spread"),
+        _variants(report),
         _apart(report),
         figure(
             lambda: cosine_figure(report),
@@ -78,6 +80,23 @@ def _apart(report: EnergyReport) -> str:
     return table(
         "apart", "Layers whose neurons do not compete", [*shown[:1], why, *shown[1:]], report.apart, "spread", _APART
     )
+
+
+def _variants(report: EnergyReport) -> str:
+    """The scores under further potentials, where the report has them."""
+    rows = [group for group in report.competing if group.variants]
+    if not rows:
+        return ""
+    name = PageColumn("layer", lambda group: group.name, is_text=True, css=_name_css)
+    scores = [
+        PageColumn(variant.label, partial(_score_at, place), 3) for place, variant in enumerate(rows[0].variants)
+    ]
+    remark = "s is the exponent; a: angles in place of chords; half: half space."
+    return table("variants", "Scores under the paper's twelve potentials", [name, *scores], rows, "", remark)
+
+
+def _score_at(place: int, group: GroupEnergy) -> float | None:
+    return group.variants[place].score
 
 
 def _group_columns(report: EnergyReport) -> list[PageColumn]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from hf_mhe.analysis.report.columns import Shown, column
 from hf_mhe.analysis.report.json_values import read_fields, to_json
+from hf_mhe.analysis.report.variant import Variant
 from hf_mhe.analysis.report.vocabulary import Vocabulary
 from hf_mhe.errors import MHEError
 
@@ -179,6 +180,8 @@ class GroupEnergy:
         on_request=True,
     )
     """Singular values above rounding, as numpy.linalg.matrix_rank counts them."""
+    variants: tuple[Variant, ...] = column(Shown.NOWHERE, default=(), repr=False)
+    """The same walk under the paper's twelve potentials, if they were asked for."""
     row_names: dict[int, str] = column(Shown.NOWHERE, default_factory=dict, repr=False)
     """What the rows are called that stand in `duplicate_pairs`, `clusters`, `nearest_pair` or `dead_rows`: the tokens
     of a vocabulary, the names given to `measure`."""
