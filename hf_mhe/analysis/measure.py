@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from hf_mhe.analysis.report.group_energy import GroupEnergy
 from hf_mhe.energy import Potential, energy_score, pair_statistics
 from hf_mhe.energy.statistics import check_duplicate_cosine
 from hf_mhe.errors import MHEError
+from hf_mhe.extras import require_extra
 
 KIND = "matrix"
 """The kind of what is no layer of a model."""
@@ -118,3 +120,15 @@ def measure(
     except MHEError as error:
         raise MHEError(f"{name}: {error}") from error
     return replace(row, row_names=row_names)
+
+
+def measurement_path() -> str:
+    """The folder that `evaluate.load` takes, offline, for the measurement `hyperspherical_energy`.
+
+    `evaluate.load(hf_mhe.measurement_path()).compute(data=vectors)` is `measure(vectors).to_dict()`.
+
+    Raises:
+        MHEError: the library `evaluate` is not installed.
+    """
+    require_extra("the measurement of evaluate", "integrations", "evaluate", "datasets")
+    return str(Path(__file__).resolve().parent / "measurement" / "hyperspherical_energy")
