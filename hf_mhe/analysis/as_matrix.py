@@ -52,7 +52,7 @@ def as_names(names: object, rows: int, what: str) -> tuple[str, ...] | None:
         return None
     if isinstance(names, (str, bytes)) or not hasattr(names, "__iter__") or not hasattr(names, "__len__"):
         raise MHEError(f"names of {what}: a list of {rows} texts is right, one for each row; got {names!r:.80}")
-    found = list(names)  # type: ignore[call-overload]
+    found = list(names)
     if len(found) != rows:
         raise MHEError(f"names of {what}: {len(found)} were given for {rows} rows")
     for row, name in enumerate(found):
@@ -99,7 +99,7 @@ def holds_vectors(kind: Any) -> bool:
 
 def _is_datasets_column(given: object) -> bool:
     """Whether it is a column of a `datasets.Dataset` whose values are as they are stored."""
-    source = getattr(given, "source", None)
+    source: Any = getattr(given, "source", None)
     if type(given).__module__.partition(".")[0] != "datasets" or not hasattr(source, "with_format"):
         return False
     return bool(source.format["type"] != "custom")  # a function of the user's makes the values
