@@ -28,6 +28,7 @@ CIRCLES_IN_ANNOTATIONS = {
 LOGIC_IN_INIT = {"hf_mhe.training.budget"}
 
 SAME_NAME = {
+    "app.py": "the page of a measurement on the Hub is called so; the program's is its own",
     "compare.py": "a command goes by the name of the function that it calls",
     "finite.py": "training's says that a penalty is not finite, the hub's that weights are not",
 }

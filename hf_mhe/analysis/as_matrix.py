@@ -15,8 +15,8 @@ from hf_mhe.neurons.group import is_dtensor
 _NEEDED = "a two-dimensional matrix of floating-point numbers, one vector a row"
 
 
-def as_matrix(given: object, what: str) -> Tensor:
-    """The vectors as a tensor `(n, d)` in their own precision, on their own device, without a gradient.
+def as_matrix(given: object, what: str, *, least: int = 2) -> Tensor:
+    """The vectors as a tensor `(n, d)`, n >= `least`, in their own precision, on their own device, without a gradient.
 
     Takes a tensor, an array of numpy or what turns into one, a sequence of vectors (lists, arrays, tensors), or a
     column of `datasets`. Nothing is copied where torch can look at the memory.
@@ -39,7 +39,7 @@ def as_matrix(given: object, what: str) -> Tensor:
         matrix = _of_rows(list(given), what)
     else:
         raise MHEError(f"{what} is of type {type(given).__name__}: give {_NEEDED}")
-    return _checked(matrix, what)
+    return _checked(matrix, what, least)
 
 
 def as_names(names: object, rows: int, what: str) -> tuple[str, ...] | None:
@@ -52,7 +52,7 @@ def as_names(names: object, rows: int, what: str) -> tuple[str, ...] | None:
         return None
     if isinstance(names, (str, bytes)) or not hasattr(names, "__iter__") or not hasattr(names, "__len__"):
         raise MHEError(f"names of {what}: a list of {rows} texts is right, one for each row; got {names!r:.80}")
-    found = list(names)  # type: ignore[call-overload]
+    found = list(names)
     if len(found) != rows:
         raise MHEError(f"names of {what}: {len(found)} were given for {rows} rows")
     for row, name in enumerate(found):
@@ -99,7 +99,7 @@ def holds_vectors(kind: Any) -> bool:
 
 def _is_datasets_column(given: object) -> bool:
     """Whether it is a column of a `datasets.Dataset` whose values are as they are stored."""
-    source = getattr(given, "source", None)
+    source: Any = getattr(given, "source", None)
     if type(given).__module__.partition(".")[0] != "datasets" or not hasattr(source, "with_format"):
         return False
     return bool(source.format["type"] != "custom")  # a function of the user's makes the values
@@ -152,7 +152,7 @@ def _check_lengths(lengths: Any, what: str) -> None:
             raise MHEError(f"{what}: row {row} has {length} numbers, row 0 has {lengths[0]}")
 
 
-def _checked(matrix: Tensor, what: str) -> Tensor:
+def _checked(matrix: Tensor, what: str, least: int) -> Tensor:
     shape = tuple(matrix.shape)
     if matrix.dim() != 2:
         hint = {1: "it is one vector", 0: "it is one number"}.get(matrix.dim(), "flatten(0, -2) makes one of it")
@@ -165,8 +165,8 @@ def _checked(matrix: Tensor, what: str) -> Tensor:
         raise MHEError(f"{what} of shape {shape} is on the meta device and has no values")
     if is_dtensor(matrix):
         raise MHEError(f"{what} of shape {shape} is a DTensor shard: give it as matrix.full_tensor()")
-    if shape[0] < 2 or shape[1] < 2:
-        short = f"{shape[0]} row(s)" if shape[0] < 2 else "rows of one number"
+    if shape[0] < least or shape[1] < 2:
+        short = f"{shape[0]} row(s)" if shape[0] < least else "rows of one number"
         raise MHEError(f"{what} has shape {shape}: {short}, and directions need two rows of two numbers at least")
     if matrix.dtype.itemsize < 2:
         return _of_small_floats(matrix, what)

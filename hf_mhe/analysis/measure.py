@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +19,7 @@ from hf_mhe.energy import VARIANTS, PairStatistics, Potential, energy_score, pai
 from hf_mhe.energy.near_duplicates import check_duplicate_cosine
 from hf_mhe.energy.spectrum import spectrum as spectrum_of
 from hf_mhe.errors import MHEError
+from hf_mhe.extras import require_extra
 
 KIND = "matrix"
 """The kind of what is no layer of a model."""
@@ -147,3 +149,15 @@ def measure(
     mentioned = {row for i, j, _ in found.duplicate_pairs for row in (i, j)}
     mentioned.update(*found.clusters, found.nearest_pair, found.dead_rows)
     return replace(found, row_names={row: row_names[row] for row in sorted(mentioned)})
+
+
+def measurement_path() -> str:
+    """The folder that `evaluate.load` takes, offline, for the measurement `hyperspherical_energy`.
+
+    `evaluate.load(hf_mhe.measurement_path()).compute(data=vectors)` is `measure(vectors).to_dict()`.
+
+    Raises:
+        MHEError: the library `evaluate` is not installed.
+    """
+    require_extra("the measurement of evaluate", "integrations", "evaluate", "datasets")
+    return str(Path(__file__).resolve().parent / "measurement" / "hyperspherical_energy")

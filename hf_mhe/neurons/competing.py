@@ -39,7 +39,8 @@ _ENTRIES = re.compile(
 )
 _TYPES = re.compile(r"(^|_)(types?|seg|segments?|modality|modalities|levels?)(_|\d|$)")
 _PLACES = re.compile(
-    r"(^|_)(pos|positions?|positional|ape|w?pe|rel|relative|dist|distances?|rows?|cols?|columns?|time|timesteps?)(_|\d|$)"
+    r"(^|_)(pos|positions?|positional|ape|w?pe|rel|relative|dist|distances?|rows?|cols?|columns?|heights?|widths?"
+    r"|time|timesteps?)(_|\d|$)"
     r"|pos(ition|itional)?_?(emb|enc)"
 )
 _HOLDS_PLACES = re.compile(r"(^|_)(pos|positions?|positional)(_|$)|relative_(\w+_)?bias")
@@ -61,11 +62,9 @@ def why_apart(kind: str, path: str, class_name: str) -> Apart | None:
     # `seg_embed.1` is an entry of a list; what `positional_embedding.embedding` is, its holder's name says.
     names = [part.lower() for part in path.split(".") if not part.isdigit() and part != "weight"]
     own, holder = [*reversed(names), "", ""][:2]
-    if _ENTRIES.search(own):
-        return None
     if _TYPES.search(own):
         return "types"
-    if kind == "token":
+    if kind == "token" or _ENTRIES.search(own):
         return None
     of_places = kind == "position" or _PLACES.search(own) or _HOLDS_PLACES.search(holder)
     return "positions" if of_places or _CLASS_OF_PLACES.search(class_name) else None

@@ -62,8 +62,10 @@ def test_the_numbers_are_those_of_a_layer() -> None:
 def of_datasets(kind: str, format: str | None = None, length: int = -1) -> Any:
     import datasets
 
-    features = datasets.Features({"vector": datasets.List(datasets.Value(kind), length=length)})
-    made = datasets.Dataset.from_dict({"vector": list(vectors())}, features=features)
+    vector = datasets.List(datasets.Value(kind), length=length)
+    features = datasets.Features({"text": datasets.Value("string"), "vector": vector})
+    data = {"text": list(map(str, range(N))), "vector": list(vectors())}
+    made = datasets.Dataset.from_dict(data, features=features)
     return made.with_format(format)
 
 
@@ -138,6 +140,7 @@ def test_rows_have_names() -> None:
     assert [found.row_names[row] for row in found.dead_rows] == ["sentence 5", "sentence 30"]
     assert measure(vectors(), names=names) == measure(vectors(), names=pd.Index(names))
     assert measure(vectors(), names=np.array(names)).row_names == found.row_names
+    assert measure(vectors(), names=of_datasets("float32")["text"]).row_names == tuple(map(str, range(N)))
     assert GroupEnergy.from_dict(json.loads(json.dumps(found.to_dict()))) == found
     assert GroupEnergy.from_dict({**measure(vectors()).to_dict()}).row_names is None
 

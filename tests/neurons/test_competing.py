@@ -133,6 +133,12 @@ TABLES = {
     "quantizer.codebook": None,
     "pronunciation_embed": None,  # RoCBert: a vocabulary of its own
     "mask_decoder.mask_tokens": None,  # SAM: one for each answer
+    # of diffusers
+    "latent_image_embedding.height_emb": "positions",  # VQ Diffusion, in ImagePositionalEmbeddings
+    "latent_image_embedding.emb": None,  # its codes
+    "time_proj": "positions",  # a row for each time step
+    "data_type_token_embedding": "types",
+    "class_embedding": None,
     # as tutorials and others have them
     "position_embedding_table": "positions",
     "token_embedding_table": None,
