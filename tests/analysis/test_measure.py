@@ -55,7 +55,7 @@ def test_the_numbers_are_those_of_a_layer() -> None:
     for options in ({}, {"s": 0.0, "space": "half"}, {"distance": "angular", "duplicate_cosine": 0.5}):
         (of_layer,) = hf_mhe.analyze(layer, **options).groups
         found = measure(layer.weight, **options)
-        described = {"name": "matrix", "kind": "matrix", "parameters": (), "row_names": None}
+        described = {"name": "matrix", "kind": "matrix", "parameters": (), "row_names": {}}
         assert found == replace(of_layer, **{key: value for key, value in described.items() if hasattr(found, key)})
 
 
@@ -135,14 +135,15 @@ def test_rows_have_names() -> None:
     names = [f"sentence {row}" for row in range(N)]
     found = measure(vectors(), names=names, name="sentences")
     assert found.name == "sentences"
-    assert found.row_names is not None
     assert [found.row_names[row] for row in found.nearest_pair] == ["sentence 2", "sentence 11"]
     assert [found.row_names[row] for row in found.dead_rows] == ["sentence 5", "sentence 30"]
     assert measure(vectors(), names=names) == measure(vectors(), names=pd.Index(names))
     assert measure(vectors(), names=np.array(names)).row_names == found.row_names
-    assert measure(vectors(), names=of_datasets("float32")["text"]).row_names == tuple(map(str, range(N)))
+    assert found.row_names == {row: names[row] for row in found.row_names}, "of the rows that are named, and no other"
+    of_dataset = measure(vectors(), names=of_datasets("float32")["text"]).row_names
+    assert of_dataset == {row: str(row) for row in found.row_names}
     assert GroupEnergy.from_dict(json.loads(json.dumps(found.to_dict()))) == found
-    assert GroupEnergy.from_dict({**measure(vectors()).to_dict()}).row_names is None
+    assert GroupEnergy.from_dict({**measure(vectors()).to_dict()}).row_names == {}
 
 
 class Unknown:
@@ -238,7 +239,6 @@ def test_real_sentences(minilm_path: Path) -> None:
         hidden: Tensor = AutoModel.from_pretrained(minilm_path)(**tokens).last_hidden_state
     mask = tokens["attention_mask"].unsqueeze(-1)
     found = hf_mhe.measure((hidden * mask).sum(1) / mask.sum(1), names=texts, duplicate_cosine=0.8)
-    assert found.row_names is not None
     assert [found.row_names[row] for row in found.nearest_pair] == texts[:2]
     assert found.near_duplicates == 1
 

@@ -32,6 +32,9 @@ Args:
 Returns:
     A dictionary, that of `hf_mhe.measure(data, ...).to_dict()`; an infinite or undefined number is None. Among others:
     `n`, `d` (`int`): vectors that are not zero, and their dimension.
+    `equivalent_dimension` (`float`): the dimension in which random directions would be as crowded.
+    `spread` (`float`): the same as a share of d: 1 for random directions, below 1 crowded.
+    `verdict` (`str`): what crowds them: "copies", "shared direction", "few dimensions"; "spread" or "as random".
     `energy` (`float`): mean over ordered pairs, coincident pairs left out.
     `expected` (`float`): of n independent random directions.
     `lower_bound` (`float`): no n directions have less.
