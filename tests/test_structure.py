@@ -25,7 +25,7 @@ CIRCLES_IN_ANNOTATIONS = {
     "hf_mhe.analysis.page.parts",
     "hf_mhe.analysis.page.plots",
 }
-LOGIC_IN_INIT = {"hf_mhe.training.budget"}
+LOGIC_IN_INIT: set[str] = set()
 
 SAME_NAME = {
     "compare.py": "a command goes by the name of the function that it calls",

@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, MixtralConfig
 
 from hf_mhe import MHEConfig, MHEError, MHERegularizer, hyperspherical_energy
 from hf_mhe.training import mean_energy
-from hf_mhe.training.engines import divide, refuse_distributed_type
+from hf_mhe.training.engines.plan import balance
+from hf_mhe.training.engines.refuse import refuse_distributed_type
 from tests.training.cases import CASES, make_gpt2, make_tiny, slow_energy, slow_penalty
 
 
@@ -340,8 +341,8 @@ def test_the_gradient_reaches_the_shards_of_fsdp2(one_rank: DeviceMesh, reshard:
 
 def test_work_is_balanced_by_cost() -> None:
     """One rank would wait for another that has all of the large layers."""
-    assert divide([1, 9, 4, 4, 2], 2) == [0, 0, 1, 1, 1]
-    assert divide([5], 4) == [0]
+    assert balance([1, 9, 4, 4, 2], 2) == [0, 0, 1, 1, 1]
+    assert balance([5], 4) == [0]
     costs = [n * n * 64 for n in (768, 768, 768, 3072, 768, 2048, 50)]
-    loads = [sum(c for c, owner in zip(costs, divide(costs, 2), strict=True) if owner == rank) for rank in (0, 1)]
+    loads = [sum(c for c, owner in zip(costs, balance(costs, 2), strict=True) if owner == rank) for rank in (0, 1)]
     assert max(loads) == max(costs)  # what no division can go below, for the largest outweighs the rest

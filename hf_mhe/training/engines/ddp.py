@@ -28,7 +28,8 @@ gradient to `.grad` behind DDP's back, which lets the replicas drift apart where
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -36,32 +37,62 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_mhe.errors import MHEError
+from hf_mhe.neurons import NeuronGroup
 from hf_mhe.training.backward import at_the_end
 from hf_mhe.training.engines.collectives import error_of_any
+from hf_mhe.training.engines.forward_output import change_first
+from hf_mhe.training.engines.one_process import OneProcess, energies_of_whole, weighted
+from hf_mhe.training.engines.plan import Workload, balance
+from hf_mhe.training.terms import PenaltyTerms, Term
 
 
-class Part(NamedTuple):
-    """The share of one rank among the `ranks` of a group whose gradients are averaged; of one rank, everything."""
+class RankShare(NamedTuple):
+    """Which rank this is among the `ranks` that divide the penalty; one rank alone computes everything."""
 
     rank: int = 0
     ranks: int = 1
-    group: torch.distributed.ProcessGroup | None = None
+    process_group: torch.distributed.ProcessGroup | None = None
 
 
-def is_distributed() -> bool:
-    """Whether this process trains together with others."""
-    distributed = torch.distributed
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+class DDP(OneProcess):
+    """Every process holds whole parameters, and computes its share of the groups where DDP averages the gradients.
+
+    Args:
+        forward: what noticed that the current forward pass ran inside DDP.
+    """
+
+    def __init__(self, forward: ForwardUnderDDP) -> None:
+        self._forward = forward
+
+    def workload(self, groups: Sequence[NeuronGroup]) -> Workload:
+        """See `Engine`."""
+        return super().workload(groups)._replace(ranks=self._forward.share.ranks)
+
+    def evaluate_due(self, terms: Sequence[Term]) -> PenaltyTerms:
+        """See `Engine`; of one forward pass the work is divided once, and asked again this rank has everything."""
+        share = self._forward.take_share()
+        return self.evaluate(terms) if share.ranks == 1 else _evaluate_share(terms, share)
 
 
-def divide(costs: Sequence[int], ranks: int) -> list[int]:
-    """The rank that each item falls to, so that costs are balanced: the most costly first, to the rank with least."""
-    load = [0] * ranks
-    owners = [0] * len(costs)
-    for item in sorted(range(len(costs)), key=lambda item: -costs[item]):
-        owners[item] = min(range(ranks), key=load.__getitem__)
-        load[owners[item]] += costs[item]
-    return owners
+def _evaluate_share(terms: Sequence[Term], share: RankShare) -> PenaltyTerms:
+    """The terms that fall to this rank; what it refuses is raised in the backward pass, on every rank."""
+    ranks = balance([term.operations for term in terms], share.ranks)
+    mine = [index for index in range(len(terms)) if ranks[index] == share.rank]
+    tensors = [tensor for term in terms for tensor in term.group.tensors()]
+    # The ranks' shares are put together: all of one dtype, whichever groups a rank has.
+    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
+    energies = torch.zeros(len(terms), dtype=dtype, device=tensors[0].device)
+    penalty, error = energies.new_zeros(()), None
+    try:
+        if mine:
+            own = share.ranks * energies_of_whole([terms[index] for index in mine]).to(dtype)
+            penalty = weighted([terms[index] for index in mine], own).to(penalty.device)
+            energies[mine] = own.detach().to(energies.device)
+    except MHEError as refused:
+        error = refused
+    wanted = [tensor for tensor in tensors if tensor.requires_grad]
+    tied = _stop_together(_tie(penalty, wanted), wanted[0], share, error)
+    return PenaltyTerms(tied, energies, [term.group for term in terms], share.ranks)
 
 
 class ForwardUnderDDP:
@@ -73,17 +104,17 @@ class ForwardUnderDDP:
 
     def __init__(self, tensors: Callable[[], list[Tensor]]) -> None:
         self.tensors = tensors
-        self._part = Part()
+        self._share = RankShare()
 
     @property
-    def part(self) -> Part:
-        """What `take_part` will give."""
-        return self._part
+    def share(self) -> RankShare:
+        """What `take_share` will give."""
+        return self._share
 
-    def take_part(self) -> Part:
-        """This rank's part in the penalty of the forward pass just done; asked again, everything."""
-        part, self._part = self._part, Part()
-        return part
+    def take_share(self) -> RankShare:
+        """This rank's share in the penalty of the forward pass just done; asked again, everything."""
+        share, self._share = self._share, RankShare()
+        return share
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         """The output with its first differentiable tensor tied; None, which leaves it as it is, elsewhere than in
@@ -93,37 +124,37 @@ class ForwardUnderDDP:
         if torch.compiler.is_compiling():  # DDP is out of sight there
             return self._tied(output)
         ddp = DistributedDataParallel._get_active_ddp_module()
-        self._part = Part() if ddp is None else _part(ddp)
+        self._share = RankShare() if ddp is None else _share_under(ddp)
         return None if ddp is None else self._tied(output)
 
     def _tied(self, output: Any) -> Any:
         tensors = self.tensors()
-        return change_first(output, lambda tensor: tie(tensor, tensors))[0]
+        return change_first(output, lambda tensor: _tie(tensor, tensors))[0]
 
 
-def _part(ddp: DistributedDataParallel) -> Part:
+def _share_under(ddp: DistributedDataParallel) -> RankShare:
     # Private names of DDP are read for what may make its reduction something else than the average over all ranks.
     unusual = ddp._comm_hooks or ddp._join_config.enable or ddp.parameters_to_ignore or ddp.mixed_precision
     if unusual or ddp._delay_all_reduce_params or not ddp.require_backward_grad_sync:
-        return Part()
-    group = ddp.process_group
-    return Part(torch.distributed.get_rank(group), torch.distributed.get_world_size(group), group)
+        return RankShare()
+    among = ddp.process_group
+    return RankShare(torch.distributed.get_rank(among), torch.distributed.get_world_size(among), among)
 
 
-def stop_together(penalty: Tensor, witness: Tensor, part: Part, error: MHEError | None) -> Tensor:
+def _stop_together(penalty: Tensor, witness: Tensor, share: RankShare, error: MHEError | None) -> Tensor:
     """A rank's share of the penalty, 0-dim, in whose backward pass every rank raises if one has an error.
 
     Args:
         penalty: this rank's share; what it is does not matter where there is an error.
-        witness: the same parameter on every rank of the part; see the note above.
-        part: this rank's.
+        witness: the same parameter on every rank; see the note above.
+        share: which rank this is, of which.
         error: why this rank has no share, or None.
     """
 
     def look(_: Tensor) -> None:
         if witness.grad is None or bool(torch.isfinite(witness.grad.reshape(-1)[0])):
             return
-        why = error_of_any(error, part.group)
+        why = error_of_any(error, share.process_group)
         if why is not None:  # or a gradient scaler's overflow was it
             raise why
 
@@ -132,7 +163,7 @@ def stop_together(penalty: Tensor, witness: Tensor, part: Part, error: MHEError 
     return at_the_end(penalty, look)
 
 
-def tie(output: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+def _tie(output: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     """The output, with the tensors in its graph, to which it gives no gradient."""
     tied: Tensor = _Tie.apply(output, *tensors)
     return tied
@@ -149,21 +180,3 @@ class _Tie(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         return (gradients[0], *(None,) * ctx.parameters)
-
-
-def change_first(value: Any, change: Callable[[Tensor], Tensor]) -> tuple[Any, bool]:
-    """The value with the first tensor in it that requires a gradient changed, and whether there was one."""
-    if isinstance(value, Tensor):
-        return (change(value), True) if value.requires_grad else (value, False)
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            changed, found = change_first(item, change)
-            if found:
-                value[key] = changed  # type: ignore[index]  # outputs of models are dicts, and are changed in place
-                return value, True
-    elif type(value) in (tuple, list):
-        for index, item in enumerate(value):
-            changed, found = change_first(item, change)
-            if found:
-                return type(value)((*value[:index], changed, *value[index + 1 :])), True
-    return value, False

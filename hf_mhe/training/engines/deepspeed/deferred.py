@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from hf_mhe.training.engines.ddp import change_first
+from hf_mhe.training.engines.forward_output import change_first
 
 Take = Callable[[Tensor], Tensor]
 """From a whole parameter some of its neurons, (m, d)."""

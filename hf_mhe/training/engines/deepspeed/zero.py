@@ -10,7 +10,7 @@ DDP, where that order would not be the same; and adding to ZeRO's partitions bet
 (`safe_set_local_grad`), where the library is not called, and where clipping and overflow under offload have been
 prepared already.
 
-Note [What is held]
+Note [What is kept in memory]
 Under ZeRO 3 a parameter is whole while its neurons are walked, in the forward pass, one parameter after the other;
 what stays is the gradient of the rank's own neurons, which `deferred.py` gives when it is due. Only a weight that is
 made from several parameters (weight norm, LoRA) has gradients of full size.
@@ -34,9 +34,15 @@ from hf_mhe.neurons import NeuronGroup
 from hf_mhe.neurons.model.weight import AsStored
 from hf_mhe.training.engines.deepspeed.deferred import Take, Waiting, gathered
 from hf_mhe.training.mean_energy import with_range
+from hf_mhe.training.terms import Term
 
 
-def owners(groups: Sequence[NeuronGroup]) -> torch.distributed.ProcessGroup | None:
+def is_partitioned(groups: Sequence[NeuronGroup]) -> bool:
+    """Whether ZeRO 3 has partitioned a parameter of the groups."""
+    return "deepspeed" in sys.modules and any(hasattr(t, "ds_id") for group in groups for t in group.tensors())
+
+
+def partitioned_over(groups: Sequence[NeuronGroup]) -> torch.distributed.ProcessGroup | None:
     """The ranks that ZeRO 3 has partitioned the parameters over, gathered at the moment or not; None elsewhere.
 
     Raises:
@@ -55,37 +61,37 @@ def owners(groups: Sequence[NeuronGroup]) -> torch.distributed.ProcessGroup | No
 
 
 def divided_energies(
-    model: nn.Module, groups: Sequence[tuple[NeuronGroup, Potential]], ranks: torch.distributed.ProcessGroup
+    model: nn.Module, terms: Sequence[Term], process_group: torch.distributed.ProcessGroup
 ) -> list[Tensor]:
-    """The mean energies of groups, 0-dim, on every rank; every one of the `ranks` has to call this.
+    """The mean energies of terms, 0-dim, on every rank; every rank of the process group has to call this.
 
     Their gradient on each rank is that of the rank's own neurons times the number of ranks: its mean is theirs.
 
     Args:
         model: the module that was given to `deepspeed.initialize`.
-        groups: with their potentials; those cut from the same parameters are gathered once where they are neighbours.
-        ranks: who divides the work.
+        terms: without samples; groups cut from the same parameters are gathered once where they are neighbours.
+        process_group: of the ranks that divide the work.
 
     Raises:
         MHEError: as `hyperspherical_energy`.
     """
-    rank, count = torch.distributed.get_rank(ranks), torch.distributed.get_world_size(ranks)
+    rank, ranks = torch.distributed.get_rank(process_group), torch.distributed.get_world_size(process_group)
     shares = []
-    tensors_of = {id(tensor): tensor for group, _ in groups for tensor in group.tensors()}
+    tensors_of = {id(tensor): tensor for term in terms for tensor in term.group.tensors()}
     waiting = {key: Waiting(model, tensor) for key, tensor in tensors_of.items()}
-    for _, neighbours in itertools.groupby(groups, key=lambda each: [id(tensor) for tensor in each[0].tensors()]):
+    for _, neighbours in itertools.groupby(terms, key=lambda term: [id(tensor) for tensor in term.group.tensors()]):
         cut = list(neighbours)
-        tensors = cut[0][0].tensors()
+        tensors = cut[0].group.tensors()
         with gathered(model, tensors):
-            for group, potential in cut:
-                own = slice(group.n * rank // count, group.n * (rank + 1) // count)
+            for group, potential in ((term.group, term.potential) for term in cut):
+                own = slice(group.n * rank // ranks, group.n * (rank + 1) // ranks)
                 group.check_in_use()
                 try:
                     shares.append(_share(group, tensors, own, potential, waiting))
                 except MHEError as error:
                     raise MHEError(f"neuron group {group.name!r}: {error}") from error
     device = shares[0].device
-    total: Tensor = _SumOverRanks.apply(torch.stack([share.to(device) for share in shares]), ranks)
+    total: Tensor = _SumOverRanks.apply(torch.stack([share.to(device) for share in shares]), process_group)
     return list(total.unbind())
 
 
@@ -120,16 +126,16 @@ class _SumOverRanks(torch.autograd.Function):
     """The sum of the shares; each rank's gradient is that of its own share, times the number of ranks."""
 
     @staticmethod
-    def forward(ctx: Any, shares: Tensor, ranks: torch.distributed.ProcessGroup) -> Tensor:
-        ctx.count = torch.distributed.get_world_size(ranks)
+    def forward(ctx: Any, shares: Tensor, process_group: torch.distributed.ProcessGroup) -> Tensor:
+        ctx.ranks = torch.distributed.get_world_size(process_group)
         total = shares.clone()
-        torch.distributed.all_reduce(total, group=ranks)
+        torch.distributed.all_reduce(total, group=process_group)
         return total
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        return ctx.count * upstream, None
+        return ctx.ranks * upstream, None
 
 
 class _OwnRows(torch.autograd.Function):
