@@ -28,6 +28,7 @@ from hf_mhe.training.engines.protocol import Engine
 from hf_mhe.training.engines.refuse import refuse_model
 from hf_mhe.training.logs import PenaltyLog
 from hf_mhe.training.messages import check_loss, check_state, in_eval_mode, no_end, nothing_left
+from hf_mhe.training.one_line import in_one_line
 from hf_mhe.training.terms import PenaltyTerms, Term, trained
 
 
@@ -124,6 +125,10 @@ class MHERegularizer:
             self._forward = ForwardUnderDDP(functools.partial(trained, self._bound))
             hook = self.model.register_forward_hook(self._forward)
             weakref.finalize(self, hook.remove).atexit = False
+
+    def __repr__(self) -> str:
+        """One line, such as `MHERegularizer(GPT2LMHeadModel: 8 hidden groups x 1; budget 0.02; DTensors)`."""
+        return in_one_line(self.model, self._bound, self.config, self.find_engine)
 
     def weight(self, role: str) -> float:
         """The weight of a group's mean energy in the penalty, by the group's role."""

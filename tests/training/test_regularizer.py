@@ -280,6 +280,31 @@ def test_engines_that_are_not_served_are_refused_by_name() -> None:
     refuse_distributed_type("FSDP", is_fsdp2=True)
 
 
+def test_printed_it_is_one_line_of_what_it_does() -> None:
+    """Printed, it would be an address: which layers train, and at what weight, could not be seen in a notebook."""
+    model = make_gpt2()
+    config = MHEConfig(hidden_weight=0.5, embedding_weight=0.25, budget=0.02)
+    regularizer = MHERegularizer(model, config, step_operations=1e9)
+    line = "MHERegularizer(GPT2LMHeadModel: 6 hidden groups x 0.5, 2 embedding groups x 0.25; budget 0.02"
+    assert repr(regularizer) == f"{line})"
+    model.transformer.wpe.requires_grad_(False)
+    assert str(regularizer) == f"{line}; 1 of 8 frozen)"
+    off = MHERegularizer(model, MHEConfig(hidden_weight=0, output_weight=0))
+    assert repr(off) == "MHERegularizer(GPT2LMHeadModel: off)"
+    tiny = MHERegularizer(make_tiny(), MHEConfig(hidden_weight=1e-3))
+    assert repr(tiny) == "MHERegularizer(TinyClassifier: 2 hidden groups x 0.001, 1 output group x 1)"
+
+
+def test_a_changed_model_can_be_printed_too() -> None:
+    """A debugger that shows its variables would raise what the next step is there to raise."""
+    model = make_tiny()
+    regularizer = MHERegularizer(model)
+    model.middle = nn.Identity()
+    with pytest.raises(MHEError):
+        regularizer.penalty()
+    assert "the model no longer has 'weight' in module 'middle'" in repr(regularizer)
+
+
 @pytest.fixture
 def one_rank() -> Iterator[DeviceMesh]:
     """A mesh of this process alone."""
@@ -333,6 +358,7 @@ def test_the_gradient_reaches_the_shards_of_fsdp2(one_rank: DeviceMesh, reshard:
     sharded = dict(model.named_parameters())
     loss = model(torch.ones(2, 6)).logits.sum() * 0
     regularizer(loss).backward()
+    assert repr(regularizer).endswith("group x 0.3; DTensors)")
     for name, parameter in sharded.items():
         assert isinstance(parameter, DTensor)
         assert parameter.grad is not None
