@@ -26,7 +26,7 @@ def bind_groups(model: nn.Module, config: MHEConfig) -> list[NeuronGroup]:
 
     Raises:
         MHEError: there are none, or none that can ever train, or a pattern of `include` asks for quantized layers
-            alone, or a parameter is held in a way that is not supported.
+            alone, or a parameter is sharded in a way that is not supported.
     """
     found = neuron_groups(
         model, include=config.include, exclude=config.exclude, output=config.output, adapters=config.adapters

@@ -59,7 +59,7 @@ class MHEMixin(Trainer):
         if self.model is None:
             raise MHEError(f"{type(self).__name__} has no model to regularize yet: model_init makes it in train()")
         if self._mhe_regularizer is None or self._mhe_regularizer.model is not unwrap(self.model):
-            # How long the training is, and where in it we are, is told at each step.
+            # How long the training is, and where in it we are, is set at each step.
             self._mhe_regularizer = MHERegularizer(
                 self.model, self.mhe_config, total_steps=math.inf, seed=self.args.seed
             )

@@ -103,14 +103,14 @@ class Budget:
         """
         if torch.compiler.is_compiling():
             raise MHEError(
-                "budget draws other groups at each step, which a compiled graph cannot hold: call the regularizer "
+                "budget draws other groups at each step, which a compiled graph cannot do: call the regularizer "
                 "outside of torch.compile"
             )
         if self.step_operations is None:
             raise MHEError(
                 f"budget={self.share:g} is a share of the training step's operations, and no forward pass of "
                 f"{type(self._model).__name__} could be counted before the first penalty (it was compiled, or its "
-                "layers were called one by one): tell them, MHERegularizer(..., step_operations=6 * parameters * "
+                "layers were called one by one): give them, MHERegularizer(..., step_operations=6 * parameters * "
                 "tokens of a step on one process)"
             )
         factors = tuple(term.factor for term in terms)

@@ -1,7 +1,7 @@
 """Who walks what, where ranks divide the work: chosen from counted operations alone.
 
 Note [Whole weights or rows]
-A weight can go whole to one rank, which walks each pair once and sends every rank its part of the gradient, or to all
+A weight can go whole to one rank, which walks each pair once and sends every rank the gradient of its rows, or to all
 ranks, each of which walks the rows that it holds against all of them and has its gradient at once. The first costs
 `3 n^2 d` operations once, and sends `2 n d` elements in all. The second costs a rank with m rows
 `3 m^2 d + 4 m (n - m) d`, a third more than its share where there are many ranks, because two ranks walk each pair;
@@ -112,7 +112,7 @@ def operations_of(walkers: Sequence[int | None], costs: Sequence[Cost], ranks: i
 
 
 def _received(walkers: Sequence[int | None], costs: Sequence[Cost], ranks: int) -> list[float]:
-    """The bytes that come to each rank: what it walks and others hold, and gradients of its own part."""
+    """The bytes that come to each rank: what it walks and others hold, and gradients of its own rows."""
     others, own = 1 - 1 / ranks, 1 / ranks
     pairs = list(zip(costs, walkers, strict=True))
     received = [sum(cost.size * (others if walker is None else own) for cost, walker in pairs)] * ranks

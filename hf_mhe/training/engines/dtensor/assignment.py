@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from hf_mhe.neurons import NeuronGroup
 from hf_mhe.neurons.layout import ROWS
 from hf_mhe.neurons.model.weight import AsStored
-from hf_mhe.training.engines.dtensor.exchange import group_of
+from hf_mhe.training.engines.dtensor.exchange import process_group_of
 from hf_mhe.training.engines.dtensor.regions import Holding, holding, members, whole
 from hf_mhe.training.engines.plan import Cost, make_plan, operations_by_rows
 from hf_mhe.training.engines.refuse import refuse_parameter
@@ -50,7 +50,7 @@ class Assignment:
     def __init__(self, mesh: DeviceMesh, terms: Sequence[Term], parameters: Sequence[Parameters]) -> None:
         self.mesh, self.terms = mesh, terms
         global_ranks = members(mesh)
-        self.process_group = mesh.get_group() if mesh.ndim == 1 else group_of(global_ranks)
+        self.process_group = mesh.get_group() if mesh.ndim == 1 else process_group_of(global_ranks)
         self.rank, self.ranks = global_ranks.index(mesh.get_rank()), len(global_ranks)
         indices: dict[int, int] = {}
         self.parameters: list[Tensor] = []

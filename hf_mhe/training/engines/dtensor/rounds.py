@@ -25,12 +25,12 @@ class Rounds:
 
     Args:
         assignment: the terms, and who walks what.
-        local: this rank's part of each of the assignment's parameters, no gradient.
+        local: this rank's local tensor of each of the assignment's parameters, no gradient.
         wanted: whether a parameter's gradient is wanted; the same on every rank.
 
     Attributes:
         values: the mean energies, float64, on the host; the same on every rank.
-        gradients: of `sum of factor * mean energy`, with respect to each local part; None where it is not wanted.
+        gradients: of `sum of factor * mean energy`, with respect to each local tensor; None where it is not wanted.
     """
 
     def __init__(self, assignment: Assignment, local: Sequence[Tensor], wanted: Sequence[bool]) -> None:
@@ -104,23 +104,23 @@ class Rounds:
         return exchange(assignment.process_group, outgoing, incoming, self._device)
 
     def _assembled(self, parcels: Round, arrived: list[list[Tensor]]) -> Iterator[tuple[Parcel, list[Tensor]]]:
-        """This rank's parcels, put together from the parts."""
+        """This rank's parcels, put together from the regions that the ranks hold."""
         assignment, rank = self._assignment, self._assignment.rank
-        senders = [iter(parts) for parts in arrived]
+        senders = [iter(tensors) for tensors in arrived]
         for parcel in parcels[rank]:
             tensors = []
             for held in (assignment.holdings[p] for p in parcel.parameters):
-                parts = [
+                received = [
                     (held.regions[k], next(senders[k]))
                     for k in range(assignment.ranks)
                     if held.copy[k] == held.copy[rank]
                 ]
-                if len(parts) == 1:
-                    tensors.append(parts[0][1])
+                if len(received) == 1:
+                    tensors.append(received[0][1])
                     continue
-                assembled = parts[0][1].new_empty(held.shape)
-                for region, part in parts:
-                    region.put(assembled, part)
+                assembled = received[0][1].new_empty(held.shape)
+                for region, values in received:
+                    region.put(assembled, values)
                 tensors.append(assembled)
             yield parcel, tensors
 
@@ -157,8 +157,8 @@ class Rounds:
         ]
         # A view would keep the whole gradient alive until the backward pass.
         outgoing[rank] = [
-            part if part.numel() == g.numel() else part.clone()
-            for part, (_, g) in zip(outgoing[rank], gradients, strict=True)
+            own if own.numel() == whole.numel() else own.clone()
+            for own, (_, whole) in zip(outgoing[rank], gradients, strict=True)
         ]
         incoming = [
             [Expected(assignment.holdings[p].regions[rank].shape, self._local[p].dtype) for p in theirs]
@@ -180,7 +180,7 @@ class Rounds:
     # --- weights of which every rank walks the rows that it holds
 
     def _walk_rows(self, parcel: Parcel) -> None:
-        """This rank's rows against all: its part of the gradient is complete without another rank's work."""
+        """This rank's rows against all: their gradient is complete without another rank's work."""
         assignment, rank = self._assignment, self._assignment.rank
         (index,), (p,) = parcel.terms, parcel.parameters
         parameter, held = assignment.parameters[p], assignment.holdings[p]

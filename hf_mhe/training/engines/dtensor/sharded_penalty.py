@@ -2,16 +2,16 @@
 
 Note [What is communicated]
 The ranks of a parameter's mesh divide the weights among themselves (`plan.py`). A weight that one rank walks whole is
-sent to it as it is stored (bfloat16 rows travel as bfloat16), and every rank gets the gradient of its own part back,
+sent to it as it is stored (bfloat16 rows travel as bfloat16), and every rank gets the gradient of what it holds back,
 in rounds of bounded size, each of which is under way while the last one is walked. It does not matter how the weight
-is cut: by rows or columns, along one axis of the mesh or two. A weight that all ranks walk by rows is gathered by
+is sharded: by rows or columns, along one axis of the mesh or two. A weight that all ranks walk by rows is gathered by
 DTensor; its gradient needs no other rank's work. The values are summed in one all-reduce, so that every rank reports
 the same energies, and one that is not finite stops all ranks at once.
 
 Note [Which gradient]
 A DTensor's local tensor gets the gradient of its own elements of the whole penalty: nothing is averaged, and copies of
-the same part get the same bits, for they come from one rank. It is ready after the forward pass; the backward pass is
-one scaling, without communication. That is why the factors of the groups are needed beforehand: one gradient a
+the same region get the same bits, for they come from one rank. It is ready after the forward pass; the backward pass
+is one scaling, without communication. That is why the factors of the groups are needed beforehand: one gradient a
 parameter is made, sent and kept, however many groups are cut from it.
 """
 
@@ -35,7 +35,7 @@ from hf_mhe.training.terms import Term
 
 @torch.compiler.disable  # collectives among plans made on the host: nothing that a graph could hold
 def sharded_penalty(terms: Sequence[Term], parameters: Sequence[Parameters]) -> tuple[Tensor, Tensor]:
-    """`sum of factor * mean energy`, 0-dim, on every rank, whose gradient reaches each parameter's local part.
+    """`sum of factor * mean energy`, 0-dim, on every rank, whose gradient reaches each parameter's local tensor.
 
     Every rank of the parameters' meshes has to call this with the same terms, in the same order.
 
