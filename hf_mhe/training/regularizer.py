@@ -295,12 +295,13 @@ class MHERegularizer:
             if loss.requires_grad:
                 self._warn_once("eval", in_eval_mode(self.model))
             return loss
-        engine = self.find_engine()
+        engine = engine_of(self.model, ())  # without the groups, which say who computes what and not when
         if engine.stepper is None:
             refuse_unfound(self.model, functools.partial(trained, self._bound))
         moment = engine.micro_batch(sync=sync, scale=scale)
         if not moment.is_due:
             return loss
+        engine = self.find_engine()
         again = not self.delivery.begin(engine.stepper)
         penalty = self.advance(again=again, engine=engine)
         if penalty is None:

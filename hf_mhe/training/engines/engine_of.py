@@ -30,23 +30,27 @@ def engine_of(
 
     Args:
         model: the user's own model, unwrapped.
-        groups: all that the penalty may be computed on. Some of them may be DTensors and others not.
+        groups: all that the penalty may be computed on; some of them may be DTensors and others not. None are needed
+            to ask when the penalty is due, which is asked in every micro-batch and should cost nothing.
         forward: the hook on the model that notices DDP, if it has one.
         divide_work: whether ranks that could each compute the whole penalty divide it.
 
     Raises:
         MHEError: a DeepSpeed engine does something that is not supported.
     """
-    engine = DTensors(model) if _has_dtensors(model, groups) else OneProcess()
     deepspeed = find_engine(model)
     if deepspeed is not None or is_partitioned(groups):
-        return DeepSpeed(deepspeed, model, groups, divide_work=divide_work, unpartitioned=engine)
+        return DeepSpeed(
+            deepspeed, model, groups, divide_work=divide_work, unpartitioned=_unpartitioned(model, groups)
+        )
     if forward is not None and divide_work and forward.share.ranks > 1:
         return DDP(forward)
-    return engine
+    return _unpartitioned(model, groups)
 
 
-def _has_dtensors(model: nn.Module, groups: Sequence[NeuronGroup]) -> bool:
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return False
-    return any(map(is_dtensor, as_updated(model, [tensor for group in groups for tensor in group.tensors()])))
+def _unpartitioned(model: nn.Module, groups: Sequence[NeuronGroup]) -> OneProcess:
+    """The engine of parameters that no engine's object holds: they themselves show what they are."""
+    if not groups or not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return OneProcess()
+    parameters = as_updated(model, [tensor for group in groups for tensor in group.tensors()])
+    return DTensors(model) if any(map(is_dtensor, parameters)) else OneProcess()
