@@ -170,9 +170,9 @@ class MHERegularizer:
     def advance(self, *, again: bool | None = None, engine: Engine | None = None) -> Tensor | None:
         """What the current optimizer step gets of the penalty, and on to the next; None where it gets nothing.
 
-        That is the penalty, or with a budget this step's estimate of it, times the schedule's share of the step; where
-        gradients are averaged over the ranks, this rank's part of it. Its gradient comes once, however many backward
-        passes the step has.
+        That is the penalty, or with a budget this step's estimate of it, times what the schedule multiplies it by;
+        where gradients are averaged over the ranks, this rank's share of it. Its gradient comes once, however many
+        backward passes the step has.
 
         Args:
             again: whether this is one more pass of the step that was counted last, where `delivery` was asked; else
@@ -189,10 +189,10 @@ class MHERegularizer:
                 self.delivery.begin(engine.stepper, new=True)
         step = self.step - again
         self.step = step + 1
-        share = self.schedule.share(step)
+        multiplier = self.schedule.multiplier(step)
         if self.budget is not None:
             self.budget.end_step()
-        groups = self._left() if share else []
+        groups = self._left() if multiplier else []
         if not groups:
             return None
         terms = self._exact(groups)
@@ -202,10 +202,10 @@ class MHERegularizer:
                 return None
         found = engine.evaluate_due(terms)
         self._log.count(found.among(groups), self.schedule.factor(step), again=again)
-        penalty = share * found.penalty
+        penalty = multiplier * found.penalty
         every = self.schedule.every_n_steps
         if is_due(step // every + 1) and not torch.compiler.is_compiling() and engine.fills_grad:
-            anew = lambda: share * engine.evaluate(terms).penalty  # noqa: E731
+            anew = lambda: multiplier * engine.evaluate(terms).penalty  # noqa: E731
             penalty = self._ratio.watch(penalty, self.model, anew, steps=every * self._inflation(groups, terms))
         if penalty.requires_grad and not torch.compiler.is_compiling():
             penalty = self.delivery.carry(penalty, trained_as_updated(self.model, [term.group for term in terms]))

@@ -2,7 +2,7 @@
 
 Note [Work divided]
 DDP averages gradients over the ranks. A rank that computes some of the groups, scaled by the number of ranks, and none
-of the others, therefore has the whole penalty's gradient after the reduction that takes place anyway, and before
+of the others, therefore has the whole penalty's gradient after the reduction that DDP makes anyway, and before
 clipping, whatever was accumulated without it. That holds only if this very reduction comes: so the work is divided
 once after each forward pass that ran inside DDP, and not where a communication hook, a join of uneven inputs, ignored
 parameters or DDP's own mixed precision may do something else than average, nor in a forward pass without
@@ -12,7 +12,7 @@ Note [All ranks stop, or none]
 An energy that one rank cannot compute (a weight that is NaN, two neurons that coincide) must not stop that rank
 alone: the others would wait for it in DDP's reduction. So it goes on, and puts a NaN into the gradient of one element,
 the witness, in place of its share; the reduction takes it to every rank. At the end of the backward pass each of them
-looks at the witness, and where it is not finite they tell each other why, and raise together, before the optimizer
+looks at the witness, and where it is not finite they exchange the reason, and raise together, before the optimizer
 steps. Rejected: to ask at each step whether all ranks are well, which is a communication of its own, and waits for the
 slowest of them.
 
