@@ -109,6 +109,14 @@ def _is_text(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
+def test_one_file_knows_which_engines_there_are() -> None:
+    """If this failed, a new engine would have to be named in many files, and be forgotten in one of them."""
+    engines = {f"hf_mhe.training.engines.{name}" for name in ("ddp", "deepspeed.engine", "dtensor.dtensors")}
+    assert engines <= modules().keys()
+    asking = {arrow.source for arrow in arrows() if arrow.target in engines}
+    assert asking == {"hf_mhe.training.engines.engine_of"}
+
+
 def test_no_two_files_have_one_name() -> None:
     """If this failed, an editor's tab, a traceback and a search would name two files, and one would open the other."""
     counted = Counter(path.name for path in modules().values() if path.name not in ("__init__.py", "__main__.py"))

@@ -21,9 +21,9 @@ from hf_mhe.training.config import MHEConfig
 from hf_mhe.training.delivery import Delivery
 from hf_mhe.training.diagnosis import GradientRatio, UnsaidAccumulation, is_due
 from hf_mhe.training.engines.collectives import is_distributed
-from hf_mhe.training.engines.ddp import ForwardUnderDDP
 from hf_mhe.training.engines.deepspeed.find_engine import refuse_unfound
 from hf_mhe.training.engines.engine_of import engine_of
+from hf_mhe.training.engines.forward_under_ddp import ForwardUnderDDP
 from hf_mhe.training.engines.protocol import Engine
 from hf_mhe.training.engines.refuse import refuse_model
 from hf_mhe.training.logs import PenaltyLog

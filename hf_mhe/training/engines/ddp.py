@@ -15,43 +15,25 @@ the witness, in place of its share; the reduction takes it to every rank. At the
 looks at the witness, and where it is not finite they exchange the reason, and raise together, before the optimizer
 steps. Rejected: to ask at each step whether all ranks are well, which is a communication of its own, and waits for the
 slowest of them.
-
-Note [Parameters that the forward pass does not reach]
-With `find_unused_parameters=True`, which is how Trainer starts DDP, the forward pass ends with a walk through the
-graph from its outputs, and parameters that are not met there are marked as ready before the backward pass begins. The
-penalty reaches them all the same, and being ready twice is an error. So the output of the forward pass is tied to the
-parameters of the penalty by an identity that gives them no gradient: DDP then waits for the penalty's. A rank's share
-is tied to the parameters of the other ranks' shares in the same way, for DDP waits for those too. Rejected: adding the
-gradient to `.grad` behind DDP's back, which lets the replicas drift apart where kernels are not deterministic.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import reduce
-from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import NeuronGroup
 from hf_mhe.training.backward import at_the_end
 from hf_mhe.training.engines.collectives import error_of_any
-from hf_mhe.training.engines.forward_output import change_first
+from hf_mhe.training.engines.forward_under_ddp import ForwardUnderDDP, RankShare, tie
 from hf_mhe.training.engines.one_process import OneProcess, energies_of_whole, weighted
 from hf_mhe.training.engines.plan import Workload, balance
 from hf_mhe.training.terms import PenaltyTerms, Term
-
-
-class RankShare(NamedTuple):
-    """Which rank this is among the `ranks` that divide the penalty; one rank alone computes everything."""
-
-    rank: int = 0
-    ranks: int = 1
-    process_group: torch.distributed.ProcessGroup | None = None
 
 
 class DDP(OneProcess):
@@ -76,8 +58,8 @@ class DDP(OneProcess):
 
 def _evaluate_share(terms: Sequence[Term], share: RankShare) -> PenaltyTerms:
     """The terms that fall to this rank; what it refuses is raised in the backward pass, on every rank."""
-    ranks = balance([term.operations for term in terms], share.ranks)
-    mine = [index for index in range(len(terms)) if ranks[index] == share.rank]
+    walkers = balance([term.operations for term in terms], share.ranks)
+    mine = [index for index, walker in enumerate(walkers) if walker == share.rank]
     tensors = [tensor for term in terms for tensor in term.group.tensors()]
     # The ranks' shares are put together: all of one dtype, whichever groups a rank has.
     dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
@@ -91,54 +73,8 @@ def _evaluate_share(terms: Sequence[Term], share: RankShare) -> PenaltyTerms:
     except MHEError as refused:
         error = refused
     wanted = [tensor for tensor in tensors if tensor.requires_grad]
-    tied = _stop_together(_tie(penalty, wanted), wanted[0], share, error)
+    tied = _stop_together(tie(penalty, wanted), wanted[0], share, error)
     return PenaltyTerms(tied, energies, [term.group for term in terms], share.ranks)
-
-
-class ForwardUnderDDP:
-    """A forward hook that notices DDP around the module, and ties the output to the parameters of the penalty.
-
-    Args:
-        tensors: gives the tensors that the penalty is computed from.
-    """
-
-    def __init__(self, tensors: Callable[[], list[Tensor]]) -> None:
-        self.tensors = tensors
-        self._share = RankShare()
-
-    @property
-    def share(self) -> RankShare:
-        """What `take_share` will give."""
-        return self._share
-
-    def take_share(self) -> RankShare:
-        """This rank's share in the penalty of the forward pass just done; asked again, everything."""
-        share, self._share = self._share, RankShare()
-        return share
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        """The output with its first differentiable tensor tied; None, which leaves it as it is, elsewhere than in
-        training under DDP."""
-        if not module.training or not torch.is_grad_enabled():
-            return None
-        if torch.compiler.is_compiling():  # DDP is out of sight there
-            return self._tied(output)
-        ddp = DistributedDataParallel._get_active_ddp_module()
-        self._share = RankShare() if ddp is None else _share_under(ddp)
-        return None if ddp is None else self._tied(output)
-
-    def _tied(self, output: Any) -> Any:
-        tensors = self.tensors()
-        return change_first(output, lambda tensor: _tie(tensor, tensors))[0]
-
-
-def _share_under(ddp: DistributedDataParallel) -> RankShare:
-    # Private names of DDP are read for what may make its reduction something else than the average over all ranks.
-    unusual = ddp._comm_hooks or ddp._join_config.enable or ddp.parameters_to_ignore or ddp.mixed_precision
-    if unusual or ddp._delay_all_reduce_params or not ddp.require_backward_grad_sync:
-        return RankShare()
-    among = ddp.process_group
-    return RankShare(torch.distributed.get_rank(among), torch.distributed.get_world_size(among), among)
 
 
 def _stop_together(penalty: Tensor, witness: Tensor, share: RankShare, error: MHEError | None) -> Tensor:
@@ -161,22 +97,3 @@ def _stop_together(penalty: Tensor, witness: Tensor, share: RankShare, error: MH
     if error is not None:
         penalty = penalty + math.nan * witness.reshape(-1)[0].to(penalty.dtype)
     return at_the_end(penalty, look)
-
-
-def _tie(output: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-    """The output, with the tensors in its graph, to which it gives no gradient."""
-    tied: Tensor = _Tie.apply(output, *tensors)
-    return tied
-
-
-class _Tie(torch.autograd.Function):
-    """Identity in its first argument; the others are in the graph and get no gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, output: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.parameters = len(parameters)
-        return output.view_as(output)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return (gradients[0], *(None,) * ctx.parameters)

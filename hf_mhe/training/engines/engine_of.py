@@ -9,12 +9,13 @@ from torch import nn
 
 from hf_mhe.neurons import NeuronGroup
 from hf_mhe.neurons.group import is_dtensor
-from hf_mhe.training.engines.ddp import DDP, ForwardUnderDDP
+from hf_mhe.training.engines.ddp import DDP
 from hf_mhe.training.engines.deepspeed.engine import DeepSpeed
 from hf_mhe.training.engines.deepspeed.find_engine import find_engine
 from hf_mhe.training.engines.deepspeed.zero import is_partitioned
 from hf_mhe.training.engines.dtensor.dtensors import DTensors
 from hf_mhe.training.engines.dtensor.fsdp2 import as_updated
+from hf_mhe.training.engines.forward_under_ddp import ForwardUnderDDP
 from hf_mhe.training.engines.one_process import OneProcess
 from hf_mhe.training.engines.protocol import Engine
 
