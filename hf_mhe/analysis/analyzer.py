@@ -19,8 +19,8 @@ from hf_mhe.analysis.in_memory import Pipeline, as_module
 from hf_mhe.analysis.measure import Measuring, group_row
 from hf_mhe.analysis.report.group_energy import GroupEnergy
 from hf_mhe.analysis.report.report import EnergyReport
+from hf_mhe.analysis.report.tokens import Vocabulary
 from hf_mhe.analysis.report.unseen import unseen_note, unseen_share
-from hf_mhe.analysis.report.vocabulary import Vocabulary
 from hf_mhe.analysis.vectors import find_vectors
 from hf_mhe.analysis.vocabulary.describe import vocabulary_of
 from hf_mhe.energy import PairStatistics, Potential

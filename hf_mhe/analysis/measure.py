@@ -11,10 +11,10 @@ from torch import Tensor
 
 from hf_mhe.analysis.as_matrix import as_matrix, as_names
 from hf_mhe.analysis.checkpoint.reader import check_finite
-from hf_mhe.analysis.report.crowding import crowding_columns
+from hf_mhe.analysis.report.crowding_columns import crowding_columns
 from hf_mhe.analysis.report.group_energy import GroupEnergy
+from hf_mhe.analysis.report.tokens import Vocabulary
 from hf_mhe.analysis.report.variant import variant_of
-from hf_mhe.analysis.report.vocabulary import Vocabulary
 from hf_mhe.energy import VARIANTS, PairStatistics, Potential, energy_score, pair_statistics
 from hf_mhe.energy.near_duplicates import check_duplicate_cosine
 from hf_mhe.energy.spectrum import spectrum as spectrum_of

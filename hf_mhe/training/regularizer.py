@@ -29,6 +29,7 @@ from hf_mhe.training.engines.refuse import refuse_model
 from hf_mhe.training.logs import PenaltyLog
 from hf_mhe.training.messages import check_loss, check_state, in_eval_mode, no_end, nothing_left
 from hf_mhe.training.one_line import in_one_line
+from hf_mhe.training.spread import SpreadLog
 from hf_mhe.training.terms import PenaltyTerms, Term, trained
 
 
@@ -107,6 +108,7 @@ class MHERegularizer:
         self._bound: list[NeuronGroup] = []
         self._log = PenaltyLog(self.config)
         self._ratio = GradientRatio()
+        self._spreads = SpreadLog()
         self._unsaid = UnsaidAccumulation()
         self.delivery = Delivery(self.model, functools.partial(trained_as_updated, self.model, self._bound))
         self._said: set[str] = set()
@@ -214,16 +216,20 @@ class MHERegularizer:
     def logs(self) -> dict[str, float]:
         """What a log record says of the penalty, as means over the optimizer steps since the last call.
 
-        `mhe_loss` is what the penalty adds to the objective, `mhe_mean_energy` and `mhe_score` are means over the
+        `mhe_spread` is the mean spread of the groups at the current weights, 1 for a random draw and below 1 crowded
+        (`hf_mhe.training.spread`), in the first record and then after ten steps or more. `mhe_loss` is what the
+        penalty adds to the objective, `mhe_mean_energy` and `mhe_score` are means over the
         groups of the mean energy and of its score (`hf_mhe.energy.reference.score`; not with softening), with
-        `MHEConfig(log_groups=True)` each group's mean energy is `mhe_energy/<group>`; `mhe_gradient_ratio` is the norm
+        `MHEConfig(log_groups=True)` each group's mean energy is `mhe_energy/<group>` and its spread
+        `mhe_spread/<group>`; `mhe_gradient_ratio` is the norm
         of the penalty's gradient over that of the task's (`hf_mhe.training.diagnosis`), where it was taken. Only the
         steps that computed the penalty count, and with none the record has none of these. Where λ has a schedule,
         `mhe_factor` is what the weights were multiplied by at the last step.
 
         Every rank has to call it, because under DDP the work is divided.
         """
-        record = {**self._log.drain(), **self._ratio.drain()}
+        spreads = self._spreads.drain(self.step, self.find_engine, self.groups, each=self.config.log_groups)
+        record = {**spreads, **self._log.drain(), **self._ratio.drain()}
         if not self.schedule.is_constant and self.step:
             record["mhe_factor"] = self.schedule.factor(self.step - 1)
         return record

@@ -220,7 +220,7 @@ class MHETrainer(MHEMixin, Trainer):
 
     The penalty counts once per optimizer step at its full weight, however the batch is split into micro-batches, in
     however many backward passes, and whatever the model or the Trainer does to scale its loss. Evaluation and
-    prediction never see it. The logged `loss` stays the task loss; beside it are logged `mhe_loss`, the mean score and
+    prediction never see it. The logged `loss` stays the task loss; beside it are logged `mhe_spread`, `mhe_loss` and
     more (see `MHERegularizer.logs`). A schedule of the config follows the optimizer steps of the training, a resumed
     one too. The neuron groups are found when it is made, and again at each `train`, so that the model may be changed
     in between, or made by `model_init`. `mhe_config.json` is saved beside the weights. For another Trainer class see

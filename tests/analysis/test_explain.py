@@ -10,7 +10,7 @@ from torch import Tensor
 
 import hf_mhe
 from hf_mhe.analysis.report.explain import explain
-from hf_mhe.analysis.report.vocabulary import TokenRow, TokenRows, UntrainedTokens, Vocabulary
+from hf_mhe.analysis.report.tokens import TokenRow, TokenRows, UntrainedTokens, Vocabulary
 
 
 def random(n: int, d: int, seed: int = 0) -> Tensor:

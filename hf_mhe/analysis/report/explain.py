@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 from hf_mhe.analysis.report.group_energy import GroupEnergy
-from hf_mhe.analysis.report.vocabulary import TokenRow, Vocabulary
+from hf_mhe.analysis.report.tokens import TokenRow, Vocabulary
 from hf_mhe.energy.reference.verdict import AS_RANDOM, COPIES, FEW_DIMENSIONS, SHARED_DIRECTION, SPREAD
 from hf_mhe.text import escaped, number
 

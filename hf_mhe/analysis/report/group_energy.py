@@ -10,8 +10,8 @@ from typing import Any
 
 from hf_mhe.analysis.report.columns import Shown, column
 from hf_mhe.analysis.report.json_values import read_fields, to_json
+from hf_mhe.analysis.report.tokens import Vocabulary
 from hf_mhe.analysis.report.variant import Variant
-from hf_mhe.analysis.report.vocabulary import Vocabulary
 from hf_mhe.errors import MHEError
 
 # What says which group a row is of.

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from hf_mhe.analysis.checkpoint.location import Location
 from hf_mhe.analysis.checkpoint.reader import CheckpointReader
-from hf_mhe.analysis.report.vocabulary import TokenRows, Vocabulary
-from hf_mhe.analysis.vocabulary.rows import equal_rows, rows_at_mean
+from hf_mhe.analysis.report.tokens import TokenRows, Vocabulary
+from hf_mhe.analysis.vocabulary.special_rows import equal_rows, rows_at_mean
 from hf_mhe.analysis.vocabulary.texts import Tokens, read_tokens, token_row
-from hf_mhe.analysis.vocabulary.untrained import reference_rows, untrained_tokens
+from hf_mhe.analysis.vocabulary.untrained_tokens import reference_rows, untrained_tokens
 from hf_mhe.energy import PairStatistics
 from hf_mhe.errors import MHEError
 from hf_mhe.json_files import read_json_object

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hf_mhe.analysis.report.vocabulary import TokenRow
+from hf_mhe.analysis.report.tokens import TokenRow
 from hf_mhe.errors import MHEError
 from hf_mhe.stand_ins import stand_in
 from hf_mhe.text import escaped

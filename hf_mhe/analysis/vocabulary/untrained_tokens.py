@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_mhe.analysis.report.vocabulary import Indicator, UntrainedTokens
+from hf_mhe.analysis.report.tokens import Indicator, UntrainedTokens
 from hf_mhe.analysis.vocabulary.texts import Tokens, bytes_of, token_row
 
 # Note [Reference]
