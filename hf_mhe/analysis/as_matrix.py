@@ -170,7 +170,7 @@ def _checked(matrix: Tensor, what: str, least: int) -> Tensor:
         raise MHEError(f"{what} has shape {shape}: {short}, and directions need two rows of two numbers at least")
     if matrix.dtype.itemsize < 2:
         return _of_small_floats(matrix, what)
-    return matrix
+    return matrix.contiguous()  # sums in another order have other last digits
 
 
 def _of_small_floats(matrix: Tensor, what: str) -> Tensor:

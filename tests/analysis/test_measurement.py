@@ -60,7 +60,7 @@ def test_options_and_names_are_handed_on(measurement: Any, options: dict[str, An
     names = [f"text {row}" for row in range(100)]
     found = measurement.compute(data=vectors(), names=names, **options)
     assert found == measure(vectors(), names=names, **options).to_dict()
-    assert [found["row_names"][row] for row in found["nearest_pair"]] == ["text 3", "text 7"]
+    assert [found["row_names"][str(row)] for row in found["nearest_pair"]] == ["text 3", "text 7"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -131,7 +131,7 @@ def test_it_says_what_it_is(measurement: Any) -> None:
     returned = re.findall(
         r"`(\w+)`", measurement.inputs_description.partition("Returns:")[2].partition("Examples:")[0]
     )
-    assert set(returned) - {"int", "float"} <= set(measure(vectors()).to_dict())
+    assert set(returned) - {"int", "float", "str"} <= set(measure(vectors()).to_dict())
 
 
 def offline(arguments: list[str], home: Path) -> subprocess.CompletedProcess[str]:
