@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 # Control characters, separators of lines and of paragraphs, and halves of characters (bytes of a path that are none).
 _UNSEEN = ("Cc", "Zl", "Zp", "Cs")
-_DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f")
+_DIRECTIONS = frozenset("\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f")
 
 
 def escaped(text: str) -> str:

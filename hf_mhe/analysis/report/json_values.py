@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -110,4 +111,6 @@ def _is_number(value: Any) -> bool:
 
 
 def _described(kind: Any) -> str:
-    return f"a {kind.__name__}" if isinstance(kind, type) and not typing.get_args(kind) else f"a {kind}"
+    if isinstance(kind, type) and not typing.get_args(kind):
+        return f"{'an' if kind is int else 'a'} {kind.__name__}"
+    return re.sub(r"\b(?:\w+\.)+(?=\w)", "", f"a {kind}")  # without the modules of its parts

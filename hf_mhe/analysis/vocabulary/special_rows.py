@@ -24,7 +24,7 @@ def rows_at_mean(matrix: Tensor) -> tuple[list[int], list[int]]:
     mean = torch.stack([part.sum(0) for part in _chunks(matrix)]).sum(0) / len(matrix)
     away = torch.cat([torch.linalg.vector_norm(part - mean, dim=1) for part in _chunks(matrix)])
     usual = away.square().mean().sqrt()
-    exactly = away <= torch.finfo(matrix.dtype).eps * torch.linalg.vector_norm(mean) + _EXACTLY * usual
+    exactly = away <= 0.5 * torch.finfo(matrix.dtype).eps * torch.linalg.vector_norm(mean) + _EXACTLY * usual
     nearly = ~exactly & (away <= _NEARLY * usual)
     return exactly.nonzero().flatten().tolist(), nearly.nonzero().flatten().tolist()
 

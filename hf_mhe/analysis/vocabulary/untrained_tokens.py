@@ -50,7 +50,6 @@ _ROUNDING = 1e-6
 _SEPARATES = 0.5
 
 _ELEMENTS_AT_A_TIME = 1 << 21  # 16 MiB of float64
-_ITERATIONS = 50
 
 
 class Reference(NamedTuple):
@@ -151,8 +150,8 @@ def indicators(matrix: Tensor, reference: Tensor, wanted: Sequence[Indicator]) -
         wanted: names of indicators.
     """
     mean = matrix[reference].double().mean(0)
-    centre = _mean_row(matrix) if {"centered_cosine", "cosine_without_first_component"} & set(wanted) else None
-    first = _first_component(matrix, centre) if "cosine_without_first_component" in wanted else None
+    centre = torch.stack([rows.sum(0) for rows in _chunks(matrix)]).sum(0) / len(matrix)
+    first = _first_component(matrix, centre) if "cosine_without_first_component" in wanted else centre
     found: dict[str, list[Tensor]] = {name: [] for name in wanted}
     for rows in _chunks(matrix):
         for name in wanted:
@@ -160,43 +159,39 @@ def indicators(matrix: Tensor, reference: Tensor, wanted: Sequence[Indicator]) -
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
-def _indicator(name: Indicator, rows: Tensor, mean: Tensor, centre: Tensor | None, first: Tensor | None) -> Tensor:
+def _indicator(name: Indicator, rows: Tensor, mean: Tensor, centre: Tensor, first: Tensor) -> Tensor:
     if name == "norm":
         return torch.linalg.vector_norm(rows, dim=1)
     if name == "distance":
         return torch.linalg.vector_norm(rows - mean, dim=1)
-    if name == "centered_cosine" and centre is not None:
+    if name == "centered_cosine":
         return _cosine_distance(rows - centre, mean - centre)
-    if name == "cosine_without_first_component" and first is not None:
+    if name == "cosine_without_first_component":
         return _cosine_distance(rows - torch.outer(rows @ first, first), mean - (mean @ first) * first)
     return _cosine_distance(rows, mean)
 
 
 def _cosine_distance(rows: Tensor, other: Tensor) -> Tensor:
     lengths = torch.linalg.vector_norm(rows, dim=-1) * torch.linalg.vector_norm(other, dim=-1)
-    return 1 - (rows * other).sum(-1) / lengths.clamp(min=1e-6)  # as published, for rows of zeros
+    # Rows of zeros are at 1, as published; the published bound on the lengths would take short rows for them.
+    return 1 - (rows * other).sum(-1) / lengths.masked_fill(lengths == 0, 1)
 
 
-def _mean_row(matrix: Tensor) -> Tensor:
-    return torch.stack([rows.sum(0) for rows in _chunks(matrix)]).sum(0) / len(matrix)
+def _first_component(matrix: Tensor, centre: Tensor) -> Tensor:
+    """The direction of the largest variance, by Lanczos' method: the covariance itself would cost n d² operations."""
+    from scipy.sparse.linalg import LinearOperator, eigsh
 
+    def covariance(vector: np.ndarray) -> np.ndarray:
+        direction = torch.from_numpy(vector.reshape(-1)).to(centre)
+        centred = (rows - centre for rows in _chunks(matrix))
+        return torch.stack([rows.t() @ (rows @ direction) for rows in centred]).sum(0).cpu().numpy()
 
-def _first_component(matrix: Tensor, centre: Tensor | None) -> Tensor:
-    """The direction of the largest variance, by iteration: the matrix of covariances would cost n d² operations."""
-    centre = _mean_row(matrix) if centre is None else centre
-    direction = torch.ones_like(centre) / len(centre) ** 0.5
-    for _ in range(_ITERATIONS):
-        image = torch.zeros_like(direction)
-        for rows in _chunks(matrix):
-            centred = rows - centre
-            image += centred.t() @ (centred @ direction)
-        length = torch.linalg.vector_norm(image)
-        if float(length) == 0:
-            return image
-        before, direction = direction, image / length
-        if float((direction - before).norm()) < 1e-9:
-            break
-    return direction
+    d = len(centre)
+    if d == 1:
+        return torch.ones_like(centre)
+    operator = LinearOperator((d, d), matvec=covariance, dtype=np.float64)
+    _, vectors = eigsh(operator, k=1, v0=np.ones(d))
+    return torch.from_numpy(vectors[:, 0]).to(centre)
 
 
 def _chunks(matrix: Tensor) -> Iterator[Tensor]:
