@@ -16,7 +16,7 @@ from hf_mhe.energy.observers.excess import Excess
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.precision import product_dtype, without_autocast
 from hf_mhe.energy.reference.crowding import dimension_of_excess
-from hf_mhe.energy.rows import check_weight, row_chunks, unit_rows
+from hf_mhe.energy.rows import check_weight, unit_rows
 from hf_mhe.energy.walks.blocked import walk
 from hf_mhe.energy.walks.close_pairs import coincident_below, squared_chords
 from hf_mhe.energy.walks.panels import Panel, PanelBatch
@@ -93,6 +93,7 @@ def pair_statistics(
     dtype = product_dtype(weight)
     room = scratch("unit rows", weight.numel(), dtype, weight.device).view(weight.shape)
     rows = unit_rows(weight, dtype, dead="skip", out=room)
+    shared = mean_cosine(rows.unit)  # now, when the rows are in the cache
     source = weight if rows.live is None else weight[rows.live]
     duplicates = _Duplicates(duplicate_cosine, weight.dtype, rows.unit, source, mirrored=potential.space == "half")
     seen, excess = Cosines(bins, rows.unit), Excess(rows.unit, source)
@@ -101,23 +102,26 @@ def pair_statistics(
     pairs = walk(rows.unit, source, potential, gradient=False, observer=observers, leave_out_coincident=True)
     energy = potential.mean_of(pairs.value, len(rows.unit), coincident=pairs.coincident)
 
-    live = rows.live if rows.live is not None else torch.arange(len(weight), device=weight.device)
-    is_live = torch.zeros(len(weight), dtype=torch.bool, device=weight.device).index_fill_(0, live, True)
     first, second = _nearest_pair(rows.unit, seen.nearest)
+    dead: list[int] = []
+    if rows.live is not None:
+        first, second = int(rows.live[first]), int(rows.live[second])
+        is_dead = torch.ones(len(weight), dtype=torch.bool, device=weight.device).index_fill_(0, rows.live, False)
+        dead = is_dead.nonzero().flatten().tolist()
     return PairStatistics(
         n=len(rows.unit),
         d=weight.shape[1],
         energy=energy,
         max_cosine=min(1.0, float(seen.nearest.max())),
         min_cosine=max(-1.0, seen.smallest),
-        nearest_pair=(int(live[first]), int(live[second])),
+        nearest_pair=(first, second),
         near_duplicates=duplicates.count,
         coincident=pairs.coincident,
-        dead=tuple((~is_live).nonzero().flatten().tolist()),
+        dead=tuple(dead),
         nearest_cosine=seen.nearest.clamp(-1, 1).float().cpu(),
         histogram=seen.histogram.cpu(),
         equivalent_dimension=dimension_of_excess(excess.mean),
-        mean_cosine=mean_cosine(rows.unit),
+        mean_cosine=shared,
         mean_square_cosine=excess.mean_square,
         variants={each: energy if each == potential else energies.mean(each) for each in variants},
     )
@@ -135,18 +139,17 @@ def _nearest_pair(unit: Tensor, nearest: Tensor) -> tuple[int, int]:
 def mean_cosine(unit: Tensor) -> float:
     """The mean cosine over the pairs of unit rows `(n, d)`: from the length of their sum, which takes `n d` additions.
 
-    In float64, because of the square of that length only what is beyond n counts.
+    In float64, because of the square of that length only what is beyond n counts; but for the sums of 64 rows each,
+    whose rounding is below that of the rows.
     """
-    total = torch.zeros(unit.shape[1], dtype=torch.float64, device=unit.device)
-    for part in row_chunks(unit):
-        rows = unit[part]
-        total += (
-            scratch("rows in float64", rows.numel(), torch.float64, unit.device).view(rows.shape).copy_(rows).sum(0)
-        )
+    even = len(unit) // _ROWS_AT_A_TIME * _ROWS_AT_A_TIME
+    some = unit[:even].view(-1, _ROWS_AT_A_TIME, unit.shape[1]).sum(1)
+    total = some.double().sum(0) + unit[even:].double().sum(0)
     n = len(unit)
     return (float(total.dot(total)) - n) / (n * (n - 1))
 
 
+_ROWS_AT_A_TIME = 64
 # Two products of one pair, which one row saw from either side, differ by rounding at most.
 _SAME_COSINE = 1e-5
 

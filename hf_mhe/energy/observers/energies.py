@@ -11,7 +11,7 @@ from hf_mhe.choices import Distance, Space
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.walks.blocked import PanelSums
 from hf_mhe.energy.walks.panels import PanelBatch
-from hf_mhe.energy.walks.small_cosines import power_series, power_sums_
+from hf_mhe.energy.walks.small_cosines import power_series, power_sums_, series_that_pays
 from hf_mhe.energy.walks.workspace import scratch
 
 # The potentials of the paper's experiments, in the order of its tables: by exponent, then distance, then space.
@@ -21,6 +21,9 @@ _SPACES: tuple[Space, ...] = ("full", "half")
 VARIANTS: tuple[Potential, ...] = tuple(
     Potential(s, distance, space) for s in (0, 1, 2) for distance in _DISTANCES for space in _SPACES
 )
+
+
+_AS_MANY_AS_POWERS = 3
 
 
 class Energies:
@@ -34,7 +37,10 @@ class Energies:
         self._sums = {
             each: PanelSums(weight, unit, each, gradient=False, leave_out_coincident=True) for each in potentials
         }
-        self._series = {each: power_series(each) for each in self._sums if unit.dtype == torch.float32}
+        # Sums of powers take as long as three of the fastest potentials.
+        pays = len(self._sums) > _AS_MANY_AS_POWERS or any(series_that_pays(each) for each in self._sums)
+        pays = pays and unit.dtype == torch.float32
+        self._series = {each: power_series(each) for each in self._sums} if pays else {}
 
     def mean(self, potential: Potential) -> float:
         """The mean energy of one of them, once every panel was seen; NaN if every pair coincides."""
