@@ -29,6 +29,7 @@ from hf_mhe.energy import VARIANTS, Potential, pair_statistics
 SHAPES = ("1536x384", "3072x768")
 WEIGHTS = ("random", "crowded")
 _OPERATIONS_A_ROUND = 3e8  # so that a small layer is measured several times a round
+_MOST_CALLS = 20
 Row = dict[str, str | float]
 
 
@@ -62,7 +63,7 @@ def measure(weight: Tensor, potential: Potential, rounds: int) -> dict[str, tupl
     """Seconds that passed and seconds of the processor, of each call, by round."""
     measured = calls(weight, potential)
     n, d = weight.shape
-    repeat = max(1, int(_OPERATIONS_A_ROUND / (n * n * d)))
+    repeat = min(_MOST_CALLS, max(1, int(_OPERATIONS_A_ROUND / (n * n * d))))
     times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in measured}
     for turn in range(rounds + 1):
         for name, call in measured.items():

@@ -34,7 +34,7 @@ CASES = {
     "two rows": random_rows(2, 3),
     "small": with_close_pairs(12, 5),
     "one square": with_close_pairs(300, 24),
-    "small cosines": random_rows(700, 900),
+    "small cosines": random_rows(560, 450),
     "panels": with_close_pairs(700, 48),
     "crowded": crowded(600, 16),
 }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_mhe.energy import CrowdingParts, PairStatistics, Potential, crowding_parts, expected_energy, pair_statistics
-from hf_mhe.energy.reference.parts import derivatives
+from hf_mhe.energy.reference.crowding_parts import derivatives
 from hf_mhe.errors import MHEError
 from tests.energy.cases import random_rows
 from tests.oracle import SPACES, VARIANTS, directions, pair_values
