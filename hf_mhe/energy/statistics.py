@@ -21,6 +21,7 @@ from hf_mhe.energy.walks.blocked import walk
 from hf_mhe.energy.walks.close_pairs import coincident_below, squared_chords
 from hf_mhe.energy.walks.panels import Panel, PanelBatch
 from hf_mhe.energy.walks.workspace import scratch
+from hf_mhe.errors import MHEError
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,9 @@ def pair_statistics(
     """
     duplicate_cosine = check_duplicate_cosine(duplicate_cosine)
     variants = tuple(variants)
+    for each in variants:
+        if not isinstance(each, Potential):
+            raise MHEError(f"variants must be potentials, such as Potential(s=1); got {each!r}")
     bins = check_integer("bins", bins, at_least=1, right="at least 1")
     check_weight(weight, ranks=(2,))
     dtype = product_dtype(weight)
@@ -143,7 +147,7 @@ def mean_cosine(unit: Tensor) -> float:
     whose rounding is below that of the rows.
     """
     even = len(unit) // _ROWS_AT_A_TIME * _ROWS_AT_A_TIME
-    some = unit[:even].view(-1, _ROWS_AT_A_TIME, unit.shape[1]).sum(1)
+    some = unit[:even].reshape(-1, _ROWS_AT_A_TIME, unit.shape[1]).sum(1)
     total = some.double().sum(0) + unit[even:].double().sum(0)
     n = len(unit)
     return (float(total.dot(total)) - n) / (n * (n - 1))

@@ -133,6 +133,17 @@ def test_moments_by_brute_force(shape: tuple[int, int], dtype: torch.dtype) -> N
             assert statistics.mean_square_cosine == pytest.approx(cos.square().mean().item(), rel=1e-6)
 
 
+def test_moments_of_columns() -> None:
+    """If this failed, a weight that is stored by columns, with a dead row, would stop the analysis."""
+    weight = random_rows(40, 200, dtype=torch.float32).t()
+    weight[7] = 0
+    found = pair_statistics(weight, Potential())
+    plain = pair_statistics(weight.contiguous(), Potential())
+    assert found.dead == (7,)
+    assert found.mean_cosine == pytest.approx(plain.mean_cosine, rel=1e-6)
+    assert found.mean_square_cosine == pytest.approx(plain.mean_square_cosine, rel=1e-6)
+
+
 def test_planted_causes_lead() -> None:
     """If this failed, a user would be sent to the wrong remedy."""
     n, d = 512, 64

@@ -81,7 +81,7 @@ class Histogram:
         self._zeros += zeros
         half, size = 0.5 * self._bins, cos.numel()
         scaled = scratch("observed", size, cos.dtype, cos.device)
-        torch.add(torch.scalar_tensor(half, dtype=cos.dtype), cos.view(-1), alpha=half, out=scaled)
+        torch.add(torch.scalar_tensor(half, dtype=cos.dtype, device="cpu"), cos.view(-1), alpha=half, out=scaled)
         which = scratch("bins", size, torch.int16 if self._in_twos else torch.int32, cos.device).copy_(scaled)
         middle = size // 2 if self._in_twos else 0
         if middle:
