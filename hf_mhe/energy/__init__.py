@@ -24,7 +24,7 @@ from hf_mhe.energy.functional import hyperspherical_energy
 from hf_mhe.energy.observers.energies import VARIANTS
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.reference.bounds import energy_lower_bound
-from hf_mhe.energy.reference.excess_parts import CrowdingParts, crowding_parts
+from hf_mhe.energy.reference.crowding_parts import CrowdingParts, crowding_parts
 from hf_mhe.energy.reference.expectation import expected_energy, expected_energy_std
 from hf_mhe.energy.reference.score import EnergyScore, energy_score
 from hf_mhe.energy.solver.minimize import minimize_energy

@@ -19,7 +19,7 @@ def equivalent_dimension(weight: Tensor, *, dead: DeadRows = "skip") -> float:
     """The dimension in which independent random directions would be as crowded as the rows of `weight`.
 
     About d for random rows, however many; 1 where all lie on one line; `inf` where all are orthogonal. Rotation and
-    the lengths and signs of rows leave it alone; each copy of a row lowers it.
+    the lengths and signs of rows leave it alone; a copy of a row that is as crowded as the others lowers it.
 
     Example:
         >>> import torch

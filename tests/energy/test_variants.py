@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from hf_mhe.energy import VARIANTS, Potential, pair_statistics
+from hf_mhe.errors import MHEError
 from tests import oracle
 from tests.energy.cases import random_rows
 from tests.oracle import quick_energy
@@ -34,7 +36,7 @@ CASES = {
     "two rows": random_rows(2, 3),
     "small": with_close_pairs(12, 5),
     "one square": with_close_pairs(300, 24),
-    "small cosines": random_rows(700, 900),
+    "small cosines": random_rows(560, 450),
     "panels": with_close_pairs(700, 48),
     "crowded": crowded(600, 16),
 }
@@ -83,3 +85,10 @@ def test_copies_are_left_out_by_each_space() -> None:
         assert energy == pytest.approx(alone.energy, rel=1e-6)
     alike = pair_statistics(torch.ones(5, 3), Potential(), variants=VARIANTS).variants
     assert all(math.isnan(energy) for potential, energy in alike.items() if potential.space == "full")
+
+
+@pytest.mark.parametrize("variants", ["all", [2.0], [Potential(), "half"]], ids=str)
+def test_what_is_no_potential_is_named(variants: Any) -> None:
+    """If this failed, a name of a space would surface as an error of an attribute."""
+    with pytest.raises(MHEError, match="variants must be potentials"):
+        pair_statistics(torch.eye(3), Potential(), variants=variants)

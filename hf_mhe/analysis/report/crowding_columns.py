@@ -7,7 +7,7 @@ from typing import Any
 
 from hf_mhe.energy import PairStatistics, Potential
 from hf_mhe.energy.reference.crowding import equivalent_dimension_z
-from hf_mhe.energy.reference.excess_parts import crowding_parts
+from hf_mhe.energy.reference.crowding_parts import crowding_parts
 from hf_mhe.energy.reference.verdict import crowding_verdict
 
 

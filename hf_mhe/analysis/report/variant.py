@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hf_mhe.energy import PairStatistics, Potential, energy_score
-from hf_mhe.energy.reference.excess_parts import crowding_parts
+from hf_mhe.energy.reference.crowding_parts import crowding_parts
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,17 @@ class Cosines:
     Attributes:
         nearest: `(n,)`, in the dtype of the products.
         smallest: the smallest cosine.
-        histogram: `(bins,)` int64, unordered pairs per bin of equal width over [-1, 1].
     """
 
     def __init__(self, bins: int, unit: Tensor) -> None:
         self.nearest = torch.full((len(unit),), -1.0, dtype=unit.dtype, device=unit.device)
-        self.histogram = torch.zeros(bins, dtype=torch.int64, device=unit.device)
         self.smallest = 1.0
+        self._histogram = Histogram(bins, unit.device)
+
+    @property
+    def histogram(self) -> Tensor:
+        """`(bins,)` int64, unordered pairs per bin of equal width over [-1, 1]."""
+        return self._histogram.counts()
 
     def observe(self, cos: Tensor, piece: PanelBatch) -> tuple[float, float]:
         """Look at a piece, and return its extremes; the diagonal is no pair, and is left as it was."""
@@ -42,39 +46,56 @@ class Cosines:
         self.smallest = min(self.smallest, low)
         if diagonal:
             fill_diagonal_(cos)
-            self._count(cos.triu(1), high)
-            zeros = piece.elements - piece.pairs // 2
-            self.histogram[len(self.histogram) // 2] -= zeros
+            self._histogram.add(cos.triu(1), zeros=piece.elements - piece.pairs // 2)
         else:
-            self._count(cos, high)
+            self._histogram.add(cos)
         return low, high
 
     def _raise_nearest(self, side: Callable[[Tensor], Tensor], cosines: Tensor) -> None:
         part = side(self.nearest.unsqueeze(1)).squeeze(-1)
         torch.maximum(part, cosines, out=part)
 
-    # Note [Histogram]
-    # A bin is a multiplication and a conversion to an integer, which vector registers do; adding one to its count is a
-    # load and a store, one after the other, and the most of it. So two pairs go together, as one number of bins²: half
-    # as many, and seldom the same twice in a row, which has to wait for the store before. A quarter of the time of
-    # `torch.histc`, which on two threads adds to two histograms at once, and still half of that. Rejected: comparisons
-    # with the edges between the extremes, whose number depends on the layer.
-    def _count(self, cos: Tensor, high: float) -> None:
-        bins, half = len(self.histogram), 0.5 * len(self.histogram)
-        size = cos.numel()
+
+# Note [Histogram]
+# A bin is a multiplication and a conversion to an integer, which vector registers do; adding one to its count is a
+# load and a store, one after the other on one thread, and the most of it. So two pairs are counted together, as one
+# number out of the square of the bins: half as many, and seldom the same twice in a row, which has to wait for the
+# store before. Their sums are taken at the end. `torch.histc` takes five times as long. Rejected: three and more
+# together where few bins occur, which saves less than its calls take; comparisons with the edges between the extremes,
+# whose number depends on the layer.
+_MOST_IN_TWOS = 1 << 15  # numbers, in int16, whose counts a second-level cache holds
+
+
+class Histogram:
+    """Counts per bin of equal width over [-1, 1]; what rounding has carried beyond is in the last and the first."""
+
+    def __init__(self, bins: int, device: torch.device) -> None:
+        self._bins, self._zeros = bins, 0
+        self._span = bins + 1  # a cosine of 1 is at the upper edge
+        self._in_twos = self._span**2 <= _MOST_IN_TWOS
+        self._singles = torch.zeros(self._span, dtype=torch.int64, device=device)
+        self._twos = torch.zeros(self._span**2 if self._in_twos else 0, dtype=torch.int64, device=device)
+
+    def add(self, cos: Tensor, *, zeros: int = 0) -> None:
+        """Count a block, of which so many zeros are no cosines."""
+        self._zeros += zeros
+        half, size = 0.5 * self._bins, cos.numel()
         scaled = scratch("observed", size, cos.dtype, cos.device)
-        torch.add(torch.scalar_tensor(half, dtype=cos.dtype), cos.view(-1), alpha=half, out=scaled)
-        which = scratch("bins", size, torch.int16, cos.device).copy_(scaled)
-        if high > _ALMOST_ONE:  # rounding may carry a cosine beyond the last bin
-            which.clamp_(max=bins - 1)
-        middle = size // 2 if bins <= _MOST_TWICE else 0
+        torch.add(torch.scalar_tensor(half, dtype=cos.dtype, device="cpu"), cos.view(-1), alpha=half, out=scaled)
+        which = scratch("bins", size, torch.int16 if self._in_twos else torch.int32, cos.device).copy_(scaled)
+        middle = size // 2 if self._in_twos else 0
         if middle:
-            two = which[:middle].add_(which[middle : 2 * middle], alpha=bins)
-            counts = torch.bincount(two, minlength=bins * bins).view(bins, bins)
-            self.histogram += counts.sum(0).add_(counts.sum(1))
+            two = which[:middle].add_(which[middle : 2 * middle], alpha=self._span)
+            self._twos += torch.bincount(two, minlength=len(self._twos))
         if 2 * middle < size:
-            self.histogram += torch.bincount(which[2 * middle :], minlength=bins)
+            self._singles += torch.bincount(which[2 * middle :], minlength=self._span)
 
-
-_ALMOST_ONE = 1 - 1e-6
-_MOST_TWICE = 128  # bins, up to which the squared number of them stays in the cache
+    def counts(self) -> Tensor:
+        """`(bins,)` int64, of all that was added."""
+        counts = self._singles.clone()
+        if self._in_twos:
+            twos = self._twos.view(self._span, self._span)
+            counts += twos.sum(0) + twos.sum(1)
+        counts[-2] += counts[-1]
+        counts[self._bins // 2] -= self._zeros
+        return counts[:-1]

@@ -10,8 +10,9 @@ from torch import Tensor
 from hf_mhe.choices import Distance, Space
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.walks.blocked import PanelSums
+from hf_mhe.energy.walks.closed_forms import is_of_angles
 from hf_mhe.energy.walks.panels import PanelBatch
-from hf_mhe.energy.walks.small_cosines import power_series, power_sums_
+from hf_mhe.energy.walks.small_cosines import power_series, power_sums_, series_that_pays
 from hf_mhe.energy.walks.workspace import scratch
 
 # The potentials of the paper's experiments, in the order of its tables: by exponent, then distance, then space.
@@ -23,10 +24,14 @@ VARIANTS: tuple[Potential, ...] = tuple(
 )
 
 
+_AS_MANY_AS_POWERS = 3
+
+
 class Energies:
     """An observer of a walk: the sums of any number of potentials over its pairs, coincident ones left out.
 
-    Where all cosines of a piece are small, every potential is a combination of the same sums of powers.
+    Where all cosines of a piece are small, every potential is a combination of the same sums of powers; elsewhere the
+    angular ones share the angles. In half space `f(c)` and `f(-c)` are one function, whose form shares their work.
     """
 
     def __init__(self, potentials: Iterable[Potential], unit: Tensor, weight: Tensor) -> None:
@@ -34,7 +39,10 @@ class Energies:
         self._sums = {
             each: PanelSums(weight, unit, each, gradient=False, leave_out_coincident=True) for each in potentials
         }
-        self._series = {each: power_series(each) for each in self._sums if unit.dtype == torch.float32}
+        # Sums of powers take as long as three of the fastest potentials.
+        pays = len(self._sums) > _AS_MANY_AS_POWERS or any(series_that_pays(each) for each in self._sums)
+        pays = pays and unit.dtype == torch.float32
+        self._series = {each: power_series(each) for each in self._sums} if pays else {}
 
     def mean(self, potential: Potential) -> float:
         """The mean energy of one of them, once every panel was seen; NaN if every pair coincides."""
@@ -44,12 +52,21 @@ class Energies:
     def observe(self, cos: Tensor, piece: PanelBatch, extremes: tuple[float, float]) -> None:
         """Add a piece, of which `extremes` are the smallest and the largest cosine."""
         powers: list[float] | None = None
+        angles: Tensor | None = None
         for potential, sums in self._sums.items():
-            copy = scratch("variant", cos.numel(), cos.dtype, cos.device).view(cos.shape)
+            copy = _room("copy", cos)
             series = self._series.get(potential)
-            if series is None or not series.holds(extremes):
+            if series is not None and series.holds(extremes):
+                if powers is None:
+                    powers = power_sums_(copy.copy_(cos), piece.pairs, odd=True)
+                sums.add_powers(piece, series, powers)
+            elif is_of_angles(potential, cos.dtype):
+                if angles is None:
+                    angles = torch.arccos(cos, out=_room("angles", cos))
+                sums.add_values(piece, cos, extremes, copy.copy_(angles))
+            else:
                 sums.add_values(piece, copy.copy_(cos), extremes)
-                continue
-            if powers is None:
-                powers = power_sums_(copy.copy_(cos), piece.pairs, odd=True)
-            sums.add_powers(piece, series, powers)
+
+
+def _room(name: str, like: Tensor) -> Tensor:
+    return scratch(f"energies {name}", like.numel(), like.dtype, like.device).view(like.shape)

@@ -11,7 +11,7 @@ from torch import Tensor
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.rows import project_
 from hf_mhe.energy.walks.close_pairs import ClosePairs, coincident_below, extremes, has_close_pairs, sum_close_pairs
-from hf_mhe.energy.walks.closed_forms import Block, evaluate_, fill_diagonal_
+from hf_mhe.energy.walks.closed_forms import Block, evaluate_, fill_diagonal_, values_of_angles_
 from hf_mhe.energy.walks.panels import Panel, PanelBatch, one_square, panel_batches
 from hf_mhe.energy.walks.small_cosines import PowerSeries, power_sums_, series_that_pays
 from hf_mhe.energy.walks.workspace import scratch
@@ -151,9 +151,14 @@ class PanelSums:
         for exception in exceptions:  # only now, when the gradient of all rows of the batch has begun
             self._add_exception(exception, gradient=spare is not None)
 
-    def add_values(self, piece: PanelBatch, cos: Tensor, known: tuple[float, float]) -> None:
-        """Add the values of a piece whose smallest and largest cosine are known; overwrites `cos`."""
-        _, exception = self._evaluate(piece, cos, None, known)
+    def add_values(
+        self, piece: PanelBatch, cos: Tensor, known: tuple[float, float], angles: Tensor | None = None
+    ) -> None:
+        """Add the values of a piece whose smallest and largest cosine are known.
+
+        Overwrites `cos`; or in its place `angles`, the angles of these cosines, if given to a potential of angles.
+        """
+        _, exception = self._evaluate(piece, cos, None, known, angles)
         if exception is not None:
             self._add_exception(exception, gradient=False)
 
@@ -162,7 +167,12 @@ class PanelSums:
         self._value += piece.orders * series.total(powers)
 
     def _evaluate(
-        self, piece: PanelBatch, cos: Tensor, spare: Tensor | None, known: tuple[float, float] | None = None
+        self,
+        piece: PanelBatch,
+        cos: Tensor,
+        spare: Tensor | None,
+        known: tuple[float, float] | None = None,
+        angles: Tensor | None = None,
     ) -> tuple[Block | None, ClosePairs | PanelBatch | None]:
         """Add a piece's value and turn it into slopes; and what is left of it to be added otherwise.
 
@@ -175,13 +185,16 @@ class PanelSums:
                 return None, None
         close = ClosePairs.find(cos, piece, self._potential, known)
         if close is not None and close.too_many(cos.numel()) and cos.dtype != torch.float64:
-            cos.zero_()
             if spare is not None:
+                cos.zero_()
                 spare.zero_()
             return None, piece
-        if close is not None:
-            close.take_out_(cos)
-        block = evaluate_(self._potential, cos, spare)
+        if angles is not None:
+            block = values_of_angles_(self._potential, angles)
+        else:
+            if close is not None:
+                close.take_out_(cos)
+            block = evaluate_(self._potential, cos, spare)
         if close is not None:
             block.take_out_(close.take_out_)
         if piece.first.diagonal:

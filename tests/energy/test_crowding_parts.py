@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_mhe.energy import CrowdingParts, PairStatistics, Potential, crowding_parts, expected_energy, pair_statistics
-from hf_mhe.energy.reference.excess_parts import derivatives
+from hf_mhe.energy.reference.crowding_parts import derivatives
 from hf_mhe.errors import MHEError
 from tests.energy.cases import random_rows
 from tests.oracle import SPACES, VARIANTS, directions, pair_values
@@ -131,6 +131,17 @@ def test_moments_by_brute_force(shape: tuple[int, int], dtype: torch.dtype) -> N
             statistics = pair_statistics(moved, Potential(space=space))
             assert statistics.mean_cosine == pytest.approx(cos.mean().item(), rel=1e-6, abs=1e-8)
             assert statistics.mean_square_cosine == pytest.approx(cos.square().mean().item(), rel=1e-6)
+
+
+def test_moments_of_columns() -> None:
+    """If this failed, a weight that is stored by columns, with a dead row, would stop the analysis."""
+    weight = random_rows(40, 200, dtype=torch.float32).t()
+    weight[7] = 0
+    found = pair_statistics(weight, Potential())
+    plain = pair_statistics(weight.contiguous(), Potential())
+    assert found.dead == (7,)
+    assert found.mean_cosine == pytest.approx(plain.mean_cosine, abs=1e-9)
+    assert found.mean_square_cosine == pytest.approx(plain.mean_square_cosine, rel=1e-6)
 
 
 def test_planted_causes_lead() -> None:
