@@ -197,7 +197,7 @@ def _report(
         duplicate_cosine=settings.measuring.duplicate_cosine,
         hf_mhe_version=__version__,
         torch_version=str(torch.__version__),
-        notes=(told,) if (told := "; ".join(notes)) else (),
+        notes=(note,) if (note := "; ".join(notes)) else (),
         unseen=unseen,
         left_out=len(found.groups) - len(chosen),
     )
@@ -247,5 +247,5 @@ def _reasons(skipped: dict[str, str]) -> str:
     by_reason: dict[str, list[str]] = {}
     for parameter, reason in skipped.items():
         by_reason.setdefault(reason, []).append(parameter)
-    told: Iterable[str] = (f"{listed(names, 3)}: {reason}" for reason, names in by_reason.items())
-    return "; ".join(told) or "it has no parameter of two or more dimensions"
+    lines: Iterable[str] = (f"{listed(names, 3)}: {reason}" for reason, names in by_reason.items())
+    return "; ".join(lines) or "it has no parameter of two or more dimensions"

@@ -160,7 +160,7 @@ class Delivery:
         """See that the penalty, where it was computed, is in the gradients.
 
         Raises:
-            MHEError: it is not, or how often cannot be told.
+            MHEError: it is not, or how often is unknown.
         """
         if self._is_computed and not self._is_used:
             self._warn(UNUSED)

@@ -26,7 +26,7 @@ IN_PART = (
 )
 PUT_TOGETHER = (
     "the gradients of this optimizer step were put together from {passes} backward passes, each of which had the "
-    "penalty, so how often it counts cannot be told: call the regularizer for the loss of one of them"
+    "penalty, so how often it counts is unknown: call the regularizer for the loss of one of them"
 )
 TAKEN_OUT = (
     "torch.autograd.grad took the gradient of the penalty more than once within one optimizer step: where those are "
@@ -34,7 +34,7 @@ TAKEN_OUT = (
 )
 TWICE_IN_DEEPSPEED = (
     "a second backward pass with the penalty came before one step of DeepSpeed's engine, and whether its gradients "
-    "still hold the first cannot be told: call engine.step() after each, or the regularizer for one of the losses"
+    "still hold the first is unknown: call engine.step() after each, or the regularizer for one of the losses"
 )
 UNUSED = (
     "an optimizer steps, and the loss that regularizer(loss) returned had no backward pass before it: the penalty is "

@@ -65,7 +65,7 @@ class Place(Protocol):
 
     @property
     def complete(self) -> bool:
-        """Whether `names` tells all that is there, and not only what has been downloaded."""
+        """Whether `names` has all that is there, and not only what has been downloaded."""
         ...
 
     def get(self, name: str) -> Path | None:
@@ -140,7 +140,7 @@ def _without_weights(place: Place, folder: str, where: str, adapter_config: Path
 
 
 def adapter_refusal(where: str, adapter_config: Path | None, found: UnmergedAdapterError | None = None) -> str:
-    """Why an adapter alone is not analyzed, and what to do instead, in one line; `found` where its keys told it."""
+    """Why an adapter alone is not analyzed, and what to do instead, in one line; `found` where its keys show it."""
     config = read_config(adapter_config) or {} if adapter_config else {}
     base = config.get("base_model_name_or_path") or "its base model"
     method = config.get("peft_type") or (found.method if found is not None else "peft")
@@ -186,14 +186,14 @@ def indexed(
     return Location(source, tuple(files), config, index, by_name, declared=declared)
 
 
-def check_inside(name: str, told: str) -> None:
+def check_inside(name: str, what: str) -> None:
     """Refuse a file name that leads out of the checkpoint: an index is somebody's data.
 
     Raises:
         MHEError: the name is absolute, or climbs.
     """
     if os.path.isabs(name) or ".." in Path(name).parts:
-        raise MHEError(f"{told} {name!r}, which lies outside the checkpoint")
+        raise MHEError(f"{what} {name!r}, which lies outside the checkpoint")
 
 
 def read_config(path: Path) -> dict[str, Any] | None:

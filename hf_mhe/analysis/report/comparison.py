@@ -181,7 +181,7 @@ class Comparison:
 
         Raises:
             MHEError: the reports are of different potentials, have no group in common, or one model stands in several
-                places inside the other and nothing tells which is meant.
+                places inside the other and nothing says which is meant.
         """
         if (before.s, before.distance, before.space) != (after.s, after.distance, after.space):
             raise MHEError(

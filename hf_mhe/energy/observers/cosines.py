@@ -77,7 +77,7 @@ class Histogram:
         self._twos = torch.zeros(self._span**2 if self._in_twos else 0, dtype=torch.int64, device=device)
 
     def add(self, cos: Tensor, *, zeros: int = 0) -> None:
-        """Count a block, of which so many zeros are no cosines."""
+        """Count a block, of which that many zeros are no cosines."""
         self._zeros += zeros
         half, size = 0.5 * self._bins, cos.numel()
         scaled = scratch("observed", size, cos.dtype, cos.device)

@@ -42,7 +42,7 @@ _COINCIDENT_OTHERWISE = (1.01 * 2.0**-24) ** 2
 
 
 def coincident_below(dtype: torch.dtype) -> float:
-    """The squared chord at which rows stored in this dtype cannot be told apart."""
+    """The squared chord at which rows stored in this dtype cannot be distinguished."""
     return _COINCIDENT.get(dtype, _COINCIDENT_OTHERWISE)
 
 
