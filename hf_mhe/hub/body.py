@@ -31,6 +31,8 @@ def introduction(config: MHEConfig | None, before: EnergyReport | None, after: E
     summary = after.summary
     which = f"{summary.groups} of its groups" if after.left_out else f"its {summary.groups} groups"
     measured = f"The mean spread of {which} of neurons is **{number(summary.mean_spread)}**"
+    if summary.apart:
+        measured += f" ({summary.apart} more do not count: their neurons never stand in for each other)"
     if before is not None:
         measured += f"; it was **{number(before.summary.mean_spread)}** before"
     done = (

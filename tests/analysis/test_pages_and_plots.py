@@ -152,8 +152,18 @@ def test_a_report_without_scores_or_spreads_still_has_a_page() -> None:
     report_figure(report)
     old = dataclasses.replace(report, groups=[dataclasses.replace(report.groups[0], spread=None, verdict=None)])
     assert "no group has a spread" in Page(old.to_html()).text
-    with pytest.raises(MHEError, match=r"no group has a spread"):
+    with pytest.raises(MHEError, match=r"no group has a spread .* earlier version"):
         report_figure(old)
+
+
+def test_a_model_of_depthwise_kernels_alone_has_a_page() -> None:
+    """If this fails, a model without neurons that compete ends in a traceback, or is blamed on its file."""
+    report = hf_mhe.analyze(torch.nn.Sequential(torch.nn.Conv2d(16, 16, 3, groups=16)))
+    assert (report.competing, report.summary.groups, report.summary.apart) == ([], 0, 1)
+    assert 'id="apart"' in report.to_html()
+    assert "the neurons of none of them compete" in hf_mhe.compare(report, report).to_html()
+    with pytest.raises(MHEError, match="the neurons of none of them compete"):
+        report_figure(report)
 
 
 def test_the_figure_shows_every_spread(report: EnergyReport) -> None:

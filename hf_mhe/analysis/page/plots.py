@@ -51,7 +51,8 @@ def report_figure(report: EnergyReport) -> Figure:
     """
     measured = [group for group in report.competing if group.spread is not None]
     if not measured:
-        raise MHEError(f"{report.source}: no group has a spread to draw; an earlier version wrote the report")
+        why = "an earlier version wrote the report" if report.competing else "the neurons of none of them compete"
+        raise MHEError(f"{report.source}: no group has a spread to draw; {why}")
     rows = measured[:MOST_ROWS]
     figure, axes = _dot_plot(
         [group.name for group in rows],
@@ -78,7 +79,8 @@ def comparison_figure(comparison: Comparison) -> Figure:
     compared = [row for row in comparison.rows if row.after.apart is None]
     measured = [row for row in compared if row.before.spread is not None and row.after.spread is not None]
     if not measured:
-        raise MHEError("no group has a spread on both sides to draw; an earlier version wrote one of the reports")
+        why = "an earlier version wrote one of the reports" if compared else "the neurons of none of them compete"
+        raise MHEError(f"no group has a spread on both sides to draw; {why}")
     measured.sort(key=lambda row: min(_spread(row.before), _spread(row.after)))
     rows = measured[:MOST_ROWS]
     figure, axes = _dot_plot(
