@@ -44,7 +44,7 @@ def test_a_model_compared_with_itself_is_unchanged(bert: nn.Module, bert_folder:
     """If this fails, noise of the analysis passes for an effect of training."""
     for before in (report, bert_folder, str(bert_folder)):
         comparison = hf_mhe.compare(before, bert)
-        assert comparison.summary.unchanged == comparison.summary.groups == len(report.groups)
+        assert comparison.summary.unchanged == comparison.summary.groups == len(report.competing)
         assert comparison.summary.mean_score_change == pytest.approx(0.0, abs=1e-6)
 
 
@@ -90,7 +90,7 @@ def test_what_is_analyzed_takes_the_reports_potential(bert: nn.Module) -> None:
     """If this fails, a saved report of another potential cannot be compared with a model."""
     half = hf_mhe.analyze(bert, s=1.0, space="half")
     comparison = hf_mhe.compare(half, bert)
-    assert comparison.summary.unchanged == len(half.groups)
+    assert comparison.summary.unchanged == len(half.competing)
     assert comparison.after.space == "half"
 
 
