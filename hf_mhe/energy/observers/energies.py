@@ -15,7 +15,7 @@ from hf_mhe.energy.walks.panels import PanelBatch
 from hf_mhe.energy.walks.small_cosines import power_series, power_sums_, series_that_pays
 from hf_mhe.energy.walks.workspace import scratch
 
-# The potentials of the paper's experiments, in the order of its tables: by exponent, then distance, then space.
+# The twelve of the paper: by exponent, then distance (chords before angles), then space (full before half).
 # Liu et al., "Learning towards Minimum Hyperspherical Energy", NeurIPS 2018, section 3.
 _DISTANCES: tuple[Distance, ...] = ("euclidean", "angular")
 _SPACES: tuple[Space, ...] = ("full", "half")
@@ -23,7 +23,7 @@ VARIANTS: tuple[Potential, ...] = tuple(
     Potential(s, distance, space) for s in (0, 1, 2) for distance in _DISTANCES for space in _SPACES
 )
 
-
+# Sums of powers take as long as so many of the fastest potentials.
 _AS_MANY_AS_POWERS = 3
 
 
@@ -39,7 +39,6 @@ class Energies:
         self._sums = {
             each: PanelSums(weight, unit, each, gradient=False, leave_out_coincident=True) for each in potentials
         }
-        # Sums of powers take as long as three of the fastest potentials.
         pays = len(self._sums) > _AS_MANY_AS_POWERS or any(series_that_pays(each) for each in self._sums)
         pays = pays and unit.dtype == torch.float32
         self._series = {each: power_series(each) for each in self._sums} if pays else {}
