@@ -159,7 +159,7 @@ def _mean_cosine(unit: Tensor) -> float:
     some = unit[:even].reshape(-1, _ROWS_AT_A_TIME, unit.shape[1]).sum(1)
     total = some.double().sum(0) + unit[even:].double().sum(0)
     n = len(unit)
-    return (float(total.dot(total)) - n) / (n * (n - 1))
+    return min(1.0, (float(total.dot(total)) - n) / (n * (n - 1)))
 
 
 def check_duplicate_cosine(value: object) -> float:
