@@ -107,7 +107,7 @@ def pair_statistics(
     dtype = product_dtype(weight)
     room = scratch("unit rows", weight.numel(), dtype, weight.device).view(weight.shape)
     rows = unit_rows(weight, dtype, dead="skip", out=room)
-    shared = mean_cosine(rows.unit)  # now, when the rows are in the cache
+    shared = _mean_cosine(rows.unit)  # now, when the rows are in the cache
     source = weight if rows.live is None else weight[rows.live]
     mirrored = potential.space == "half"
     duplicates = NearDuplicates(
@@ -151,16 +151,25 @@ def pair_statistics(
     )
 
 
+# Two products of one pair differ by rounding: that in which it was the one row's nearest, and that of the other row's.
+_SAME_COSINE = 1e-5
+_CANDIDATES_AT_A_TIME = 1 << 12
+
+
 def _nearest_pair(unit: Tensor, nearest: Tensor) -> tuple[int, int]:
     """The two rows with the largest cosine, in order; they are among those whose nearest cosine is the largest."""
     first = int(nearest.argmax())
     others = (nearest >= nearest[first] - _SAME_COSINE).nonzero().flatten()
     others = others[others != first]
-    second = int(others[(unit[others] @ unit[first]).argmax()])
+    cosines = torch.cat([unit[some] @ unit[first] for some in others.split(_CANDIDATES_AT_A_TIME)])
+    second = int(others[cosines.argmax()])
     return min(first, second), max(first, second)
 
 
-def mean_cosine(unit: Tensor) -> float:
+_ROWS_AT_A_TIME = 64
+
+
+def _mean_cosine(unit: Tensor) -> float:
     """The mean cosine over the pairs of unit rows `(n, d)`: from the length of their sum, which takes `n d` additions.
 
     In float64, because of the square of that length only what is beyond n counts; but for the sums of 64 rows each,
@@ -170,12 +179,7 @@ def mean_cosine(unit: Tensor) -> float:
     some = unit[:even].reshape(-1, _ROWS_AT_A_TIME, unit.shape[1]).sum(1)
     total = some.double().sum(0) + unit[even:].double().sum(0)
     n = len(unit)
-    return (float(total.dot(total)) - n) / (n * (n - 1))
-
-
-_ROWS_AT_A_TIME = 64
-# Two products of one pair, which one row saw from either side, differ by rounding at most.
-_SAME_COSINE = 1e-5
+    return min(1.0, (float(total.dot(total)) - n) / (n * (n - 1)))
 
 
 class _Observers(NamedTuple):

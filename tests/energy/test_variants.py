@@ -83,6 +83,10 @@ def test_copies_are_left_out_by_each_space() -> None:
         assert alone.coincident == (2 if potential.space == "half" else 1)
         assert math.isfinite(energy)
         assert energy == pytest.approx(alone.energy, rel=1e-6)
+    many = random_rows(16, 12, dtype=torch.float32).repeat(40, 1)  # blocks of which are recomputed as a whole
+    found = pair_statistics(many, Potential(), variants=VARIANTS).variants
+    for potential, energy in found.items():
+        assert energy == pytest.approx(pair_statistics(many, potential).energy, rel=1e-6)
     alike = pair_statistics(torch.ones(5, 3), Potential(), variants=VARIANTS).variants
     assert all(math.isnan(energy) for potential, energy in alike.items() if potential.space == "full")
 

@@ -7,13 +7,12 @@ from torch import Tensor
 
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.reference.crowding import Z
-from hf_mhe.energy.walks.close_pairs import ClosePairs, squared_chords
-from hf_mhe.energy.walks.closed_forms import fill_diagonal_
+from hf_mhe.energy.walks.blocked import cosines_of, exact_unit_rows
+from hf_mhe.energy.walks.close_pairs import ClosePairs, squared_chords_of
 from hf_mhe.energy.walks.panels import PanelBatch
 from hf_mhe.energy.walks.workspace import scratch
 
 _BOTH_ENDS = Potential(space="half")  # pairs near -1 are as close as pairs near 1
-_PAIRS_AT_A_TIME = 1 << 21  # elements of one temporary: 16 MiB
 
 
 class Excess:
@@ -51,19 +50,16 @@ class Excess:
         torch.square(cos, out=square)
         if close is not None:
             close.take_out_(square)
-            self._add_close_pairs(close.first, close.second)
+            self._add_close_pairs(close)
         self._squares += 0.5 * piece.orders * float(square.sum())
         # g / z = 1 / (1 / c² − z), of a right angle 1 / inf.
         self._sum += 0.5 * piece.orders * Z * float(square.reciprocal_().sub_(Z).reciprocal_().sum())
 
-    def _add_close_pairs(self, first: Tensor, second: Tensor) -> None:
-        rows = self._weight if self._exact_unit is None else self._exact_unit
-        step = max(1, _PAIRS_AT_A_TIME // rows.shape[1])
-        for some, others in zip(first.split(step), second.split(step), strict=True):
-            near, far = squared_chords(rows, some, others)
-            square = 1 - 0.25 * near * far  # c², with sin² from the two chords
-            self._squares += float(square.sum())
-            self._sum += float((Z * square / (1 - Z * square)).sum())
+    def _add_close_pairs(self, close: ClosePairs) -> None:
+        near, far = squared_chords_of(close, self._weight if self._exact_unit is None else self._exact_unit)
+        square = 1 - 0.25 * near * far  # c², with sin² from the two chords
+        self._squares += float(square.sum())
+        self._sum += float((Z * square / (1 - Z * square)).sum())
 
     def _add_in_float64(self, cos: Tensor, piece: PanelBatch) -> None:
         # g is bounded, and a product in float64 right to its last places wherever a pair lies.
@@ -71,10 +67,6 @@ class Excess:
             self._add(cos, piece)
             return
         if self._exact_unit is None:
-            self._exact_unit = torch.nn.functional.normalize(self._weight.double(), dim=1, eps=0.0)
-        unit = self._exact_unit
-        for panel in piece.items():
-            exact = unit[panel.row : panel.row_end] @ unit[panel.column : panel.column_end].t()
-            if panel.diagonal:
-                fill_diagonal_(exact)
-            self._add(exact, PanelBatch(panel))
+            self._exact_unit = exact_unit_rows(self._weight)
+        for exact, panel in cosines_of(piece, self._exact_unit):
+            self._add(exact, panel)

@@ -11,9 +11,9 @@ from torch import Tensor
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.rows import project_
 from hf_mhe.energy.walks.close_pairs import ClosePairs, coincident_below, extremes, has_close_pairs, sum_close_pairs
-from hf_mhe.energy.walks.closed_forms import Block, evaluate_, fill_diagonal_, values_of_angles_
+from hf_mhe.energy.walks.closed_forms import Block, evaluate_, fill_diagonal_
 from hf_mhe.energy.walks.panels import Panel, PanelBatch, one_square, panel_batches
-from hf_mhe.energy.walks.small_cosines import PowerSeries, power_sums_, series_that_pays
+from hf_mhe.energy.walks.small_cosines import power_sums_, series_that_pays
 from hf_mhe.energy.walks.workspace import scratch
 
 
@@ -95,6 +95,20 @@ def cosines(unit: Tensor) -> Iterator[tuple[Tensor, PanelBatch]]:
             yield cos[part].view(piece.shape), piece
 
 
+def exact_unit_rows(weight: Tensor) -> Tensor:
+    """Live rows in float64, of length one, for what float32 products are too coarse for."""
+    return torch.nn.functional.normalize(weight.double(), dim=1, eps=0.0)
+
+
+def cosines_of(piece: PanelBatch, unit: Tensor) -> Iterator[tuple[Tensor, PanelBatch]]:
+    """The cosines of a piece's panels, one by one, in the precision of `unit`; 0 on the diagonal."""
+    for panel in piece.items():
+        cos = unit[panel.row : panel.row_end] @ unit[panel.column : panel.column_end].t()
+        if panel.diagonal:
+            fill_diagonal_(cos)
+        yield cos, PanelBatch(panel)
+
+
 def _whole(cos: Tensor, unit: Tensor, potential: Potential, gradient: bool) -> PairSum:
     # One square without close pairs, which most layers of most small models are: what PanelSums does, in fewer calls.
     block = evaluate_(potential, cos, torch.empty_like(cos) if gradient else None)
@@ -149,22 +163,10 @@ class PanelSums:
             _add_products_(self._grad, slope, self._unit, batch, 2 * slope_factor)
             self._begun = True
         for exception in exceptions:  # only now, when the gradient of all rows of the batch has begun
-            self._add_exception(exception, gradient=spare is not None)
-
-    def add_values(
-        self, piece: PanelBatch, cos: Tensor, known: tuple[float, float], angles: Tensor | None = None
-    ) -> None:
-        """Add the values of a piece whose smallest and largest cosine are known.
-
-        Overwrites `cos`; or in its place `angles`, the angles of these cosines, if given to a potential of angles.
-        """
-        _, exception = self._evaluate(piece, cos, None, known, angles)
-        if exception is not None:
-            self._add_exception(exception, gradient=False)
-
-    def add_powers(self, piece: PanelBatch, series: PowerSeries, powers: list[float]) -> None:
-        """Add the values of a piece within the reach of the potential's series, by the sums of its powers."""
-        self._value += piece.orders * series.total(powers)
+            if isinstance(exception, ClosePairs):
+                self._add_close_pairs(exception)
+            else:
+                self._add_in_float64(exception, gradient=spare is not None)
 
     def _evaluate(
         self,
@@ -172,7 +174,6 @@ class PanelSums:
         cos: Tensor,
         spare: Tensor | None,
         known: tuple[float, float] | None = None,
-        angles: Tensor | None = None,
     ) -> tuple[Block | None, ClosePairs | PanelBatch | None]:
         """Add a piece's value and turn it into slopes; and what is left of it to be added otherwise.
 
@@ -181,32 +182,23 @@ class PanelSums:
         if spare is None and cos.dtype == torch.float32 and (series := series_that_pays(self._potential)) is not None:
             known = extremes(cos, two_sided=True) if known is None else known
             if series.holds(known):
-                self.add_powers(piece, series, power_sums_(cos, piece.pairs, odd=series.odd))
+                self._value += piece.orders * series.total(power_sums_(cos, piece.pairs, odd=series.odd))
                 return None, None
         close = ClosePairs.find(cos, piece, self._potential, known)
         if close is not None and close.too_many(cos.numel()) and cos.dtype != torch.float64:
+            cos.zero_()
             if spare is not None:
-                cos.zero_()
                 spare.zero_()
             return None, piece
-        if angles is not None:
-            block = values_of_angles_(self._potential, angles)
-        else:
-            if close is not None:
-                close.take_out_(cos)
-            block = evaluate_(self._potential, cos, spare)
+        if close is not None:
+            close.take_out_(cos)
+        block = evaluate_(self._potential, cos, spare)
         if close is not None:
             block.take_out_(close.take_out_)
         if piece.first.diagonal:
             block.take_out_(fill_diagonal_)
         self._value += piece.orders * block.total()
         return block, close
-
-    def _add_exception(self, exception: ClosePairs | PanelBatch, *, gradient: bool) -> None:
-        if isinstance(exception, ClosePairs):
-            self._add_close_pairs(exception)
-        else:
-            self._add_in_float64(exception, gradient=gradient)
 
     def _add_close_pairs(self, close: ClosePairs) -> None:
         rows = self._weight if self._exact_unit is None else self._exact_unit
@@ -218,15 +210,12 @@ class PanelSums:
         # Float64 products reach pairs a thousand times closer than float32 ones, at a sixtieth of the price of
         # recomputing the pairs one by one; a layer that has collapsed to one direction is such a case.
         if self._exact_unit is None:
-            self._exact_unit = torch.nn.functional.normalize(self._weight.double(), dim=1, eps=0.0)
+            self._exact_unit = exact_unit_rows(self._weight)
         unit = self._exact_unit
-        for panel in piece.items():
-            cos = unit[panel.row : panel.row_end] @ unit[panel.column : panel.column_end].t()
-            if panel.diagonal:
-                cos.fill_diagonal_(0)
-            block, close = self._evaluate(PanelBatch(panel), cos, torch.empty_like(cos) if gradient else None)
+        for cos, panel in cosines_of(piece, unit):
+            block, close = self._evaluate(panel, cos, torch.empty_like(cos) if gradient else None)
             if self._grad is not None and block is not None and block.slope is not None:
-                _add_tangent_products_(self._grad, block.slope, unit, panel, 2 * block.slope_factor)
+                _add_tangent_products_(self._grad, block.slope, unit, panel.first, 2 * block.slope_factor)
             if isinstance(close, ClosePairs):
                 self._add_close_pairs(close)
 

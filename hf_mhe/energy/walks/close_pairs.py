@@ -180,6 +180,14 @@ def squared_chords(weight: Tensor, first: Tensor, second: Tensor) -> tuple[Tenso
     return _squared(u - v, u + v)
 
 
+def squared_chords_of(pairs: ClosePairs, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of all pairs of one panel or piece, each once, a few at a time."""
+    step = max(1, _ELEMENTS_AT_A_TIME // weight.shape[1])
+    parts = zip(pairs.first.split(step), pairs.second.split(step), strict=True)
+    near, far = zip(*(squared_chords(weight, first, second) for first, second in parts), strict=True)
+    return torch.cat(near), torch.cat(far)
+
+
 def _squared(difference: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     near, far = difference.square().sum(1), mean.square().sum(1)
     # `near + far = 4` exactly: the large one of the two is the one that rounding cannot have hurt.
