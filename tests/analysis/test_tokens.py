@@ -210,12 +210,21 @@ def test_a_tokenizer_of_another_vocabulary_is_left_alone(folder: Path) -> None:
         ({"model_type": "gpt2"}, "cosine"),
         ({"model_type": "t5"}, "cosine"),
         ({"model_type": "no such model"}, "cosine"),
-        ({"model_type": "llava", "text_config": {"tie_word_embeddings": False}, "tie_word_embeddings": True}, "norm"),
+        ({"model_type": ["llama"], "text_config": 3}, "cosine"),
+        ({"text_config": {"vocab_size": 90, "tie_word_embeddings": False}, "tie_word_embeddings": True}, "norm"),
+        (
+            {
+                "audio_config": {"model_type": "bert", "vocab_size": 7, "tie_word_embeddings": True},
+                "text_config": {"model_type": "llama", "vocab_size": 90},
+                "vocab_size": None,
+            },
+            "norm",
+        ),
     ],
 )
 def test_the_indicator_goes_by_the_ties(config: dict[str, Any], indicator: str, tmp_path: Path) -> None:
     """Else an input embedding of its own would be judged by what only an output learns, or the other way round."""
-    (tmp_path / "config.json").write_text(json.dumps({**config, "vocab_size": 90}))
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 90, **config}))
     (tmp_path / "tokenizer.json").write_bytes(small_tokenizer(NAMES))
     matrix = random_rows(90, 24)
     for role, expected in (("embedding", indicator), ("output", "cosine")):

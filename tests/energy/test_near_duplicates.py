@@ -187,6 +187,19 @@ def test_a_threshold_of_one_lists_the_copies_alone(space: str) -> None:
     assert [pair[:2] for pair in statistics.duplicate_pairs] == sorted(pair[:2] for pair in statistics.duplicate_pairs)
 
 
+def test_multiples_are_copies_whatever_their_rounding() -> None:
+    """Else copies would be listed in the order of the last bits of their multiples."""
+    weight = torch.randn(300, 24, generator=torch.Generator().manual_seed(4))
+    for place, factor in enumerate((3.0, 0.1, -0.7, 1e-3, 1 / 3, -7.0, 1.1)):
+        weight[100 + place] = factor * weight[5]
+    rows = [5, *range(100, 107)]
+    statistics = found(weight, "half")
+    signs = {5: 1, 100: 1, 101: 1, 102: -1, 103: 1, 104: 1, 105: -1, 106: 1}
+    expected = [(i, j, float(signs[i] * signs[j])) for i in rows for j in rows if i < j]
+    assert list(statistics.duplicate_pairs) == expected
+    assert statistics.coincident == len(expected)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("n", "threshold"), [(2, 1.0), (300, 1.0), (1100, THRESHOLD)])
 def test_a_layer_of_one_direction_is_one_cluster(n: int, threshold: float, dtype: torch.dtype) -> None:

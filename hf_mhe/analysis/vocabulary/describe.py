@@ -83,7 +83,7 @@ def vocabulary_of(
         return None
     for part in _parts(source):
         tokens, note = _tokens(part, len(matrix))
-        sizes = {size for config in _configs(part.config) for size in map(config.get, _SIZES) if type(size) is int}
+        sizes = {size for config in _configs(part.config) for size in _sizes(config)}
         if len(matrix) in sizes or (tokens is not None and len(matrix) == tokens.beyond and not tokens.without_row):
             return _described(role, matrix, statistics, part, tokens, note)
     return None
@@ -96,7 +96,7 @@ def _described(
         return replace(describe_vocabulary(matrix, None, statistics), note=note)
     untrained = None
     if (reference := reference_rows(tokens)) is not None:
-        tied = role == "output" or _is_tied(part.config)
+        tied = role == "output" or _is_tied(part.config, len(matrix))
         untrained = untrained_tokens(matrix, reference, tied=tied, texts=tokens.texts, most=_MOST)
     return replace(
         describe_vocabulary(matrix, tokens.texts, statistics),
@@ -140,15 +140,19 @@ def _configs(config: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
         yield config
 
 
-def _is_tied(config: Mapping[str, Any] | None) -> bool:
-    """Whether an embedding gives the output as well, as configs say, or their classes where they do not."""
-    configs = list(_configs(config))
+def _sizes(config: Mapping[str, Any]) -> set[int]:
+    return {size for size in map(config.get, _SIZES) if type(size) is int}
+
+
+def _is_tied(config: Mapping[str, Any] | None, n: int) -> bool:
+    """Whether an embedding of n tokens gives the output too, as configs say, or their classes where they do not."""
+    of_text = [each for each in _configs(config) if n in _sizes(each)]  # not those of pictures and sound beside it
+    configs = [*of_text, config or {}]
     stated = [each["tie_word_embeddings"] for each in configs if "tie_word_embeddings" in each]
     if stated:
         return bool(stated[0])
     from transformers import CONFIG_MAPPING
 
-    for each in configs:
-        if each.get("model_type") in CONFIG_MAPPING:
-            return bool(getattr(CONFIG_MAPPING[each["model_type"]](), "tie_word_embeddings", True))
-    return True
+    # The class alone: a few cannot be made without arguments.
+    known = [kind for each in configs if isinstance(kind := each.get("model_type"), str) and kind in CONFIG_MAPPING]
+    return not known or bool(getattr(CONFIG_MAPPING[known[0]], "tie_word_embeddings", True))
