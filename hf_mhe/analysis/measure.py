@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -83,6 +84,9 @@ def group_row(
         "dead_rows": tuple(int(row) for row in pairs.dead),
         "histogram": tuple(int(count) for count in pairs.histogram.tolist()),
     }
+    if pairs.coincident and meaning.score is not None:
+        # The energy of the other pairs stands beside it; all of them together have an infinite one.
+        values |= {"score": math.inf, "z": math.inf}
     values |= crowding_columns(pairs, measuring.potential, measuring.duplicate_cosine)
     if describe is not None and (vocabulary := describe(matrix, pairs)) is not None:
         values |= {"vocabulary": vocabulary, "row_names": vocabulary.texts()}

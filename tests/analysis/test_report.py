@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas
 import pytest
+import torch
 from torch import nn
 
 import hf_mhe
@@ -238,3 +239,24 @@ def test_a_report_is_shown_in_one_line(report: EnergyReport, odd_report: EnergyR
         assert len(shown) < 120
         assert "\n" not in repr(dataclasses.replace(each, source="a\nb"))
     assert "mean score –" in repr(dataclasses.replace(odd_report, groups=[odd_report["flat"]]))
+
+
+@pytest.mark.parametrize("space", ["full", "half"])
+@pytest.mark.parametrize("s", [0.0, 1.0, 2.0])
+def test_copies_have_an_infinite_score(space: str, s: float, tmp_path: Path) -> None:
+    """If this fails, a layer of which every neuron is there twice scores like a random draw, and passes a check."""
+    rows = torch.randn(40, 16, generator=torch.Generator().manual_seed(0))
+    copied = hf_mhe.measure(rows.repeat(2, 1), s=s, space=space)
+    assert (copied.score, copied.z, copied.coincident) == (math.inf, math.inf, 40)
+    assert copied.energy == pytest.approx(hf_mhe.measure(rows, s=s, space=space).energy, rel=0.2), "of the other pairs"
+    assert copied.verdict == "copies"
+    layer = nn.Linear(16, 80)
+    layer.weight.data = rows.repeat(2, 1)
+    report = hf_mhe.analyze(nn.Sequential(layer, nn.Linear(80, 9)), s=s, space=space)
+    assert report.summary.most_redundant == "0"
+    again = EnergyReport.load(report.save(tmp_path / "r.json"))
+    assert again == report
+    assert again["0"].score == math.inf
+    old = report.to_dict()
+    old["groups"] = [row | {"score": 0.95, "z": -1.0} for row in old["groups"]]
+    assert EnergyReport.from_dict(old)["0"].score == 0.95, "what an earlier version wrote stays as it is"

@@ -87,8 +87,8 @@ class GroupEnergy:
     score: float | None = column(
         Shown.TABLES | Shown.CARD | Shown.COMPARISONS, digits=3, help="0 optimum, 1 random draw, above 1 redundant"
     )
-    """(energy − lower_bound) / (expected − lower_bound): 0 optimum, 1 random draw, above 1 redundant. None: undefined.
-    """
+    """(energy − lower_bound) / (expected − lower_bound): 0 optimum, 1 random draw, above 1 redundant. Infinite, as the
+    energy of all pairs is, where some coincide. None: undefined."""
     z: float | None = column(
         Shown.CSV | Shown.PAGE | Shown.COMPARED, digits=1, help="standard deviations of the random draw above its mean"
     )
@@ -202,6 +202,8 @@ class GroupEnergy:
             raise MHEError(f"a group of an energy report is a {type(row).__name__}, not an object")
         label = f"group {row.get('name', '?')!r} of the energy report"
         found: GroupEnergy = read_fields(cls, row, label, _NONE_MEANS)
+        if found.coincident and found.score is None and math.isfinite(found.expected):
+            return dataclasses.replace(found, score=math.inf, z=math.inf)
         return found
 
 

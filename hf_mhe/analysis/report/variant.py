@@ -16,7 +16,7 @@ class Variant:
         s: exponent of the potential.
         distance: "euclidean" or "angular".
         space: "full" or "half".
-        energy: as in `GroupEnergy`, like all that follows.
+        energy: as in `GroupEnergy`, like all that follows; None stands for what is infinite or not defined.
     """
 
     s: float
@@ -56,7 +56,7 @@ def variant_of(pairs: PairStatistics, potential: Potential) -> Variant:
         _finite(energy),
         _finite(meaning.expected),
         _finite(meaning.lower_bound),
-        meaning.score,
+        None if pairs.coincident else meaning.score,
         parts.shared_direction,
         parts.concentration,
         parts.close_pairs,
