@@ -64,7 +64,7 @@ def analyze(
     Example:
         >>> import torch
         >>> from hf_mhe import analyze
-        >>> model = torch.nn.Linear(8, 4)
+        >>> model = torch.nn.Linear(64, 32)
         >>> _ = torch.nn.init.orthogonal_(model.weight)
         >>> analyze(model).groups[0].verdict
         'spread'

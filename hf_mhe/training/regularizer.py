@@ -190,6 +190,7 @@ class MHERegularizer:
             if not torch.compiler.is_compiling():
                 self.delivery.begin(engine.stepper, new=True)
         step = self.step - again
+        self._spreads.begin(step)
         self.step = step + 1
         multiplier = self.schedule.multiplier(step)
         if self.budget is not None:
@@ -216,9 +217,8 @@ class MHERegularizer:
     def logs(self) -> dict[str, float]:
         """What a log record says of the penalty, as means over the optimizer steps since the last call.
 
-        `mhe_spread` is the mean spread of the groups at the current weights, 1 for a random draw and below 1 crowded
-        (`hf_mhe.training.spread`), in the first record and then after ten steps or more. `mhe_loss` is what the
-        penalty adds to the objective, `mhe_mean_energy` and `mhe_score` are means over the
+        `mhe_spread` is the mean spread of the groups at the current weights, 1 for a random draw and below 1 crowded,
+        in the first record of each ten steps. `mhe_loss` is what the penalty adds to the objective, `mhe_mean_energy` and `mhe_score` are means over the
         groups of the mean energy and of its score (`hf_mhe.energy.reference.score`; not with softening), with
         `MHEConfig(log_groups=True)` each group's mean energy is `mhe_energy/<group>` and its spread
         `mhe_spread/<group>`; `mhe_gradient_ratio` is the norm

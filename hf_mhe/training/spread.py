@@ -27,21 +27,34 @@ _STEPS_BETWEEN = 10
 
 
 class SpreadLog:
-    """The spreads of a log record, in the first one and then after ten steps or more."""
+    """The spreads of a log record: in the first one, and in each that is the first of ten steps."""
 
     def __init__(self) -> None:
-        self._step: int | None = None  # of the last record that had them
+        self._step: int | None = None  # of the record before, or of the first step
+
+    def begin(self, step: int) -> None:
+        """Say, at each step, how many were counted before: the first that is said is where this training went on.
+
+        So a training that was resumed has its records at the steps at which it would have had them.
+        """
+        if self._step is None:
+            self._step = step
 
     def drain(
         self, step: int, find_engine: Callable[[], Engine], groups: Sequence[NeuronGroup], *, each: bool
     ) -> dict[str, float]:
         """The record after `step` steps: the groups' mean spread, and with `each` that of every group."""
-        if not step or not groups or (self._step is not None and 0 <= step - self._step < _STEPS_BETWEEN):
+        before, self._step = self._step, step
+        if not step or not groups or before is None or _tenth(before) == _tenth(step):
             return {}
-        self._step = step
         found = spreads(find_engine(), groups)
         by_group = {f"mhe_spread/{name}": spread for name, spread in found.items()} if each else {}
         return {"mhe_spread": mean_spread(found), **by_group}
+
+
+def _tenth(step: int) -> int:
+    """Steps 1 to 10 are the first ten; none is before them."""
+    return (step - 1) // _STEPS_BETWEEN
 
 
 def spreads(engine: Engine, groups: Sequence[NeuronGroup]) -> dict[str, float]:

@@ -299,7 +299,7 @@ def test_cpu_is_not_taken_for_a_gpu() -> None:
     assert not available(torch.device("cpu"))
 
 
-@pytest.mark.slow
+@pytest.mark.story
 @pytest.mark.parametrize("kernel", ["slopes", "product {} left_stride_k", "product {} left_stride_m"])
 @pytest.mark.parametrize(("capability", "unit"), [(90, "wgmma.mma_async"), (80, "mma.sync")])
 def test_kernels_compile_to_the_matrix_units(

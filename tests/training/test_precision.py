@@ -236,7 +236,7 @@ def whole_step(config: MHEConfig, bound_to_compiled: bool = False) -> tuple[nn.M
     return model, regularizer, step
 
 
-@pytest.mark.slow
+@pytest.mark.story
 @pytest.mark.parametrize(
     ("changes", "bound_to_compiled"),
     [({}, False), ({"warmup_steps": 3, "every_n_steps": 2}, True)],
