@@ -218,13 +218,13 @@ class MHERegularizer:
         """What a log record says of the penalty, as means over the optimizer steps since the last call.
 
         `mhe_spread` is the mean spread of the groups at the current weights, 1 for a random draw and below 1 crowded,
-        in the first record of each ten steps. `mhe_loss` is what the penalty adds to the objective, `mhe_mean_energy` and `mhe_score` are means over the
-        groups of the mean energy and of its score (`hf_mhe.energy.reference.score`; not with softening), with
-        `MHEConfig(log_groups=True)` each group's mean energy is `mhe_energy/<group>` and its spread
-        `mhe_spread/<group>`; `mhe_gradient_ratio` is the norm
-        of the penalty's gradient over that of the task's (`hf_mhe.training.diagnosis`), where it was taken. Only the
-        steps that computed the penalty count, and with none the record has none of these. Where λ has a schedule,
-        `mhe_factor` is what the weights were multiplied by at the last step.
+        in the first record of each ten steps. `mhe_loss` is what the penalty adds to the objective, `mhe_mean_energy`
+        and `mhe_score` are means over the groups of the mean energy and of its score (not with softening), with
+        `MHEConfig(log_groups=True)` each group's are `mhe_energy/<group>` and `mhe_spread/<group>`;
+        `mhe_gradient_ratio` is the norm of the penalty's gradient over that of the task's
+        (`hf_mhe.training.diagnosis`), where it was taken. Only the steps that computed the penalty count, and with
+        none the record has none of these. Where λ has a schedule, `mhe_factor` is what the weights were multiplied by
+        at the last step.
 
         Every rank has to call it, because under DDP the work is divided.
         """

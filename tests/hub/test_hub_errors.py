@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.hub_server import HubServer
 
 READ = """
 import hf_mhe
-import pytest
-
 from hf_mhe.hub import load_report
 READERS = {"weights": hf_mhe.analyze, "config": hf_mhe.MHEConfig.from_pretrained, "report": load_report}
 def answers(repo_id, **options):
