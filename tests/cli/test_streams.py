@@ -179,6 +179,7 @@ def test_in_a_process_under_another_locale(tmp_path: Path) -> None:
         assert b"2 layers, 32 neurons" in done.stdout
 
 
+@pytest.mark.story
 @POSIX
 @pytest.mark.parametrize(
     ("shell", "status", "said"),

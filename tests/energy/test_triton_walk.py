@@ -312,7 +312,7 @@ def test_kernels_compile_to_the_matrix_units(
     assert "cp.async" in machine_code[name]
 
 
-@pytest.mark.slow
+@pytest.mark.story
 def test_every_form_of_potential_compiles(machine_code: dict[str, str]) -> None:
     """If this fails, a potential works in these tests and stops with a compiler's error on a GPU."""
     compiled = [code for name, code in machine_code.items() if name.startswith("potential")]

@@ -95,6 +95,7 @@ def test_hand_written_loop(name: str, split: str, dtype: torch.dtype) -> None:
     assert relative_difference(found, by_formula(name)) < TOLERANCE[dtype]
 
 
+@pytest.mark.story
 @pytest.mark.parametrize(
     "changes",
     [
