@@ -32,13 +32,15 @@ _ROOM_OF = {
     "Comparison": "hf_mhe.analysis",
     "analyze": "hf_mhe.analysis",
     "compare": "hf_mhe.analysis",
+    "measure": "hf_mhe.analysis",
+    "measurement_path": "hf_mhe.analysis",
     "push_to_hub": "hf_mhe.hub",
 }
 
 __all__ = [*_ROOM_OF, "__version__"]
 
 if TYPE_CHECKING:
-    from hf_mhe.analysis import Comparison, EnergyReport, GroupEnergy, analyze, compare
+    from hf_mhe.analysis import Comparison, EnergyReport, GroupEnergy, analyze, compare, measure, measurement_path
     from hf_mhe.energy import (
         energy_lower_bound,
         equivalent_dimension,

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 # Control characters, separators of lines and of paragraphs, and halves of characters (bytes of a path that are none).
 _UNSEEN = ("Cc", "Zl", "Zp", "Cs")
-_DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f")
+_DIRECTIONS = frozenset("\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f")
 
 
 def escaped(text: str) -> str:
@@ -52,7 +52,7 @@ def number(
     """A number as a reader wants it: integers whole, reals to `digits` decimals.
 
     `undefined` stands for None and NaN, `infinite` for an infinity (None: it counts as undefined); `thousands` sets
-    groups of three digits apart by commas.
+    groups of three digits apart by commas. A real of ten millions or more is shown by its power of ten.
     """
     if value is None or math.isnan(value) or (math.isinf(value) and infinite is None):
         return undefined
@@ -61,5 +61,7 @@ def number(
     comma = "," if thousands else ""
     if isinstance(value, int):
         return f"{value:{comma}}"
+    if abs(value) >= 1e7:
+        return f"{value:.2e}"
     # Adding zero takes the sign off a number that rounds to none.
     return f"{round(value, digits) + 0.0:{comma}.{digits}f}"

@@ -54,7 +54,8 @@ def distributions(*, inside: bool) -> set[str]:
     names = packages_distributions()
     found: set[str] = set()
     for path in (ROOT / "hf_mhe").rglob("*.py"):
-        if "triton_walk" in path.parts:  # imported on a GPU only, where torch brings triton along
+        # Imported on a GPU only, where torch brings triton along; and by evaluate, which is then there.
+        if {"triton_walk", "measurement"} & set(path.parts):
             continue
         for package in imports(ast.parse(path.read_text(encoding="utf-8")).body, inside):
             if package not in sys.stdlib_module_names and package not in ("hf_mhe", "typing_extensions"):

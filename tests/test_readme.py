@@ -12,6 +12,8 @@ from tests.hub_server.server import HubServer
 README = Path(__file__).parents[1] / "README.md"
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 IN_DEFAULT_RUN = ("In ten lines", "Train with `Trainer`", "Analyze", "The energy itself")
+VECTORS = "Embeddings, codebooks, hidden states"
+SAY_WHAT_THEY_PRINT = ("In ten lines", VECTORS, f"{VECTORS} (again)")
 
 
 def snippets(language: str) -> dict[str, str]:
@@ -45,6 +47,8 @@ def test_the_usages_are_there() -> None:
         "Train with your own Accelerate loop",
         "What it costs",
         "Analyze",
+        VECTORS,
+        f"{VECTORS} (again)",
         "The energy itself",
         "Adapters",
     ]
@@ -55,6 +59,7 @@ def test_the_usages_are_there() -> None:
     [
         pytest.param(heading, marks=pytest.mark.slow if heading in IN_DEFAULT_RUN else pytest.mark.story)
         for heading in snippets("python")
+        if "import evaluate" not in snippets("python")[heading]
     ],
 )
 def test_python_snippet(heading: str, hub: HubServer, home_of_minilm: Path, tmp_path: Path) -> None:
@@ -62,7 +67,7 @@ def test_python_snippet(heading: str, hub: HubServer, home_of_minilm: Path, tmp_
     script = tmp_path / "snippet.py"
     script.write_text(snippets("python")[heading], encoding="utf-8")
     result = hub.run([str(script)], home_of_minilm, cwd=tmp_path)
-    if heading == "In ten lines":
+    if heading in SAY_WHAT_THEY_PRINT:
         assert result.stdout.splitlines() == re.findall(r"^# (.*)", snippets("python")[heading], flags=re.MULTILINE)
     if heading == "Train with `Trainer`":
         assert (tmp_path / "trained" / "model.safetensors").is_file()
@@ -77,6 +82,14 @@ def test_python_snippet(heading: str, hub: HubServer, home_of_minilm: Path, tmp_
     if heading == "Analyze":
         assert "encoder.layer.0.intermediate.dense" in result.stdout
         assert (tmp_path / "minilm.html").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.integrations
+def test_snippet_for_evaluate(hub: HubServer, home_of_minilm: Path, tmp_path: Path) -> None:
+    """If this failed, the measurement would not load as the README says."""
+    pytest.importorskip("evaluate")
+    test_python_snippet(f"{VECTORS} (again)", hub, home_of_minilm, tmp_path)
 
 
 @pytest.mark.story

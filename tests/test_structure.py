@@ -14,20 +14,19 @@ FLOOR = {"energy": 1, "neurons": 2, "analysis": 3, "training": 3, "hub": 4, "qui
 """The rooms by floor. Files beside them are the ground floor, 0."""
 
 # What is still to be repaired. These lists may only become shorter.
-CIRCLES_IN_CALLS = {
-    "hf_mhe.analysis.analyzer",
+CIRCLES_IN_CALLS: set[str] = set()
+CIRCLES_IN_ANNOTATIONS = {
+    *CIRCLES_IN_CALLS,
     "hf_mhe.analysis.page.pages",
+    "hf_mhe.analysis.page.parts",
+    "hf_mhe.analysis.page.plots",
     "hf_mhe.analysis.report.comparison",
     "hf_mhe.analysis.report.report",
 }
-CIRCLES_IN_ANNOTATIONS = {
-    *CIRCLES_IN_CALLS,
-    "hf_mhe.analysis.page.parts",
-    "hf_mhe.analysis.page.plots",
-}
-LOGIC_IN_INIT = {"hf_mhe.training.budget"}
+LOGIC_IN_INIT: set[str] = set()
 
 SAME_NAME = {
+    "app.py": "the page of a measurement on the Hub is called so; the program's is its own",
     "compare.py": "a command goes by the name of the function that it calls",
     "finite.py": "training's says that a penalty is not finite, the hub's that weights are not",
 }
@@ -107,6 +106,14 @@ def _belongs(node: ast.stmt, lazy: bool) -> bool:
 
 def _is_text(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def test_one_file_knows_which_engines_there_are() -> None:
+    """If this failed, a new engine would have to be named in many files, and be forgotten in one of them."""
+    engines = {f"hf_mhe.training.engines.{name}" for name in ("ddp", "deepspeed.engine", "dtensor.dtensors")}
+    assert engines <= modules().keys()
+    asking = {arrow.source for arrow in arrows() if arrow.target in engines}
+    assert asking == {"hf_mhe.training.engines.engine_of"}
 
 
 def test_no_two_files_have_one_name() -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 
 import pytest
 
-from hf_mhe.text import listed, number, one_line
+from hf_mhe.text import escaped, listed, number, one_line
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,24 @@ from hf_mhe.text import listed, number, one_line
 def test_one_line(said: str | Exception, line: str) -> None:
     """If this fails, a library's error breaks our one line in two, or leaves it without a reason."""
     assert one_line(said) == line
+
+
+@pytest.mark.parametrize(
+    "character", [chr(code) for code in (*range(0x20), 0x7F, 0x9B, 0x61C, 0x2028, 0x2029, 0xDC80)]
+)
+def test_what_is_not_to_be_seen_is_escaped(character: str) -> None:
+    """If this fails, a name out of somebody's file gives orders to a terminal, or turns a line around."""
+    assert escaped(f"a{character}b") == "a" + character.encode("unicode_escape").decode() + "b"
+
+
+def test_every_mark_of_direction_is_escaped() -> None:
+    """If this fails, a name reads in another order than it is written in."""
+    turning = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+    marks = [chr(code) for code in range(0x3000) if unicodedata.bidirectional(chr(code)) in turning]
+    marks += ["\u200e", "\u200f", "\u061c"]  # marks whose class is that of a letter
+    assert len(marks) == 12
+    assert all(escaped(mark) == f"\\u{ord(mark):04x}" for mark in marks)
+    assert escaped("日本 é 🙂 <b>") == "日本 é 🙂 <b>"
 
 
 @pytest.mark.parametrize("count", range(8))

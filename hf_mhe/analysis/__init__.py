@@ -6,6 +6,7 @@ Reading checkpoints as a stream, the analyzer, reports, their comparison, the fi
 from hf_mhe.analysis.analyzer import analyze
 from hf_mhe.analysis.checkpoint.reader import CheckpointReader, open_checkpoint
 from hf_mhe.analysis.compare import compare
+from hf_mhe.analysis.measure import measure, measurement_path
 from hf_mhe.analysis.report.comparison import Comparison, ComparisonRow, ComparisonSummary
 from hf_mhe.analysis.report.group_energy import GroupEnergy
 from hf_mhe.analysis.report.report import EnergyReport
@@ -23,5 +24,7 @@ __all__ = [
     "StackEnergy",
     "analyze",
     "compare",
+    "measure",
+    "measurement_path",
     "open_checkpoint",
 ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,11 +16,15 @@ from hf_mhe.analysis.checkpoint.masks import MASK
 from hf_mhe.analysis.checkpoint.reader import CheckpointReader, check_finite, open_checkpoint
 from hf_mhe.analysis.checkpoint.stored_groups import StoredGroups
 from hf_mhe.analysis.in_memory import Pipeline, as_module
+from hf_mhe.analysis.measure import Measuring, group_row
 from hf_mhe.analysis.report.group_energy import GroupEnergy
 from hf_mhe.analysis.report.report import EnergyReport
+from hf_mhe.analysis.report.tokens import Vocabulary
 from hf_mhe.analysis.report.unseen import unseen_note, unseen_share
-from hf_mhe.energy import EnergyScore, PairStatistics, Potential, energy_score, pair_statistics
-from hf_mhe.energy.statistics import check_duplicate_cosine
+from hf_mhe.analysis.vectors import find_vectors
+from hf_mhe.analysis.vocabulary.describe import vocabulary_of
+from hf_mhe.energy import PairStatistics, Potential
+from hf_mhe.energy.near_duplicates import check_duplicate_cosine
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import Adapters, Coverage, NeuronGroup, WeightCache, coverage, select_groups
 from hf_mhe.text import listed
@@ -44,35 +49,69 @@ def analyze(
     by_head: bool = False,
     adapters: Adapters = "effective",
     duplicate_cosine: float = 0.95,
+    column: str | None = None,
+    spectrum: bool = False,
+    variants: bool = False,
     progress: Progress | None = None,
 ) -> EnergyReport:
     """Measure how redundantly the neurons of a model point, layer by layer.
 
-    `model` is an `nn.Module`, a diffusers pipeline, or a checkpoint that is read one tensor at a time without building
-    a model: a folder with safetensors weights (one file or shards; of transformers, diffusers, timm or
-    sentence-transformers, or a whole diffusers pipeline, whose layers then begin with the name of their component,
-    `unet.mid_block...`), a `.safetensors` file, or a Hub repo id, for which `revision`, `token` and `cache_dir` mean
-    what they mean in huggingface_hub. The energies are means over ordered pairs under the potential of `s`,
-    `distance` ("euclidean", "angular") and `space` ("full", "half"); weights of any floating dtype are walked in
-    float32. `include` and `exclude` are globs on dotted names, or regular expressions after `re:`. `by_head` makes the
-    queries, keys and values of each attention head a group of their own. Experts and heads are reported one by one,
-    and together in `report.stacks`. A layer with adapters of peft is measured by the weight that it computes with, or
-    with `adapters="own"` by its base weight, with the adapter's matrices as groups of their own (see
-    `neuron_groups`). Pairs whose cosine reaches `duplicate_cosine`, in (0, 1], are counted as near-duplicates.
-    `progress(done, total, name)` is called as each group begins, and once at the end. A group that cannot be measured
-    (fewer than two neurons with a direction) is in `report.skipped` with the reason, as is every other parameter of
-    two or more dimensions that is in no group. `report.unseen` is the share of the weights that could not be measured
-    though they were asked for; above 5% a note says why.
+    A checkpoint is read one tensor at a time, without building a model. Weights of any floating dtype are walked in
+    float32, with the pairs that need it in float64. Experts and heads are reported one by one, and together in
+    `report.stacks`. A group that cannot be measured (fewer than two neurons with a direction) is in `report.skipped`
+    with the reason, as is every other parameter of two or more dimensions that is in no group.
 
-    Source: Liu et al., "Learning towards Minimum Hyperspherical Energy", NeurIPS 2018, arXiv:1805.09298; the score is
-    defined at `GroupEnergy.score`.
+    Example:
+        >>> import torch
+        >>> from hf_mhe import analyze
+        >>> model = torch.nn.Linear(64, 32)
+        >>> _ = torch.nn.init.orthogonal_(model.weight)
+        >>> analyze(model).groups[0].verdict
+        'spread'
+
+    Args:
+        model: a module; a diffusers pipeline; or a checkpoint: a folder with safetensors weights (one file or shards;
+            of transformers, diffusers, timm or sentence-transformers, or a whole diffusers pipeline, whose layers then
+            begin with the name of their component, `unet.mid_block...`), a `.safetensors` file, or a Hub repo id. A
+            file of vectors (`.npy`, or a dataset saved to disk, `.parquet`, `.jsonl`, with `column`) is one group of
+            the kind "matrix"; `measure` takes such vectors from memory.
+        revision: branch, tag or commit of a Hub repository.
+        token: Hub token; None takes the stored one.
+        cache_dir: folder of the Hub's cache.
+        s: exponent of the energy, any real number of at least 0.
+        distance: "euclidean" or "angular".
+        space: "full", or "half", where a neuron and its mirror image count alike.
+        include: groups to measure: globs on dotted names, or regular expressions after `re:`; None takes all.
+        exclude: groups to leave out, in the same way.
+        by_head: make the queries, keys and values of each attention head a group of their own.
+        adapters: of a model with adapters of peft, "effective" measures a layer by the weight that it computes with,
+            "own" by its base weight, with the adapter's matrices as groups of their own (see `neuron_groups`).
+        duplicate_cosine: pairs whose cosine reaches it are near-duplicates, in (0, 1].
+        column: of a dataset, the column of vectors.
+        spectrum: also measure the spectral norm and the ranks of each group, from its singular values.
+        variants: also measure each group under the paper's twelve potentials (s of 0, 1 and 2, chords and angles, full
+            and half space), in the same walk.
+        progress: called as `progress(done, total, name)` as each group begins, and once at the end.
+
+    Returns:
+        The report, most crowded group first. Its `unseen` is the share of the weights that could not be measured
+        though they were asked for; above 5% a note says why.
 
     Raises:
         MHEError: nothing readable under that name, a damaged checkpoint, a pickle, a NaN or infinity in a tensor, an
             option out of its range, a pattern that matches nothing, no group that can be measured.
+
+    Source: Liu et al., "Learning towards Minimum Hyperspherical Energy", NeurIPS 2018, arXiv:1805.09298; the columns
+    are defined at `GroupEnergy`.
     """
     potential = Potential(s, distance, space)  # type: ignore[arg-type]
-    settings = _Settings(potential, include, exclude, check_duplicate_cosine(duplicate_cosine), progress)
+    measuring = Measuring(potential, check_duplicate_cosine(duplicate_cosine), spectrum, variants)
+    settings = _Settings(measuring, include, exclude, progress)
+    vectors = find_vectors(model, column)
+    if vectors is not None:
+        if revision is not None:
+            raise MHEError(f"revision {revision!r} was given for a file of vectors: only Hub repositories have any")
+        return _report(vectors.source, None, vectors.coverage, vectors.matrix, settings)
     module = as_module(model)
     if module is not None:
         if revision is not None:
@@ -89,7 +128,7 @@ def analyze(
     with open_checkpoint(model, revision=revision, token=token, cache_dir=cache_dir) as reader:
         stored = StoredGroups(reader, by_head)
         location = reader.location
-        settings = replace(settings, stored=frozenset(reader.tensors))
+        settings = replace(settings, stored=frozenset(reader.tensors), describe=partial(vocabulary_of, source=reader))
         return _report(location.source, location.revision, stored.coverage, stored.matrix, settings)
 
 
@@ -97,13 +136,14 @@ def analyze(
 class _Settings:
     """What `analyze` was asked, apart from of what."""
 
-    potential: Potential
+    measuring: Measuring
     include: Patterns
     exclude: Patterns
-    duplicate_cosine: float
     progress: Progress | None
     stored: frozenset[str] | None = None
     """Names of a checkpoint's tensors."""
+    describe: Callable[[str, Tensor, PairStatistics], Vocabulary | None] | None = None
+    """What says of a role's matrix what it is made of, if it is a vocabulary."""
 
 
 def _live_matrices() -> Callable[[NeuronGroup], Tensor]:
@@ -125,7 +165,7 @@ def _report(
     matrix_of: Callable[[NeuronGroup], Tensor],
     settings: _Settings,
 ) -> EnergyReport:
-    potential, progress = settings.potential, settings.progress
+    potential, progress = settings.measuring.potential, settings.progress
     chosen = select_groups(found.groups, settings.include, settings.exclude) if found.groups else []
     names = {group.name for group in chosen}
     left_out = [(group, _LEFT_OUT) for group in found.groups if group.name not in names]
@@ -154,10 +194,10 @@ def _report(
         s=potential.s,
         distance=potential.distance,
         space=potential.space,
-        duplicate_cosine=settings.duplicate_cosine,
+        duplicate_cosine=settings.measuring.duplicate_cosine,
         hf_mhe_version=__version__,
         torch_version=str(torch.__version__),
-        notes=(told,) if (told := "; ".join(notes)) else (),
+        notes=(note,) if (note := "; ".join(notes)) else (),
         unseen=unseen,
         left_out=len(found.groups) - len(chosen),
     )
@@ -176,35 +216,19 @@ def _measure(group: NeuronGroup, matrix_of: Callable[[NeuronGroup], Tensor], set
     if live < 2:
         return f"{live} of {group.n} neurons has a direction, the others are zero: there is no pair to compare"
     try:
-        pairs = pair_statistics(matrix, settings.potential, duplicate_cosine=settings.duplicate_cosine)
-        meaning = energy_score(pairs.energy, pairs.n, pairs.d, settings.potential)
+        return group_row(
+            matrix,
+            settings.measuring,
+            name=group.name,
+            kind=group.kind,
+            role=group.role,
+            parameters=group.parameters,
+            stack=group.stack,
+            apart=group.apart,
+            describe=None if settings.describe is None else partial(settings.describe, group.role),
+        )
     except MHEError as error:
         raise MHEError(f"group {group.name} ({' / '.join(group.parameters)}): {error}") from error
-    return _row(group, pairs, meaning)
-
-
-def _row(group: NeuronGroup, pairs: PairStatistics, meaning: EnergyScore) -> GroupEnergy:
-    """A group's row: what was measured of it under the names that its columns have, and what describes it."""
-    wanted = {each.name for each in fields(GroupEnergy)}
-    values = {
-        each.name: getattr(source, each.name)
-        for source in (pairs, meaning)
-        for each in fields(source)
-        if each.name in wanted
-    }
-    values |= {
-        "name": group.name,
-        "kind": group.kind,
-        "role": group.role,
-        "stack": group.stack,
-        "parameters": tuple(group.parameters),
-        "mean_nearest_cosine": float(pairs.nearest_cosine.double().mean()),
-        "nearest_pair": (int(pairs.nearest_pair[0]), int(pairs.nearest_pair[1])),
-        "dead": len(pairs.dead),
-        "dead_rows": tuple(int(row) for row in pairs.dead),
-        "histogram": tuple(int(count) for count in pairs.histogram.tolist()),
-    }
-    return GroupEnergy(**values)
 
 
 def _skipped(left_out: list[tuple[NeuronGroup, str]], rows: list[GroupEnergy]) -> dict[str, str]:
@@ -223,5 +247,5 @@ def _reasons(skipped: dict[str, str]) -> str:
     by_reason: dict[str, list[str]] = {}
     for parameter, reason in skipped.items():
         by_reason.setdefault(reason, []).append(parameter)
-    told: Iterable[str] = (f"{listed(names, 3)}: {reason}" for reason, names in by_reason.items())
-    return "; ".join(told) or "it has no parameter of two or more dimensions"
+    lines: Iterable[str] = (f"{listed(names, 3)}: {reason}" for reason, names in by_reason.items())
+    return "; ".join(lines) or "it has no parameter of two or more dimensions"

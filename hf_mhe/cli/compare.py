@@ -59,10 +59,12 @@ def compare_command(
 
 
 def summary_line(comparison: Comparison) -> str:
-    """One line: the mean score before and after, and how many layers improved."""
+    """One line: the mean spread and score before and after, and how many layers improved."""
     summary = comparison.summary
+    apart = f"; {summary.after.apart} apart, whose neurons do not compete" if summary.after.apart else ""
     return (
-        f"{summary.groups} layers; mean score {number(summary.before.mean_score, 3)} -> "
+        f"{len(comparison.rows)} layers; mean spread {number(summary.before.mean_spread, 3)} -> "
+        f"{number(summary.after.mean_spread, 3)}; mean score {number(summary.before.mean_score, 3)} -> "
         f"{number(summary.after.mean_score, 3)}; {summary.improved} improved, {summary.worsened} worsened, "
-        f"{summary.unchanged} unchanged"
+        f"{summary.unchanged} unchanged{apart}"
     )

@@ -71,18 +71,19 @@ def quickstart_command(
 
 
 def result_table(result: QuickstartResult) -> Table:
-    """Accuracy and redundancy of the two trainings, side by side."""
+    """Accuracy and spread of the two trainings, side by side."""
     table = plain_table()
     table.add_column("")
     table.add_column("Trainer", overflow="fold")
     table.add_column("MHETrainer", overflow="fold")
     both = (result.plain, result.mhe)
     table.add_row("test accuracy", *(f"{100 * trained.accuracy:.2f} %" for trained in both))
+    table.add_row("mean spread", *(number(trained.report.summary.mean_spread, 3) for trained in both))
+    table.add_row("most crowded layer", *(_most_crowded(trained.report) for trained in both))
     table.add_row("mean score", *(number(trained.report.summary.mean_score, 3) for trained in both))
-    table.add_row("most redundant layer", *(_most_redundant(trained.report) for trained in both))
     return table
 
 
-def _most_redundant(report: EnergyReport) -> Text:
+def _most_crowded(report: EnergyReport) -> Text:
     summary = report.summary
-    return cell(f"{summary.most_redundant} ({number(summary.most_redundant_score, 3)})")
+    return cell(f"{summary.most_crowded} ({number(summary.lowest_spread, 3)})")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from hf_mhe import text
 from hf_mhe.cli.console import cell, plain_table
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ def table_of(row_type: type, rows: Iterable[object]) -> Table:
     """The rows of a report, with the columns that a terminal shows of them."""
     from hf_mhe.analysis.report.columns import Shown, columns
 
-    shown = columns(row_type, Shown.TERMINAL)
+    rows = list(rows)
+    shown = columns(row_type, Shown.TERMINAL, rows)
     table = plain_table()
     for column in shown:
         _add(table, column, column.short)
@@ -31,7 +32,7 @@ def table_of(row_type: type, rows: Iterable[object]) -> Table:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """The groups that both sides have, most redundant after first: what names them, and each number of both sides."""
+    """The groups that both sides have, most crowded after first: what names them, and each number of both sides."""
     from hf_mhe.analysis import GroupEnergy
     from hf_mhe.analysis.report.columns import LEADING, Shown, columns
 
@@ -51,7 +52,7 @@ def comparison_table(comparison: Comparison) -> Table:
             if column.shown & Shown.COMPARED:
                 cells += [_shown(column, row.before), _shown(column, row.after)]
                 if column.key == LEADING:
-                    cells.append("-" if row.score_change is None else f"{row.score_change:+.3f}")
+                    cells.append("-" if row.spread_change is None else f"{row.spread_change:+.3f}")
             else:
                 cells.append(_shown(column, row))
         table.add_row(*cells)
@@ -59,10 +60,8 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 def number(value: float | None, digits: int) -> str:
-    """A number for a terminal: '-' where it is not defined, 'inf' where it diverges."""
-    if value is None or math.isnan(value):
-        return "-"
-    return f"{value:.{digits}f}"
+    """A number for a terminal, in characters that every encoding has."""
+    return text.number(value, digits, undefined="-", infinite="inf")
 
 
 def _add(table: Table, column: Column, heading: str) -> None:
@@ -78,4 +77,6 @@ def _shown(column: Column, row: object) -> str | Text:
     value = column.of(row)
     if column.is_name:
         return cell(str(value))
-    return str(value) if column.terminal_digits is None else number(value, column.terminal_digits)
+    if column.terminal_digits is None:
+        return "-" if value is None else str(value)
+    return number(value, column.terminal_digits)

@@ -5,16 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hf_mhe.energy.potential import Potential
+from hf_mhe.energy.observers.excess import Excess
 from hf_mhe.energy.precision import product_dtype, without_autocast
-from hf_mhe.energy.reference.crowding import Z, dimension_of_excess
+from hf_mhe.energy.reference.crowding import dimension_of_excess
 from hf_mhe.energy.rows import DeadRows, check_weight, unit_rows
-from hf_mhe.energy.walks.close_pairs import ClosePairs, squared_chords
-from hf_mhe.energy.walks.panels import Panel, PanelBatch, panels
-from hf_mhe.energy.walks.workspace import scratch
-
-_BOTH_ENDS = Potential(space="half")  # pairs near -1 are as close as pairs near 1
-_PAIRS_AT_A_TIME = 1 << 21  # elements of one temporary: 16 MiB
+from hf_mhe.energy.walks.blocked import cosines
+from hf_mhe.energy.walks.close_pairs import extremes
 
 
 @torch.no_grad()
@@ -23,7 +19,7 @@ def equivalent_dimension(weight: Tensor, *, dead: DeadRows = "skip") -> float:
     """The dimension in which independent random directions would be as crowded as the rows of `weight`.
 
     About d for random rows, however many; 1 where all lie on one line; `inf` where all are orthogonal. Rotation and
-    the lengths and signs of rows leave it alone; each copy of a row lowers it.
+    the lengths and signs of rows leave it alone; a copy of a row that is as crowded as the others lowers it.
 
     Example:
         >>> import torch
@@ -47,47 +43,6 @@ def equivalent_dimension(weight: Tensor, *, dead: DeadRows = "skip") -> float:
     rows = unit_rows(weight, product_dtype(weight), dead=dead)
     unit = rows.unit
     excess = Excess(unit, weight if rows.live is None else weight[rows.live])
-    for panel in panels(len(unit), unit.device):
-        cos = unit[panel.row : panel.row_end] @ unit[panel.column : panel.column_end].t()
-        if panel.diagonal:
-            cos.fill_diagonal_(0)
-        excess.observe(cos, panel)
+    for cos, piece in cosines(unit):
+        excess.observe(cos, piece, extremes(cos, two_sided=True))
     return dimension_of_excess(excess.mean)
-
-
-class Excess:
-    """An observer of a walk: the mean of `g(c) = z c² / (1 − z c²)` over pairs, coincident ones included.
-
-    Pairs that are too close for float32 products, or too nearly opposite, are recomputed in float64.
-    """
-
-    def __init__(self, unit: Tensor, weight: Tensor) -> None:
-        self._rows = unit if unit.dtype == torch.float64 else weight
-        self._pairs = len(unit) * (len(unit) - 1) // 2
-        self._sum = 0.0
-
-    @property
-    def mean(self) -> float:
-        """Over the pairs of all panels, once every panel was seen."""
-        return self._sum / self._pairs
-
-    def observe(self, cos: Tensor, panel: Panel) -> None:
-        """Add a panel; a diagonal one has each pair twice, and zeros on its diagonal."""
-        square, rest = (scratch(f"excess {k}", cos.numel(), cos.dtype, cos.device).view(cos.shape) for k in range(2))
-        torch.square(cos, out=square)
-        close = ClosePairs.find(cos, PanelBatch(panel), _BOTH_ENDS)
-        if close is not None:
-            close.take_out_(square)
-            self._sum += self._of_close_pairs(close.first, close.second)
-        torch.mul(square, -Z, out=rest).add_(1)
-        times = 0.5 if panel.diagonal else 1.0
-        self._sum += times * Z * float(square.div_(rest).sum())
-
-    def _of_close_pairs(self, first: Tensor, second: Tensor) -> float:
-        total = 0.0
-        step = max(1, _PAIRS_AT_A_TIME // self._rows.shape[1])
-        for some, others in zip(first.split(step), second.split(step), strict=True):
-            near, far = squared_chords(self._rows, some, others)
-            square = 1 - 0.25 * near * far  # c², with sin² from the two chords
-            total += float((Z * square / (1 - Z * square)).sum())
-        return total

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hf_mhe.checks import check_integer, check_number
-from hf_mhe.energy.equivalent_dimension import Excess
+from hf_mhe.checks import check_integer
+from hf_mhe.energy.near_duplicates import NearDuplicates, check_duplicate_cosine, check_max_pairs
+from hf_mhe.energy.observers.cosines import Cosines
+from hf_mhe.energy.observers.energies import Energies
+from hf_mhe.energy.observers.excess import Excess
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.precision import product_dtype, without_autocast
 from hf_mhe.energy.reference.crowding import dimension_of_excess
 from hf_mhe.energy.rows import check_weight, unit_rows
-from hf_mhe.energy.walks.blocked import Observer, walk
-from hf_mhe.energy.walks.close_pairs import coincident_below, squared_chords
-from hf_mhe.energy.walks.panels import Panel
+from hf_mhe.energy.walks.blocked import walk
+from hf_mhe.energy.walks.panels import PanelBatch
+from hf_mhe.energy.walks.workspace import scratch
+from hf_mhe.errors import MHEError
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,13 @@ class PairStatistics:
         nearest_cosine: `(n,)` float32, each live neuron's largest cosine.
         histogram: `(bins,)` int64, unordered pairs per bin of equal width over cosines in [-1, 1].
         equivalent_dimension: the dimension in which random directions would be as crowded, coincident pairs included.
+        mean_cosine: over all unordered pairs, coincident ones included.
+        mean_square_cosine: the mean of the squared cosine over the same pairs; 1 / d for random directions.
+        duplicate_pairs: the closest near-duplicates as `(i, j, cosine)`, rows numbered as in the weight, i < j, the
+            largest absolute cosine first, then by `(i, j)`; cosines exact to float64, of coincident pairs 1 (or -1).
+        clusters: the rows that near-duplicate pairs connect, each sorted; the largest first, then by the first row.
+        distinct: live neurons if each cluster counts once.
+        variants: for each further potential that was asked for, its mean energy, the pairs that coincide left out.
     """
 
     n: int
@@ -51,157 +63,137 @@ class PairStatistics:
     nearest_cosine: Tensor
     histogram: Tensor
     equivalent_dimension: float
+    mean_cosine: float
+    mean_square_cosine: float
+    duplicate_pairs: tuple[tuple[int, int, float], ...]
+    clusters: tuple[tuple[int, ...], ...]
+    distinct: int
+    variants: Mapping[Potential, float] = field(default_factory=dict)
 
 
 @torch.no_grad()
 @without_autocast
 def pair_statistics(
-    weight: Tensor, potential: Potential, *, duplicate_cosine: float = 0.95, bins: int = 64
+    weight: Tensor,
+    potential: Potential,
+    *,
+    variants: Iterable[Potential] = (),
+    duplicate_cosine: float = 0.95,
+    bins: int = 64,
+    max_pairs: int = 20,
 ) -> PairStatistics:
     """Energy and pair statistics of the rows of `weight` `(n, d)`, any real floating dtype, in one exact walk.
 
     Args:
         weight: one neuron a row; rows of zeros are counted as dead and left out.
         potential: the pair function of the energy.
+        variants: further potentials, whose energies come from the same cosines.
         duplicate_cosine: pairs at or above it are near-duplicates, in (0, 1].
         bins: of the histogram of cosines.
+        max_pairs: how many near-duplicate pairs to list, the closest first.
 
     Raises:
         MHEError: wrong rank or dtype, a value that is not finite, fewer than two live neurons, or an option out of its
             range.
     """
     duplicate_cosine = check_duplicate_cosine(duplicate_cosine)
+    variants = tuple(variants)
+    for each in variants:
+        if not isinstance(each, Potential):
+            raise MHEError(f"variants must be potentials, such as Potential(s=1); got {each!r}")
     bins = check_integer("bins", bins, at_least=1, right="at least 1")
+    max_pairs = check_max_pairs(max_pairs)
     check_weight(weight, ranks=(2,))
-    rows = unit_rows(weight, product_dtype(weight), dead="skip")
+    dtype = product_dtype(weight)
+    room = scratch("unit rows", weight.numel(), dtype, weight.device).view(weight.shape)
+    rows = unit_rows(weight, dtype, dead="skip", out=room)
+    shared = _mean_cosine(rows.unit)  # now, when the rows are in the cache
     source = weight if rows.live is None else weight[rows.live]
-    duplicates = _Duplicates(duplicate_cosine, weight.dtype, rows.unit, source, mirrored=potential.space == "half")
-    seen = _Cosines(bins, rows.unit, duplicates)
-    excess = Excess(rows.unit, source)
-    both = _Both(seen, excess)
-    pairs = walk(rows.unit, source, potential, gradient=False, observer=both, leave_out_coincident=True)
+    mirrored = potential.space == "half"
+    duplicates = NearDuplicates(
+        duplicate_cosine, weight.dtype, rows.unit, source, mirrored=mirrored, max_pairs=max_pairs
+    )
+    seen, excess = Cosines(bins, rows.unit), Excess(rows.unit, source)
+    energies = Energies((each for each in variants if each != potential), rows.unit, source)
+    observers = _Observers(seen, duplicates, excess, energies)
+    pairs = walk(rows.unit, source, potential, gradient=False, observer=observers, leave_out_coincident=True)
+    energy = potential.mean_of(pairs.value, len(rows.unit), coincident=pairs.coincident)
 
-    live = rows.live if rows.live is not None else torch.arange(len(weight), device=weight.device)
-    is_live = torch.zeros(len(weight), dtype=torch.bool, device=weight.device).index_fill_(0, live, True)
-    first = int(seen.nearest.argmax())
-    # argmax names the first neuron whose nearest cosine is the largest; its partner has to be looked up once.
-    cosines = (rows.unit @ rows.unit[first]).index_fill_(0, torch.tensor([first], device=weight.device), -2.0)
-    second = int(cosines.argmax())
+    first, second = _nearest_pair(rows.unit, seen.nearest)
+    listed, clusters = duplicates.pairs(), duplicates.clusters()
+    dead: list[int] = []
+    if rows.live is not None:
+        row = rows.live.tolist()
+        first, second = row[first], row[second]
+        listed = tuple((row[i], row[j], cosine) for i, j, cosine in listed)
+        clusters = tuple(tuple(row[each] for each in cluster) for cluster in clusters)
+        is_dead = torch.ones(len(weight), dtype=torch.bool, device=weight.device).index_fill_(0, rows.live, False)
+        dead = is_dead.nonzero().flatten().tolist()
     return PairStatistics(
         n=len(rows.unit),
         d=weight.shape[1],
-        energy=potential.mean_of(pairs.value, len(rows.unit), coincident=pairs.coincident),
+        energy=energy,
         max_cosine=min(1.0, float(seen.nearest.max())),
         min_cosine=max(-1.0, seen.smallest),
-        nearest_pair=(int(live[min(first, second)]), int(live[max(first, second)])),
+        nearest_pair=(first, second),
         near_duplicates=duplicates.count,
         coincident=pairs.coincident,
-        dead=tuple((~is_live).nonzero().flatten().tolist()),
+        dead=tuple(dead),
         nearest_cosine=seen.nearest.clamp(-1, 1).float().cpu(),
-        histogram=seen.histogram.round().to(torch.int64).cpu(),
+        histogram=seen.histogram.cpu(),
         equivalent_dimension=dimension_of_excess(excess.mean),
+        mean_cosine=shared,
+        mean_square_cosine=excess.mean_square,
+        duplicate_pairs=listed,
+        clusters=clusters,
+        distinct=len(rows.unit) - sum(len(cluster) - 1 for cluster in clusters),
+        variants={each: energy if each == potential else energies.mean(each) for each in variants},
     )
 
 
-def check_duplicate_cosine(value: object) -> float:
-    """The cosine from which on two neurons are near-duplicates, as a number in (0, 1].
+# Two products of one pair differ by rounding: that in which it was the one row's nearest, and that of the other row's.
+_SAME_COSINE = 1e-5
+_CANDIDATES_AT_A_TIME = 1 << 12
 
-    A right angle and what lies beyond are no limits: of random neurons every second pair would be a duplicate, and in
-    half space, where the absolute cosine counts, all of them.
 
-    Raises:
-        MHEError: not a number, or out of this range.
+def _nearest_pair(unit: Tensor, nearest: Tensor) -> tuple[int, int]:
+    """The two rows with the largest cosine, in order; they are among those whose nearest cosine is the largest."""
+    first = int(nearest.argmax())
+    others = (nearest >= nearest[first] - _SAME_COSINE).nonzero().flatten()
+    others = others[others != first]
+    cosines = torch.cat([unit[some] @ unit[first] for some in others.split(_CANDIDATES_AT_A_TIME)])
+    second = int(others[cosines.argmax()])
+    return min(first, second), max(first, second)
+
+
+_ROWS_AT_A_TIME = 64
+
+
+def _mean_cosine(unit: Tensor) -> float:
+    """The mean cosine over the pairs of unit rows `(n, d)`: from the length of their sum, which takes `n d` additions.
+
+    In float64, because of the square of that length only what is beyond n counts; but for the sums of 64 rows each,
+    whose rounding is below that of the rows.
     """
-    check_number("duplicate_cosine", value, above=0, at_most=1, right="a number above 0 and at most 1")
-    return float(value)  # type: ignore[arg-type]
+    even = len(unit) // _ROWS_AT_A_TIME * _ROWS_AT_A_TIME
+    some = unit[:even].reshape(-1, _ROWS_AT_A_TIME, unit.shape[1]).sum(1)
+    total = some.double().sum(0) + unit[even:].double().sum(0)
+    n = len(unit)
+    return min(1.0, (float(total.dot(total)) - n) / (n * (n - 1)))
 
 
-class _Both(NamedTuple):
-    """Two observers of one walk."""
+class _Observers(NamedTuple):
+    """All statistics of one walk: the extremes of a piece, which the first one finds, say to the others what to do."""
 
-    first: Observer
-    second: Observer
+    cosines: Cosines
+    duplicates: NearDuplicates
+    excess: Excess
+    energies: Energies
 
-    def observe(self, cos: Tensor, panel: Panel) -> None:
-        self.first.observe(cos, panel)
-        self.second.observe(cos, panel)
-
-
-class _Cosines:
-    """The observer: nearest neighbours, extremes, near-duplicates and the histogram."""
-
-    def __init__(self, bins: int, unit: Tensor, duplicates: _Duplicates) -> None:
-        self.nearest = torch.full((len(unit),), -1.0, dtype=unit.dtype, device=unit.device)
-        self.histogram = torch.zeros(bins, dtype=torch.float64, device=unit.device)
-        self.smallest = 1.0
-        self._duplicates = duplicates
-
-    def observe(self, cos: Tensor, panel: Panel) -> None:
-        if panel.diagonal:
-            upper = tuple(torch.triu_indices(panel.rows, panel.rows, offset=1, device=cos.device))
-            self._count(cos[upper], cos, panel)
-            self._raise_nearest(panel.row, cos.clone().fill_diagonal_(-1.0).amax(1))
-            return
-        self._count(cos, cos, panel)
-        self._raise_nearest(panel.row, cos.amax(1))
-        self._raise_nearest(panel.column, cos.amax(0))
-
-    def _raise_nearest(self, start: int, cosines: Tensor) -> None:
-        part = self.nearest[start : start + len(cosines)]
-        torch.maximum(part, cosines, out=part)
-
-    def _count(self, each: Tensor, cos: Tensor, panel: Panel) -> None:
-        """Count `each` pair of a panel once."""
-        if each.numel() == 0:
-            return
-        low, high = (float(x) for x in torch.aminmax(each))
-        self.smallest = min(self.smallest, low)
-        self._duplicates.see(cos, panel, low, high)
-        # Rounding may carry a cosine just beyond 1, outside the histogram's last bin.
-        if high > 1 or low < -1:
-            each = each.clamp(-1, 1)
-        self.histogram += torch.histc(each, bins=len(self.histogram), min=-1, max=1).double()
-
-
-# Note [At the threshold]
-# A cosine out of a float32 product is right to a few 1e-7, so a threshold of 1 loses copies that came out as
-# 0.9999999, and any threshold counts the pairs next to it by the order in which the product was summed. So the pairs
-# within this of the threshold are recomputed in float64 from their rows, which costs O(d) a pair; away from 1 there
-# are hardly any. A pair that coincides reaches every threshold: at 1 the two counts are the same number. Rejected:
-# a threshold lowered by the error, which counts pairs that are none; float64 products, at twice the time.
-_BAND = {torch.float32: 4e-6, torch.float64: 1e-13}
-# Nor does the last place of a float64 decide about a pair that lies at a threshold such as 0.8, which has no exact
-# float: of a squared chord.
-_ROUNDING = 1e-15
-_PAIRS_AT_A_TIME = 1 << 21  # elements of one temporary: 16 MiB
-
-
-class _Duplicates:
-    """How many pairs have a cosine of at least a threshold; see Note [At the threshold]."""
-
-    def __init__(self, threshold: float, stored: torch.dtype, unit: Tensor, source: Tensor, *, mirrored: bool) -> None:
-        self.count = 0
-        self._threshold, self._mirrored = threshold, mirrored
-        self._band = _BAND[unit.dtype]
-        self._rows = unit if unit.dtype == torch.float64 else source
-        coincident = coincident_below(stored)
-        self._limit = coincident if threshold == 1 else max(2 - 2 * threshold + _ROUNDING, coincident)
-
-    def see(self, cos: Tensor, panel: Panel, low: float, high: float) -> None:
-        """Count the pairs of a panel, of which `low` and `high` are the extremes."""
-        if high >= self._threshold - self._band:
-            self._add(cos, panel, opposite=False)
-        if self._mirrored and low <= self._band - self._threshold:
-            self._add(-cos, panel, opposite=True)
-
-    def _add(self, cos: Tensor, panel: Panel, *, opposite: bool) -> None:
-        within, beyond = cos >= self._threshold - self._band, cos > self._threshold + self._band
-        close = within & ~beyond
-        if panel.diagonal:  # which shows each pair twice
-            beyond, close = beyond.triu(1), close.triu(1)
-        self.count += int(beyond.sum())
-        row, column = close.nonzero(as_tuple=True)
-        step = max(1, _PAIRS_AT_A_TIME // self._rows.shape[1])
-        for first, second in zip((row + panel.row).split(step), (column + panel.column).split(step), strict=True):
-            near, far = squared_chords(self._rows, first, second)
-            self.count += int(((far if opposite else near) <= self._limit).sum())
+    def observe(self, cos: Tensor, piece: PanelBatch) -> tuple[float, float]:
+        extremes = self.cosines.observe(cos, piece)
+        for panel, block in zip(piece.items(), cos.view(-1, *cos.shape[-2:]), strict=True):
+            self.duplicates.see(block, panel, *extremes)
+        self.excess.observe(cos, piece, extremes)
+        self.energies.observe(cos, piece, extremes)
+        return extremes

@@ -30,16 +30,20 @@ def introduction(config: MHEConfig | None, before: EnergyReport | None, after: E
     """What was done and what a score is."""
     summary = after.summary
     which = f"{summary.groups} of its groups" if after.left_out else f"its {summary.groups} groups"
-    scored = f"The mean score of {which} of neurons is **{number(summary.mean_score)}**"
+    measured = f"The mean spread of {which} of neurons is **{number(summary.mean_spread)}**"
+    if summary.apart:
+        measured += f" ({summary.apart} more do not count: their neurons never stand in for each other)"
     if before is not None:
-        scored += f"; it was **{number(before.summary.mean_score)}** before"
+        measured += f"; it was **{number(before.summary.mean_spread)}** before"
     done = (
         "This model was trained with minimum hyperspherical energy (MHE), a regularizer that pushes the directions of "
-        f"a layer's neurons apart ([arXiv:1805.09298](https://arxiv.org/abs/1805.09298)). {scored}."
+        f"a layer's neurons apart ([arXiv:1805.09298](https://arxiv.org/abs/1805.09298)). {measured}."
         if config is not None and any(config.weight(role) > 0 for role in summary.by_role)
-        else f"How redundantly the neurons of this model point, measured by their hyperspherical energy. {scored}."
+        else f"How redundantly the neurons of this model point, measured by their hyperspherical energy. {measured}."
     )
     meaning = (
+        "The spread of a layer is the share of its dimensions in which independent random directions would be as "
+        "crowded as its neurons: 1 is a random draw, below 1 is more crowded than chance.\n\n"
         f"The score of a layer compares its energy ({after.potential.describe()}) with that of as many independent "
         "random directions: 1 is a random draw, 0 the provable minimum; above 1 is more redundant than chance."
     )
@@ -74,9 +78,11 @@ def comparison(
     reports = [after] if before is None else [before, after]
     header = ["", "value"] if before is None else ["", "before", "after"]
     rows = [
+        ["mean spread", *(number(report.summary.mean_spread) for report in reports)],
+        ["most crowded layer", *(_named(report, "most_crowded", "lowest_spread") for report in reports)],
         ["mean score", *(number(report.summary.mean_score) for report in reports)],
         ["median score", *(number(report.summary.median_score) for report in reports)],
-        ["most redundant layer", *(_most_redundant(report) for report in reports)],
+        ["most redundant layer", *(_named(report, "most_redundant", "most_redundant_score") for report in reports)],
         ["largest cosine", *(number(report.summary.max_cosine) for report in reports)],
         [
             f"pairs with a cosine of {after.duplicate_cosine:g} or more",
@@ -96,25 +102,27 @@ def comparison(
 
 
 def layers(before: EnergyReport | None, after: EnergyReport) -> str:
-    """The layers that stood out: most redundant first, by the report before where there is one."""
+    """The layers that stood out: most crowded first, by the report before where there is one."""
     first = before or after
     old = {group.name: group for group in before.groups} if before is not None else {}
     new = {group.name: group for group in after.groups}
-    names = [group.name for group in first.groups if group.name in new][:TOP_ROWS]
+    names = [group.name for group in first.competing if group.name in new][:TOP_ROWS]
     # The leading number comes last, beside the one before.
     numbers = [each for each in columns(GroupEnergy, Shown.CARD) if not each.is_text]
     numbers.sort(key=lambda column: column.key == LEADING)
-    header = ["layer", "role", "n × d", *(each.label for each in numbers)]
+    texts = [each for each in columns(GroupEnergy, Shown.CARD) if each.is_text and not each.is_name]
+    header = ["layer", *(each.label for each in texts), "n × d", *(each.label for each in numbers)]
     if before is not None:
         header += [f"{numbers[-1].label} before"]
     rows = []
     for name in names:
         group = new[name]
-        row = [code(name), group.role, f"{group.n} × {group.d}", *(number(each.of(group)) for each in numbers)]
+        row = [code(name), *(text(each.of(group) or "–") for each in texts), f"{group.n} × {group.d}"]
+        row += [number(each.of(group)) for each in numbers]
         rows.append(row + ([number(numbers[-1].of(old[name]))] if before is not None else []))
-    which = "most redundant before" if before is not None else "most redundant"
-    caption = f"The {len(names)} {which}, of {len(new)}; all of them in `energy_report.json`."
-    return f"### Layers\n\n{caption}\n\n{table(header, rows, numbers_from=2)}"
+    which = "most crowded before" if before is not None else "most crowded"
+    caption = f"The {len(names)} {which}, of {len(after.competing)}; all of them in `energy_report.json`."
+    return f"### Layers\n\n{caption}\n\n{table(header, rows, numbers_from=1 + len(texts))}"
 
 
 def figures(paths: Mapping[str, str]) -> str:
@@ -138,8 +146,6 @@ def citation() -> str:
     return f"### Citation\n\n{_CITATION}"
 
 
-def _most_redundant(report: EnergyReport) -> str:
-    summary = report.summary
-    if summary.most_redundant is None:
-        return "–"
-    return f"{code(summary.most_redundant)} ({number(summary.most_redundant_score)})"
+def _named(report: EnergyReport, layer: str, value: str) -> str:
+    name = getattr(report.summary, layer)
+    return "–" if name is None else f"{code(name)} ({number(getattr(report.summary, value))})"

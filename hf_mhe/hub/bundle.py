@@ -248,10 +248,10 @@ def _write_reports(target: Path, before: EnergyReport | None, after: EnergyRepor
         comparison.save(target / COMPARISON)
         if undrawn is None and any(row.score_change is not None for row in comparison.rows):
             comparison.plot(target / FIGURE_COMPARISON)
-            figures[FIGURE_COMPARISON] = "Score of every layer, before and after"
+            figures[FIGURE_COMPARISON] = "Spread of every layer, before and after"
     if undrawn is None and any(group.score is not None for group in after.groups):
         after.plot(target / FIGURE_REPORT)
-        figures[FIGURE_REPORT] = "Score of every layer"
+        figures[FIGURE_REPORT] = "Spread of every layer"
     return figures
 
 

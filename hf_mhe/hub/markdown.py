@@ -26,8 +26,8 @@ def code(value: object) -> str:
 
 
 def number(value: float | int | None, digits: int = 4) -> str:
-    """A number as a reader wants it: integers whole, reals to some decimals, a dash for what is not finite."""
-    return _number(value, digits, infinite=None)
+    """A number as a reader wants it: integers whole, reals to some decimals, a dash for what is not defined."""
+    return _number(value, digits)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, numbers_from: int = 1) -> str:

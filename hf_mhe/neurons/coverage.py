@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons.adapters.visits import Visit, standing, visits
+from hf_mhe.neurons.competing import Apart, apart_in_all, why_apart
 from hf_mhe.neurons.group import Coverage, NeuronGroup, Role, full_shape
 from hf_mhe.neurons.kinds.bare_parameters import why_no_neurons
 from hf_mhe.neurons.kinds.fused.row_splits import row_splits
@@ -187,7 +188,12 @@ def _group(root: nn.Module, uses: list[MatrixUse], names: dict[int, list[str]], 
             Binding.of(use.module, use.weight.tensor_names),
         ),
         quantized=use.weight.quantized,
+        apart=apart_in_all(map(_apart, uses)),
     )
+
+
+def _apart(use: MatrixUse) -> Apart | None:
+    return why_apart(use.piece.kind, f"{use.name}.{use.piece.weight}", type(use.layer).__name__)
 
 
 def _own_names(use: MatrixUse) -> list[str]:

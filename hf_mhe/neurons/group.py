@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from hf_mhe.errors import MHEError
+from hf_mhe.neurons.competing import Apart
 from hf_mhe.neurons.layout import ROWS, Layout
 from hf_mhe.neurons.model.offloaded import offloaded_value
 from hf_mhe.neurons.model.peft_layers import AGAIN, check_copies
@@ -35,6 +36,8 @@ class NeuronGroup:
     `parameters` names every parameter that the group is made of, with all names of a tied one, the stored one first;
     in a group of a checkpoint they are the names of its tensors. `aliases` are the names of further modules that
     share the matrix. `quantized` is the format of a weight that is stored quantized, which is read and not trained.
+    `apart` says why rows that are alike make none of them superfluous (depthwise kernels see "different inputs", the
+    rows of a table are "positions" or "types"); None where rows compete, as in most groups.
 
     Groups of a model look their parameters up through the owning module at each call, so parameters that were replaced
     (`load_state_dict(assign=True)`, resized embeddings, `fully_shard`) are followed.
@@ -51,6 +54,12 @@ class NeuronGroup:
     layout: Layout = field(default=ROWS, repr=False)
     source: Source | None = field(default=None, repr=False, compare=False)
     quantized: str | None = None
+    apart: Apart | None = None
+
+    @property
+    def competes(self) -> bool:
+        """Whether of two rows that are alike the model needs one. See Note [Rows that compete]."""
+        return self.apart is None
 
     @property
     def stack(self) -> str | None:

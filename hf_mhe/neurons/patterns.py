@@ -104,7 +104,7 @@ def _near_misses(pattern: str, groups: list[NeuronGroup]) -> str:
 
 
 def _closest(pattern: str, names: list[str], most: int = 3, cutoff: float = 0.6) -> list[str]:
-    """The names of which as many components in a row as the pattern has are most like it, whatever the case."""
+    """The names most like the pattern, ignoring case: each by the run of as many components that is most like it."""
     wanted = pattern.removeprefix("re:").replace("\\", "").replace("[.]", ".").strip("*.^$").lower()
     length = wanted.count(".") + 1
     matcher = difflib.SequenceMatcher(b=wanted)

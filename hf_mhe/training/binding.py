@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
@@ -13,8 +13,10 @@ from hf_mhe.neurons import NeuronGroup, neuron_groups
 from hf_mhe.neurons.untrained import check_asked, never_trains
 from hf_mhe.training.config import MHEConfig
 from hf_mhe.training.diagnosis import speaks
-from hf_mhe.training.engines import Managed, refuse_parameter
+from hf_mhe.training.engines.dtensor.fsdp2 import as_updated
+from hf_mhe.training.engines.refuse import refuse_parameter
 from hf_mhe.training.messages import nothing_left, roles_without_groups
+from hf_mhe.training.terms import trained
 
 
 def bind_groups(model: nn.Module, config: MHEConfig) -> list[NeuronGroup]:
@@ -24,7 +26,7 @@ def bind_groups(model: nn.Module, config: MHEConfig) -> list[NeuronGroup]:
 
     Raises:
         MHEError: there are none, or none that can ever train, or a pattern of `include` asks for quantized layers
-            alone, or a parameter is held in a way that is not supported.
+            alone, or a parameter is sharded in a way that is not supported.
     """
     found = neuron_groups(
         model, include=config.include, exclude=config.exclude, output=config.output, adapters=config.adapters
@@ -33,10 +35,10 @@ def bind_groups(model: nn.Module, config: MHEConfig) -> list[NeuronGroup]:
     weighted = [group for group in found if config.weight(group.role) > 0]
     if all(never_trains(group) for group in weighted):
         raise MHEError(nothing_left(model, found, weighted, config))
-    managed = Managed(model)
-    for group in weighted:
-        for tensor in group.tensors():
-            refuse_parameter(group.name, managed.parameter(tensor))
+    named = [(group.name, tensor) for group in weighted for tensor in group.tensors()]
+    parameters = as_updated(model, [tensor for _, tensor in named])
+    for (name, _), parameter in zip(named, parameters, strict=True):
+        refuse_parameter(name, parameter)
     for message in roles_without_groups(model, found, config):
         _warn_once(model, message)
     if not any(group.requires_grad for group in weighted):
@@ -55,17 +57,6 @@ def _warn_once(model: nn.Module, message: str) -> None:
         said.add(message)
         if speaks():
             warnings.warn(message, UserWarning, stacklevel=4)
-
-
-def trained(groups: Iterable[NeuronGroup]) -> list[Tensor]:
-    """The tensors of groups that the optimizer may have."""
-    return [tensor for group in groups if group.requires_grad for tensor in group.tensors() if tensor.requires_grad]
-
-
-def as_updated(model: nn.Module, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """A model's tensors as the optimizer has them, whatever stands in their place at the moment."""
-    managed = Managed(model)
-    return [managed.parameter(tensor) for tensor in tensors]
 
 
 def trained_as_updated(model: nn.Module, groups: Iterable[NeuronGroup]) -> list[Tensor]:

@@ -81,7 +81,7 @@ class MHEConfig:
         include: pattern or patterns of group names to regularize (glob; regular expression with the prefix `re:`);
             None means all.
         exclude: pattern or patterns of group names to leave out.
-        output: pattern or patterns of the output layers of a model that does not tell them itself.
+        output: pattern or patterns of the output layers of a model that does not name them itself.
         adapters: in a model with adapters of peft, whether a layer's neurons are those of the weight it computes with
             (`"effective"`), or those of the adapter's own matrices (`"own"`), as over a quantized base; see
             `hf_mhe.neuron_groups`.
@@ -118,7 +118,7 @@ class MHEConfig:
     )
     exclude: list[str] | None = field(default=None, metadata={"help": "Patterns of group names to leave out."})
     output: list[str] | None = field(
-        default=None, metadata={"help": "Patterns of the output layers, for a model that does not tell them itself."}
+        default=None, metadata={"help": "Patterns of the output layers, for a model that does not name them itself."}
     )
     adapters: Adapters = field(
         default="effective",
@@ -183,7 +183,7 @@ class MHEConfig:
         return Potential(self.s, self.distance, space, self.softening, parts=parts)
 
     def over(self, total_steps: float) -> Schedule:
-        """The schedule of the weights over a training of so many optimizer steps; `inf` for one without end.
+        """The schedule of the weights over a training of `total_steps` optimizer steps; `inf` for one without end.
 
         Raises:
             MHEError: `total_steps` is not an integer >= 1 or `inf`.
@@ -266,7 +266,7 @@ class MHEConfig:
             pretrained_model_name_or_path: a folder, or a repo id; an existing folder comes first.
             revision: branch, tag or commit of the repository.
             token: Hub token, or False to send none.
-            cache_dir: where the Hub cache lies, if not in its usual place.
+            cache_dir: where the Hub cache lies, if not in its default folder.
 
         Raises:
             MHEError: the folder, the repository or the file is not there, or the file is not a valid config.

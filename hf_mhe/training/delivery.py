@@ -3,7 +3,7 @@
 Note [Several backward passes before one step]
 Sharpness-aware minimization throws the gradients of the first pass away, a search along a line those of many;
 adversarial training adds the passes up. So a penalty is put into every pass, and whether it has a gradient there is
-decided within the pass: it has, unless the gradients at hand hold the penalty of this step. They do not once they
+decided within the pass: it has, unless the current gradients hold the penalty of this step. They do not once they
 were cleared, by None or by zeros. Where the weights were changed in between, the penalty is that of the changed
 weights, like the loss.
 Rejected: to decide when the loss is computed, for `zero_grad` may come between that and `backward`; and to add the
@@ -13,7 +13,7 @@ Note [What cannot be seen]
 A pass whose loss has no penalty, onto gradients that were cleared: a hook on one of the parameters notices it, and the
 step is refused. Gradients that were taken out by `torch.autograd.grad`, or put together from several passes, are no
 longer followed: taken out twice in one step is warned of, and replaced after two penalties is refused. What DeepSpeed
-holds of the gradients is not seen: a second penalty before one step of its engine is refused.
+keeps of the gradients is not seen: a second penalty before one step of its engine is refused.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from torch.utils.hooks import RemovableHandle
 
 from hf_mhe.errors import MHEError
 from hf_mhe.training.backward import at_the_end
-from hf_mhe.training.binding import as_updated
+from hf_mhe.training.engines.dtensor.fsdp2 import as_updated
+from hf_mhe.training.engines.protocol import Stepper
 from hf_mhe.training.messages import CLEARED, IN_PART, PUT_TOGETHER, TAKEN_OUT, TWICE_IN_DEEPSPEED, UNUSED
 from hf_mhe.training.optimizers import OptimizerSteps
 
@@ -40,14 +41,14 @@ _NO_PASS = -1
 
 
 class Delivery:
-    """The penalty of the optimizer step at hand.
+    """The penalty of the current optimizer step.
 
     Args:
         model: what is trained.
         parameters: gives the parameters that the penalty may reach, as the optimizer has them.
     """
 
-    # What is known of the step at hand: see `_forget`.
+    # What is known of the current step: see `_forget`.
     _pass: int
     _before: list[_Mark] | None
     _marks: list[_Mark]
@@ -58,12 +59,12 @@ class Delivery:
     def __init__(self, model: nn.Module, parameters: Callable[[], Sequence[Tensor]]) -> None:
         self._model, self._parameters = model, parameters
         self._steps = OptimizerSteps(self)
-        self._number = 0  # of the step at hand
+        self._number = 0  # of the current step
         self._is_begun = False
         self._taken = 0  # optimizer steps at its last call
-        self._engine: Any | None = None
-        self._engine_steps: int | None = None
-        self._at_hand: Sequence[Tensor] = ()
+        self._stepper: Stepper | None = None
+        self._stepper_steps = 0
+        self._current: Sequence[Tensor] = ()
         self._weights: list[tuple[int, int]] = []  # the parameters at the last call, and their versions
         self._upstream: Tensor | None = None  # what the last pass brought to the penalty
         self._said: set[str] = set()
@@ -71,29 +72,29 @@ class Delivery:
         self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
-        # No gradients, and no step at hand, go to another process.
+        # No gradients, and no current step, go to another process.
         return {"model": self._model, "parameters": self._parameters}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
-    def begin(self, engine: Any | None, *, new: bool | None = None) -> bool:
+    def begin(self, stepper: Stepper | None, *, new: bool | None = None) -> bool:
         """A loss is about to get the penalty: whether that begins an optimizer step, or is one more pass of the last.
 
         Args:
-            engine: as `find_engine` has it.
+            stepper: the engine's, which takes the steps in place of the loop.
             new: what a loop says of it that counts its steps.
         """
         if new is None:
-            new = self._is_new(engine)
+            new = self._is_new(stepper)
         if new:
             self._forget()
             self._number += 1
         self._is_begun = True
-        self._taken, self._engine = self._steps.taken, engine
-        self._engine_steps = None if engine is None else engine.global_steps
-        self._at_hand = self._parameters()
-        self._weights = _versions(self._at_hand)
+        self._taken, self._stepper = self._steps.taken, stepper
+        self._stepper_steps = 0 if stepper is None else stepper.global_steps
+        self._current = self._parameters()
+        self._weights = _versions(self._current)
         return new
 
     def end(self) -> None:
@@ -102,14 +103,14 @@ class Delivery:
         self._is_begun = False
 
     def is_done(self) -> bool:
-        """Whether the gradients at hand hold the penalty of this step.
+        """Whether the current gradients hold the penalty of this step.
 
         Raises:
             MHEError: some do and some do not, or DeepSpeed has them.
         """
         if not self._is_left or self._is_lost:
             return False
-        if self._engine is not None:
+        if self._stepper is not None:
             raise MHEError(TWICE_IN_DEEPSPEED)
         kept, cleared, touched = [], [], []
         for mark in self._marks:
@@ -128,7 +129,7 @@ class Delivery:
         return bool(kept)
 
     def carry(self, penalty: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-        """The penalty, whose gradient comes to the tensors once in the step at hand, however many passes it has.
+        """The penalty, whose gradient comes to the tensors once in the current step, however many passes it has.
 
         Args:
             penalty: 0-dim, differentiable.
@@ -153,13 +154,13 @@ class Delivery:
 
     def followed(self) -> Sequence[Tensor]:
         """The parameters whose optimizers count: those that get the penalty, or all while none of these trains."""
-        return self._at_hand or self._parameters() or as_updated(self._model, list(self._model.parameters()))
+        return self._current or self._parameters() or as_updated(self._model, list(self._model.parameters()))
 
     def before_step(self, optimizer: Optimizer) -> None:
         """See that the penalty, where it was computed, is in the gradients.
 
         Raises:
-            MHEError: it is not, or how often cannot be told.
+            MHEError: it is not, or how often is unknown.
         """
         if self._is_computed and not self._is_used:
             self._warn(UNUSED)
@@ -183,7 +184,7 @@ class Delivery:
             return
         before, self._before = self._before, None
         self._is_used = True
-        if self._engine is None and all(mark.is_untouched() for mark in before):
+        if self._stepper is None and all(mark.is_untouched() for mark in before):
             self._taken_out += 1
             if self._taken_out > 1:
                 self._warn(TAKEN_OUT)
@@ -193,11 +194,11 @@ class Delivery:
         self._marks = _marks(tensors)
         self._watch_one()
 
-    def _is_new(self, engine: Any | None) -> bool:
-        if not self._is_begun or engine is not self._engine:
+    def _is_new(self, stepper: Stepper | None) -> bool:
+        if not self._is_begun or stepper is not self._stepper:
             return True
-        if engine is not None:
-            return bool(engine.global_steps != self._engine_steps)
+        if stepper is not None:
+            return stepper.global_steps != self._stepper_steps
         if self._steps.taken != self._taken:
             return True
         if self._steps.is_running:

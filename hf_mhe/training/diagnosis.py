@@ -1,4 +1,4 @@
-"""Early diagnosis: how long the penalty's gradient is beside the task's, and warnings of what is likely not meant.
+"""Early diagnosis: the penalty's gradient beside the task's, by their norms, and warnings of what is hardly meant.
 
 Note [The ratio]
 It is taken at the end of a backward pass that the penalty takes part in, before any clipping. There `.grad` holds what
@@ -8,7 +8,7 @@ was divided by in it. The rest is the task's. The ratio is the norm of the one o
 parameters that the penalty reaches; where the two balance, at a stationary point of the objective, it is 1. A penalty
 that counts for several steps (`every_n_steps`) is divided by their number, for the task's steps come in between.
 
-The penalty is walked once more for it, after the activations are gone: no memory is held for it during the pass. It is
+The penalty is walked once more for it, after the activations are gone: no memory is kept for it during the pass. It is
 done at the first, second, fourth, eighth, ... step that computes the penalty, which costs nothing in the long run.
 
 Not taken inside a compiled graph, nor where an engine keeps gradients elsewhere than in `.grad`.
@@ -47,7 +47,7 @@ class GradientRatio:
         """The penalty, 0-dim, in whose backward pass the ratio is taken.
 
         Args:
-            penalty: as it is added to the loss, for so many `steps`.
+            penalty: as it is added to the loss, for `steps` optimizer steps.
             model: whose parameters it reaches.
             again: computes it once more, undivided.
             steps: how many optimizer steps it counts for.

@@ -7,36 +7,13 @@ was divided a reduction over the ranks as well, so both wait until somebody asks
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from hf_mhe.energy.reference.score import energy_score
 from hf_mhe.neurons import NeuronGroup
 from hf_mhe.training.config import MHEConfig
-
-
-class PenaltyTerms(NamedTuple):
-    """One evaluation of the penalty: the weighted sum, differentiable, and each group's mean energy, detached.
-
-    With `ranks` above 1 the work was divided: the penalty and the energies are `ranks` times this rank's share, which
-    is zero for the groups that others computed, and their mean over the ranks is what they would be undivided. Groups
-    that no rank computed, because a budget left them out, are not `computed`; their energy is zero here.
-    """
-
-    penalty: Tensor
-    energies: Tensor
-    groups: Sequence[NeuronGroup] = ()
-    ranks: int = 1
-    computed: Sequence[int] | None = None  # places of the groups; None: all of them
-
-    def among(self, groups: Sequence[NeuronGroup], places: Sequence[int]) -> PenaltyTerms:
-        """The same terms among all groups, in which they have these places."""
-        energies = self.energies.new_zeros(len(groups))
-        energies[list(places)] = self.energies
-        return PenaltyTerms(self.penalty, energies, groups, self.ranks, places)
+from hf_mhe.training.terms import PenaltyTerms
 
 
 class PenaltyLog:
@@ -75,8 +52,8 @@ class PenaltyLog:
         step = torch.cat([factor * terms.penalty[None].to(terms.energies), terms.energies])
         self._sum = step if self._sum is None else self._sum + step
         self._steps += 1
-        for place in range(len(self._groups)) if terms.computed is None else terms.computed:
-            self._times[place] += 1
+        for index in range(len(self._groups)) if terms.computed is None else terms.computed:
+            self._times[index] += 1
         self._ranks = max(self._ranks, terms.ranks)
 
     def drain(self) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,15 +12,9 @@ from hf_mhe.energy.estimators.sampled import sampled_energy_of
 from hf_mhe.energy.functional import energy_of
 from hf_mhe.energy.rows import DeadRows, TooFewLiveRowsError
 from hf_mhe.energy.walks.exact import matrices_at_a_time
+from hf_mhe.training.terms import Sample
 
 _DEAD: DeadRows = "skip_negligible"
-
-
-class Sample(NamedTuple):
-    """A random sample of so many rows, drawn with a seed."""
-
-    rows: int
-    seed: int
 
 
 def mean_energy(matrix: Tensor, potential: Potential, sample: Sample | None = None) -> Tensor:
@@ -41,23 +34,23 @@ def mean_energy(matrix: Tensor, potential: Potential, sample: Sample | None = No
         return matrix.new_zeros((), dtype=torch.promote_types(matrix.dtype, torch.float32))
 
 
-# Elements of matrices that are put together for one call: their copy is held until the backward pass.
+# Elements of matrices that are put together for one call: their copy is kept until the backward pass.
 _TOGETHER = 1 << 22
 
 
-def alike(places: Sequence[int], matrices: Sequence[Tensor], potentials: Sequence[Potential]) -> list[list[int]]:
+def alike(indices: Sequence[int], matrices: Sequence[Tensor], potentials: Sequence[Potential]) -> list[list[int]]:
     """Batches of indices, at least two in each, whose matrices take less time in one call than one by one."""
     calls: list[list[int]] = []
     latest: dict[tuple[object, ...], list[int]] = {}
-    for place in places:
-        matrix = matrices[place]
+    for index in indices:
+        matrix = matrices[index]
         if matrices_at_a_time(matrix) == 1:
             continue
-        key = (matrix.shape, matrix.dtype, matrix.device, potentials[place])
+        key = (matrix.shape, matrix.dtype, matrix.device, potentials[index])
         if key not in latest or (len(latest[key]) + 1) * matrix.numel() > _TOGETHER:
             latest[key] = []
             calls.append(latest[key])
-        latest[key].append(place)
+        latest[key].append(index)
     return [call for call in calls if len(call) > 1]
 
 

@@ -15,7 +15,7 @@ from hf_mhe.neurons.untrained import nothing_but_quantized
 from hf_mhe.training.config import ROLES, MHEConfig
 
 CLEARED = (
-    "the penalty would not reach this optimizer step: the gradients that held it were cleared (zero_grad), and a "
+    "the penalty would not reach this optimizer step: the gradients with it were cleared (zero_grad), and a "
     "backward pass of a loss without it followed. Call the regularizer for the loss of the last pass too; in a "
     "Trainer, call self.accelerator.backward in training_step for each of the losses"
 )
@@ -26,7 +26,7 @@ IN_PART = (
 )
 PUT_TOGETHER = (
     "the gradients of this optimizer step were put together from {passes} backward passes, each of which had the "
-    "penalty, so how often it counts cannot be told: call the regularizer for the loss of one of them"
+    "penalty, so how often it counts is unknown: call the regularizer for the loss of one of them"
 )
 TAKEN_OUT = (
     "torch.autograd.grad took the gradient of the penalty more than once within one optimizer step: where those are "
@@ -34,7 +34,7 @@ TAKEN_OUT = (
 )
 TWICE_IN_DEEPSPEED = (
     "a second backward pass with the penalty came before one step of DeepSpeed's engine, and whether its gradients "
-    "still hold the first cannot be told: call engine.step() after each, or the regularizer for one of the losses"
+    "still hold the first is unknown: call engine.step() after each, or the regularizer for one of the losses"
 )
 UNUSED = (
     "an optimizer steps, and the loss that regularizer(loss) returned had no backward pass before it: the penalty is "
@@ -73,7 +73,7 @@ def nothing_left(
 
 # Note [A head that nobody names]
 # `neurons/roles.py` does not guess which layer of a plain module is its head, and MHE then spreads it in half space as
-# a hidden layer, by `hidden_weight`. That is said where it can be told that something else was meant: where a weight
+# a hidden layer, by `hidden_weight`. A warning says so where something else was clearly meant: where a weight
 # was set that no group has a use for; and, with whatever weights, where a hidden group is called as heads are, outside
 # of transformers' models, which say what their head is. An encoder without a head is as silent as before. Rejected: to
 # take the name for the role, which would be right most of the time.
@@ -108,14 +108,14 @@ def roles_without_groups(model: nn.Module, found: Sequence[NeuronGroup], config:
 
 def _heads(model: nn.Module, found: Sequence[NeuronGroup]) -> list[str]:
     """The names of hidden groups that are called as heads are, where transformers did not say what they are."""
-    told = [
+    namers = [
         name + "."
         for name, module in model.named_modules()
         if any(cls.__name__ == "PreTrainedModel" for cls in type(module).__mro__)
     ]
-    if "." in told:
+    if "." in namers:
         return []
-    hidden = [name for name in _named(found, "hidden") if not name.startswith(tuple(told))]
+    hidden = [name for name in _named(found, "hidden") if not name.startswith(tuple(namers))]
     return [name for name in hidden if not _HEADS.isdisjoint(name.split("."))]
 
 
@@ -157,7 +157,7 @@ def not_finite(groups: Sequence[str], energies: Sequence[float], softening: str)
 def no_end(decay: str) -> str:
     """Why a decay needs to know how long the training is."""
     return (
-        f"schedule={decay!r} decays to 0 at the end of the training, which MHERegularizer does not know: tell it the "
+        f"schedule={decay!r} decays to 0 at the end of the training, which MHERegularizer does not know: give it the "
         "number of optimizer steps, MHERegularizer(model, config, total_steps=...)"
     )
 

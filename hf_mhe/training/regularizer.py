@@ -15,26 +15,22 @@ from torch import Tensor, nn
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import NeuronGroup
 from hf_mhe.neurons.model.unwrap import unwrap
-from hf_mhe.training.accumulation import find_moment
-from hf_mhe.training.binding import bind_groups, trained, trained_as_updated
-from hf_mhe.training.budget import Budget, Drawn, candidates, dividing_ranks
+from hf_mhe.training.binding import bind_groups, trained_as_updated
+from hf_mhe.training.budget.budget import Budget
 from hf_mhe.training.config import MHEConfig
 from hf_mhe.training.delivery import Delivery
 from hf_mhe.training.diagnosis import GradientRatio, UnsaidAccumulation, is_due
-from hf_mhe.training.engines import (
-    ForwardUnderDDP,
-    Part,
-    averaging_ranks,
-    divided_once,
-    find_engine,
-    is_distributed,
-    prepare,
-    refuse_model,
-    refuse_unfound,
-)
-from hf_mhe.training.logs import PenaltyLog, PenaltyTerms
+from hf_mhe.training.engines.collectives import is_distributed
+from hf_mhe.training.engines.deepspeed.find_engine import refuse_unfound
+from hf_mhe.training.engines.engine_of import engine_of
+from hf_mhe.training.engines.forward_under_ddp import ForwardUnderDDP
+from hf_mhe.training.engines.protocol import Engine
+from hf_mhe.training.engines.refuse import refuse_model
+from hf_mhe.training.logs import PenaltyLog
 from hf_mhe.training.messages import check_loss, check_state, in_eval_mode, no_end, nothing_left
-from hf_mhe.training.penalty import Evaluation, Term
+from hf_mhe.training.one_line import in_one_line
+from hf_mhe.training.spread import SpreadLog
+from hf_mhe.training.terms import PenaltyTerms, Term, trained
 
 
 class MHERegularizer:
@@ -102,7 +98,7 @@ class MHERegularizer:
             raise MHEError(f"model must be a torch.nn.Module; got {type(model).__name__}")
         self.config = MHEConfig.of(config)
         refuse_model(model)
-        find_engine(model)
+        engine_of(model, ())
         self.model = unwrap(model)
         self.divide_work = divide_work
         if total_steps is None and self.config.schedule != "constant":
@@ -110,9 +106,9 @@ class MHERegularizer:
         self.schedule = self.config.over(math.inf if total_steps is None else total_steps)
         self.step = 0
         self._bound: list[NeuronGroup] = []
-        self._evaluation = Evaluation(self.model, self.config)
         self._log = PenaltyLog(self.config)
         self._ratio = GradientRatio()
+        self._spreads = SpreadLog()
         self._unsaid = UnsaidAccumulation()
         self.delivery = Delivery(self.model, functools.partial(trained_as_updated, self.model, self._bound))
         self._said: set[str] = set()
@@ -131,6 +127,10 @@ class MHERegularizer:
             self._forward = ForwardUnderDDP(functools.partial(trained, self._bound))
             hook = self.model.register_forward_hook(self._forward)
             weakref.finalize(self, hook.remove).atexit = False
+
+    def __repr__(self) -> str:
+        """One line, such as `MHERegularizer(GPT2LMHeadModel: 8 hidden groups x 1; budget 0.02; DTensors)`."""
+        return in_one_line(self.model, self._bound, self.config, self.find_engine)
 
     def weight(self, role: str) -> float:
         """The weight of a group's mean energy in the penalty, by the group's role."""
@@ -156,48 +156,59 @@ class MHERegularizer:
         Raises:
             MHEError: as `penalty`.
         """
-        return self._evaluation.whole(self._exact(self._checked()))
+        groups = self._checked()
+        if not groups:
+            return PenaltyTerms(torch.zeros(()), torch.zeros(0))
+        return self.find_engine().evaluate(self._exact(groups))
 
-    def advance(self, *, again: bool | None = None) -> Tensor | None:
-        """What the optimizer step at hand gets of the penalty, and on to the next; None where it gets nothing.
+    def find_engine(self) -> Engine:
+        """Who holds which part of the parameters now, found once for a step and handed on.
 
-        That is the penalty, or with a budget this step's estimate of it, times the schedule's share of the step; where
-        gradients are averaged over the ranks, this rank's part of it. Its gradient comes once, however many backward
-        passes the step has.
+        Raises:
+            MHEError: DeepSpeed's engine does something that is not supported.
+        """
+        return engine_of(self.model, self._bound, self._forward, divide_work=self.divide_work)
+
+    def advance(self, *, again: bool | None = None, engine: Engine | None = None) -> Tensor | None:
+        """What the current optimizer step gets of the penalty, and on to the next; None where it gets nothing.
+
+        That is the penalty, or with a budget this step's estimate of it, times what the schedule multiplies it by;
+        where gradients are averaged over the ranks, this rank's share of it. Its gradient comes once, however many
+        backward passes the step has.
 
         Args:
             again: whether this is one more pass of the step that was counted last, where `delivery` was asked; else
                 each call is a step.
+            engine: as `find_engine` gives it, where that was asked already.
 
         Raises:
             MHEError: as `penalty`.
         """
+        engine = self.find_engine() if engine is None else engine
         if again is None:
             again = False
             if not torch.compiler.is_compiling():
-                self.delivery.begin(find_engine(self.model), new=True)
+                self.delivery.begin(engine.stepper, new=True)
         step = self.step - again
+        self._spreads.begin(step)
         self.step = step + 1
-        share = self.schedule.share(step)
+        multiplier = self.schedule.multiplier(step)
         if self.budget is not None:
             self.budget.end_step()
-        groups = self._left() if share else []
+        groups = self._left() if multiplier else []
         if not groups:
             return None
-        terms, places = self._exact(groups), None
+        terms = self._exact(groups)
         if self.budget is not None:
-            drawn = self._draw(self.budget, groups, step)
-            terms = [Term(groups[each.place], each.factor * terms[each.place].factor, each.sample) for each in drawn]
-            places = [each.place for each in drawn]
-            if not drawn:
+            terms = self.budget.draw(terms, engine.workload(groups), step)
+            if not terms:
                 return None
-        found = self._due(terms)
-        logged = found if places is None else found.among(groups, places)
-        self._log.count(logged, self.schedule.factor(step), again=again)
-        penalty = share * found.penalty
+        found = engine.evaluate_due(terms)
+        self._log.count(found.among(groups), self.schedule.factor(step), again=again)
+        penalty = multiplier * found.penalty
         every = self.schedule.every_n_steps
-        if is_due(step // every + 1) and not torch.compiler.is_compiling() and find_engine(self.model) is None:
-            anew = lambda: share * self._evaluation.whole(terms).penalty  # noqa: E731
+        if is_due(step // every + 1) and not torch.compiler.is_compiling() and engine.fills_grad:
+            anew = lambda: multiplier * engine.evaluate(terms).penalty  # noqa: E731
             penalty = self._ratio.watch(penalty, self.model, anew, steps=every * self._inflation(groups, terms))
         if penalty.requires_grad and not torch.compiler.is_compiling():
             penalty = self.delivery.carry(penalty, trained_as_updated(self.model, [term.group for term in terms]))
@@ -206,16 +217,19 @@ class MHERegularizer:
     def logs(self) -> dict[str, float]:
         """What a log record says of the penalty, as means over the optimizer steps since the last call.
 
-        `mhe_loss` is what the penalty adds to the objective, `mhe_mean_energy` and `mhe_score` are means over the
-        groups of the mean energy and of its score (`hf_mhe.energy.reference.score`; not with softening), with
-        `MHEConfig(log_groups=True)` each group's mean energy is `mhe_energy/<group>`; `mhe_gradient_ratio` is the norm
-        of the penalty's gradient over that of the task's (`hf_mhe.training.diagnosis`), where it was taken. Only the
-        steps that computed the penalty count, and with none the record has none of these. Where λ has a schedule,
-        `mhe_factor` is what the weights were multiplied by at the last step.
+        `mhe_spread` is the mean spread of the groups at the current weights, 1 for a random draw and below 1 crowded,
+        in the first record of each ten steps. `mhe_loss` is what the penalty adds to the objective, `mhe_mean_energy`
+        and `mhe_score` are means over the groups of the mean energy and of its score (not with softening), with
+        `MHEConfig(log_groups=True)` each group's are `mhe_energy/<group>` and `mhe_spread/<group>`;
+        `mhe_gradient_ratio` is the norm of the penalty's gradient over that of the task's
+        (`hf_mhe.training.diagnosis`), where it was taken. Only the steps that computed the penalty count, and with
+        none the record has none of these. Where λ has a schedule, `mhe_factor` is what the weights were multiplied by
+        at the last step.
 
         Every rank has to call it, because under DDP the work is divided.
         """
-        record = {**self._log.drain(), **self._ratio.drain()}
+        spreads = self._spreads.drain(self.step, self.find_engine, self.groups, each=self.config.log_groups)
+        record = {**spreads, **self._log.drain(), **self._ratio.drain()}
         if not self.schedule.is_constant and self.step:
             record["mhe_factor"] = self.schedule.factor(self.step - 1)
         return record
@@ -252,7 +266,7 @@ class MHERegularizer:
         if not groups:
             return {}
         with torch.no_grad():
-            values = self._evaluation.whole(self._exact(groups)).energies.tolist()
+            values = self.find_engine().evaluate(self._exact(groups)).energies.tolist()
         return {group.name: value for group, value in zip(groups, values, strict=True)}
 
     @torch.compiler.disable
@@ -287,21 +301,20 @@ class MHERegularizer:
             if loss.requires_grad:
                 self._warn_once("eval", in_eval_mode(self.model))
             return loss
-        engine = find_engine(self.model)
-        if engine is None:
+        engine = engine_of(self.model, ())  # without the groups, which say who computes what and not when
+        if engine.stepper is None:
             refuse_unfound(self.model, functools.partial(trained, self._bound))
-        moment = find_moment(engine, sync=sync, scale=scale)
-        if not moment.sync:
+        moment = engine.micro_batch(sync=sync, scale=scale)
+        if not moment.is_due:
             return loss
-        again = not self.delivery.begin(engine)
-        penalty = self.advance(again=again)
+        engine = self.find_engine()
+        again = not self.delivery.begin(engine.stepper)
+        penalty = self.advance(again=again, engine=engine)
         if penalty is None:
             return loss
-        if engine is None and sync is None:
+        if engine.stepper is None and sync is None:
             self._unsaid.watch(trained(self._bound), once=again)
-        if engine is not None and scale is None and penalty.requires_grad:
-            penalty = divided_once(engine, penalty)
-        return loss + moment.divisor * penalty.to(loss.device)
+        return moment.add(loss, penalty)
 
     def _checked(self) -> list[NeuronGroup]:
         """The groups to compute now; one that froze because an adapter was put on or activated cannot be left out."""
@@ -314,7 +327,7 @@ class MHERegularizer:
         return groups
 
     def _left(self) -> list[NeuronGroup]:
-        """The groups to compute at the step at hand; where none is left, a warning once."""
+        """The groups to compute at the current step; where none is left, a warning once."""
         groups = self._checked()
         if groups:
             self._said.discard("frozen")
@@ -329,23 +342,9 @@ class MHERegularizer:
             warnings.warn(message, UserWarning, stacklevel=4)
 
     def _exact(self, groups: list[NeuronGroup]) -> list[Term]:
-        return [Term(group, self.weight(group.role)) for group in groups]
-
-    def _due(self, terms: list[Term]) -> PenaltyTerms:
-        """This rank's part of the terms, in the micro-batch at hand."""
-        engine = find_engine(self.model)
-        if engine is not None and terms:
-            prepare(engine, self.model, trained(self._bound))
-            return self._evaluation.whole(terms, averaging_ranks(engine) if self.divide_work else None)
-        part = self._forward.take_part() if self._forward is not None and self.divide_work else Part()
-        return self._evaluation.part(terms, part)
-
-    def _draw(self, budget: Budget, groups: list[NeuronGroup], step: int) -> list[Drawn]:
-        part = self._forward.part if self._forward is not None and self.divide_work else Part()
-        ranks = dividing_ranks(self.model, groups, part, divide_work=self.divide_work)
-        return budget.draw(candidates(self.model, groups, self.weight), step, ranks)
+        return [Term(group, self.weight(group.role), self.config.potential(group.role)) for group in groups]
 
     def _inflation(self, groups: list[NeuronGroup], terms: list[Term]) -> float:
-        """How much longer the gradient of a drawn penalty is than the exact one's, if all groups' are alike."""
+        """The norm of a drawn penalty's gradient over that of the exact one's, if all groups' are alike."""
         exact = math.hypot(*(self.weight(group.role) for group in groups))
         return math.hypot(*(term.factor for term in terms)) / exact

@@ -64,7 +64,7 @@ class Schedule:
         progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
         return 1.0 - progress if self.decay == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
 
-    def share(self, step: int) -> float:
+    def multiplier(self, step: int) -> float:
         """What the penalty is multiplied by at an optimizer step, 0 where it is not computed.
 
         A step that computes it makes up for the `every_n_steps - 1` that follow: it counts as often as the factors of

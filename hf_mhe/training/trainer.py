@@ -22,10 +22,10 @@ from transformers.utils import is_sagemaker_mp_enabled
 
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons.model.unwrap import unwrap
-from hf_mhe.training.accumulation import find_moment
 from hf_mhe.training.binding import bind_groups
 from hf_mhe.training.config import MHEConfig
-from hf_mhe.training.engines import find_engine, refuse_distributed_type
+from hf_mhe.training.engines.protocol import Engine
+from hf_mhe.training.engines.refuse import refuse_distributed_type
 from hf_mhe.training.regularizer import MHERegularizer
 
 _BUDGET = "MHEBudget"
@@ -39,13 +39,13 @@ class MHEMixin(Trainer):
         self._mhe_regularizer: MHERegularizer | None = None
         self._mhe_record: dict[str, float] = {}
         self._mhe_state: object | None = None  # of the training that goes on; Trainer makes a new one for each
-        self._mhe_served: int | None = None  # the optimizer step that had a penalty
+        self._mhe_step: int | None = None  # the optimizer step that had a penalty
         model: Any = kwargs.get("model", args[0] if args else None)
         if getattr(model, "is_quantized", False) and not self.mhe_config.is_off:
             bind_groups(unwrap(model), self.mhe_config)  # Trainer would refuse the model first, without naming a layer
         super().__init__(*args, **kwargs)
         self._refuse_engine()
-        self.add_callback(_StepsAreServed(self))
+        self.add_callback(_StepsHavePenalty(self))
         if self.model is not None:
             _ = self.mhe_regularizer  # so that a model with nothing to regularize is refused at construction
 
@@ -59,7 +59,7 @@ class MHEMixin(Trainer):
         if self.model is None:
             raise MHEError(f"{type(self).__name__} has no model to regularize yet: model_init makes it in train()")
         if self._mhe_regularizer is None or self._mhe_regularizer.model is not unwrap(self.model):
-            # How long the training is, and where in it we are, is told at each step.
+            # How long the training is, and where in it we are, is set at each step.
             self._mhe_regularizer = MHERegularizer(
                 self.model, self.mhe_config, total_steps=math.inf, seed=self.args.seed
             )
@@ -72,7 +72,7 @@ class MHEMixin(Trainer):
             # The model may have been changed since: an adapter, other embeddings, a parametrization.
             self._bind_anew()
         else:
-            self._mhe_regularizer, self._mhe_served = None, None  # bound when the model has been made
+            self._mhe_regularizer, self._mhe_step = None, None  # bound when the model has been made
         return super().train(*args, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
@@ -126,13 +126,13 @@ class MHEMixin(Trainer):
         def backward_with_penalty(loss: Tensor, **kwargs: Any) -> None:
             nonlocal called
             called = True
-            penalty = self._mhe_penalty()
+            engine = self.mhe_regularizer.find_engine()
+            penalty = self._mhe_penalty(engine)
             if penalty is not None:
                 # `accelerator.backward` divides by its own accumulation steps; Trainer sets them to 1, others may
                 # not, and says so to DeepSpeed's.
                 scale = 1.0 if kwargs.get("scale_wrt_gas") is False else None
-                engine = find_engine(self.mhe_regularizer.model)
-                loss = loss + find_moment(engine, sync=True, scale=scale).divisor * penalty.to(loss.device)
+                loss = engine.micro_batch(sync=True, scale=scale).add(loss, penalty)
             backward(loss, **kwargs)
 
         self.accelerator.backward = backward_with_penalty
@@ -148,34 +148,34 @@ class MHEMixin(Trainer):
                 "not be added: call it there instead of loss.backward()"
             )
 
-    def _mhe_penalty(self) -> Tensor | None:
-        """What the backward pass at hand gets; by Trainer's own count, with which a resumed training goes on."""
+    def _mhe_penalty(self, engine: Engine) -> Tensor | None:
+        """What the current backward pass gets; by Trainer's own count, with which a resumed training goes on."""
         regularizer, step = self.mhe_regularizer, self.state.global_step
         # A step may have several passes: adversarial batches, weights that are perturbed in between, several losses.
-        again = self.is_in_train and self._mhe_served == step
-        engine = find_engine(regularizer.model)
+        again = self.is_in_train and self._mhe_step == step
         # Where DeepSpeed trains, `accelerator.backward` steps too: its own count says which passes are of one step.
-        regularizer.delivery.begin(engine, new=None if engine is not None and again else not again)
+        stepper = engine.stepper
+        regularizer.delivery.begin(stepper, new=None if stepper is not None and again else not again)
         if again and regularizer.delivery.is_done():
             return None
-        self._mhe_served = step
+        self._mhe_step = step
         regularizer.step = step + again
         regularizer.schedule = self.mhe_config.over(self.state.max_steps or math.inf)  # 0 where train() was not called
         budget = regularizer.budget
         if budget is None:
-            return regularizer.advance(again=again)
+            return regularizer.advance(again=again, engine=engine)
         kept: Any = self.state.stateful_callbacks  # a dict, whatever its annotation says
         # Trainer saves this with its own state, and has it back when a training is resumed.
         if budget.step_operations is None and _BUDGET in kept:
             budget.load(kept[_BUDGET]["attributes"]["step_operations"])
-        penalty = regularizer.advance(again=again)
+        penalty = regularizer.advance(again=again, engine=engine)
         if budget.step_operations is not None:
             kept[_BUDGET] = {"args": {}, "attributes": {"step_operations": budget.step_operations}}
         return penalty
 
     def _bind_anew(self) -> None:
         """Bind a new regularizer, which has counted and gathered nothing yet."""
-        self._mhe_regularizer, self._mhe_served = None, None
+        self._mhe_regularizer, self._mhe_step = None, None
         _ = self.mhe_regularizer
 
     def _suppose_operations(self, inputs: dict[str, Any]) -> None:
@@ -197,7 +197,7 @@ class MHEMixin(Trainer):
             raise MHEError("MHE does not support SageMaker model parallel: train with DDP or in one process")
 
 
-class _StepsAreServed(TrainerCallback):
+class _StepsHavePenalty(TrainerCallback):
     """Stops a training that has nothing to regularize, or whose loop goes around the place of the penalty."""
 
     def __init__(self, trainer: MHEMixin) -> None:
@@ -207,7 +207,7 @@ class _StepsAreServed(TrainerCallback):
         _ = self.trainer.mhe_regularizer  # of a model that `model_init` made for this training
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer._mhe_served is None and not self.trainer.mhe_config.is_off:
+        if self.trainer._mhe_step is None and not self.trainer.mhe_config.is_off:
             raise MHEError(
                 f"{type(self.trainer).__name__} made an optimizer step without its training_step, so the penalty "
                 "could not be added: call training_step in its loop, or use hf_mhe.MHERegularizer there, "
@@ -220,7 +220,7 @@ class MHETrainer(MHEMixin, Trainer):
 
     The penalty counts once per optimizer step at its full weight, however the batch is split into micro-batches, in
     however many backward passes, and whatever the model or the Trainer does to scale its loss. Evaluation and
-    prediction never see it. The logged `loss` stays the task loss; beside it are logged `mhe_loss`, the mean score and
+    prediction never see it. The logged `loss` stays the task loss; beside it are logged `mhe_spread`, `mhe_loss` and
     more (see `MHERegularizer.logs`). A schedule of the config follows the optimizer steps of the training, a resumed
     one too. The neuron groups are found when it is made, and again at each `train`, so that the model may be changed
     in between, or made by `model_init`. `mhe_config.json` is saved beside the weights. For another Trainer class see

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hf_mhe.training.budget.allotment import Allotment, Candidate, allot
-from hf_mhe.training.engines.plan import OPERATIONS_PER_BYTE, make_plan, operations
+from hf_mhe.training.budget.allotment import Allotment, allot
+from hf_mhe.training.engines.plan import OPERATIONS_PER_BYTE, GroupShape, Workload, make_plan, operations
 
 
 class Weight(NamedTuple):
@@ -78,6 +78,12 @@ def chunks(n: int, ranks: int) -> Tensor:
     return (n - step * torch.arange(ranks)).clamp(0, step)
 
 
+def shape(weight: Weight, ranks: int, itemsize: int = BYTES) -> GroupShape:
+    """A weight as the budget and the plan see it, sharded by rows."""
+    size = weight.n * weight.d * itemsize
+    return GroupShape(weight.n, weight.d, rows=int(chunks(weight.n, ranks)[0]), size=size)
+
+
 def cost(weights: Sequence[Weight], ranks: int, itemsize: int = BYTES) -> Cost:
     """Each rank's part in one penalty on weights that are sharded by rows.
 
@@ -85,22 +91,19 @@ def cost(weights: Sequence[Weight], ranks: int, itemsize: int = BYTES) -> Cost:
     `(n - m) d b` bytes and do `3 n^2 d` operations, and every other rank receive `m d b` bytes of gradient. A weight
     that is walked by rows has every rank receive `(n - m) d b` bytes and do `3 m^2 d + 4 m (n - m) d` operations.
     """
-    works = []
-    for weight in weights:
-        candidate = Candidate(weight.n, weight.d, 1.0, rows=int(chunks(weight.n, ranks)[0]))
-        works.append(candidate.work(weight.sample, ranks)._replace(size=weight.n * weight.d * itemsize))
-    owners = make_plan(tuple(works), ranks)
+    costs = [shape(weight, ranks, itemsize).cost(weight.sample, ranks) for weight in weights]
+    walkers = make_plan(tuple(costs), ranks)
     work, received = torch.zeros(ranks, dtype=torch.int64), torch.zeros(ranks, dtype=torch.int64)
-    for weight, each, owner in zip(weights, works, owners, strict=True):
+    for weight, each, walker in zip(weights, costs, walkers, strict=True):
         m, row = chunks(weight.n, ranks), weight.d * itemsize
-        if owner is None:
+        if walker is None:
             work += 3 * m * m * weight.d + 4 * m * (weight.n - m) * weight.d
             received += (weight.n - m) * row
         else:
-            work[owner] += each.whole
+            work[walker] += each.whole
             received += m * row
-            received[owner] += (weight.n - 2 * m[owner]) * row
-    return Cost(work, received, sum(owner is not None for owner in owners))
+            received[walker] += (weight.n - 2 * m[walker]) * row
+    return Cost(work, received, sum(walker is not None for walker in walkers))
 
 
 def budgeted(weights: Sequence[Weight], allotment: Allotment, ranks: int) -> tuple[float, float]:
@@ -108,9 +111,7 @@ def budgeted(weights: Sequence[Weight], allotment: Allotment, ranks: int) -> tup
     work = received = 0.0
     for step in range(DRAWS):
         drawn = allotment.draw(step, seed=0)
-        sampled = [None if each.sample is None else each.sample.rows for each in drawn]
-        some = [weights[each.place]._replace(sample=rows) for each, rows in zip(drawn, sampled, strict=True)]
-        spent = cost(some, ranks)
+        spent = cost([weights[index]._replace(sample=allotment.rows[index]) for index in drawn], ranks)
         work, received = work + int(spent.operations.max()), received + int(spent.received.max())
     return work / DRAWS, received / DRAWS
 
@@ -168,10 +169,8 @@ def tables() -> str:
         for ranks in RANKS:
             full = cost(weights, ranks)
             work, received = int(full.operations.max()), int(full.received.max())
-            groups = [
-                Candidate(w.n, w.d, 1.0, rows=int(chunks(w.n, ranks)[0]), size=w.n * w.d * BYTES) for w in weights
-            ]
-            made = allot(tuple(groups), BUDGET * step, ranks)
+            workload = Workload(tuple(shape(weight, ranks) for weight in weights), ranks)
+            made = allot(workload, (1.0,) * len(weights), BUDGET * step)
             some, came = (work, received) if made.is_exact else budgeted(weights, made, ranks)
             lines.append(
                 f"| {ranks} | {work / 1e12:.2f} | {100 * work / step:.2f} % | {full.whole} | {received / 1e9:.1f} "

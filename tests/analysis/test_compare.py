@@ -32,9 +32,10 @@ def test_summary_adds_up(report: EnergyReport, other_report: EnergyReport) -> No
     assert summary.mean_score_before == pytest.approx(report.summary.mean_score)
     assert summary.mean_score_after == pytest.approx(other_report.summary.mean_score)
     assert summary.mean_score_change == summary.mean_score_after - summary.mean_score_before
-    assert summary.most_redundant_before == report.groups[0].name
-    assert summary.most_redundant_after == other_report.groups[0].name
-    better = sum(row.score_after < row.score_before for row in comparison.rows)
+    assert summary.mean_spread_change == summary.mean_spread_after - summary.mean_spread_before
+    assert summary.most_crowded_before == report.groups[0].name
+    assert summary.most_crowded_after == other_report.groups[0].name
+    better = sum(row.after.spread > row.before.spread for row in comparison.rows)
     assert (summary.improved, summary.improved + summary.worsened) == (better, summary.groups)
     assert summary.max_cosine_after == max(group.max_cosine for group in other_report.groups)
 
@@ -43,7 +44,7 @@ def test_a_model_compared_with_itself_is_unchanged(bert: nn.Module, bert_folder:
     """If this fails, noise of the analysis passes for an effect of training."""
     for before in (report, bert_folder, str(bert_folder)):
         comparison = hf_mhe.compare(before, bert)
-        assert comparison.summary.unchanged == comparison.summary.groups == len(report.groups)
+        assert comparison.summary.unchanged == comparison.summary.groups == len(report.competing)
         assert comparison.summary.mean_score_change == pytest.approx(0.0, abs=1e-6)
 
 
@@ -56,7 +57,7 @@ def test_spreading_neurons_out_shows_as_improvement() -> None:
     nn.init.orthogonal_(spread.weight)
     comparison = hf_mhe.compare(nn.Sequential(bunched), nn.Sequential(spread))
     assert comparison.rows[0].verdict == "improved"
-    assert comparison.rows[0].score_change < 0
+    assert comparison.rows[0].score_change < 0 < comparison.rows[0].spread_change
     assert hf_mhe.compare(nn.Sequential(spread), nn.Sequential(bunched)).summary.worsened == 1
 
 
@@ -89,7 +90,7 @@ def test_what_is_analyzed_takes_the_reports_potential(bert: nn.Module) -> None:
     """If this fails, a saved report of another potential cannot be compared with a model."""
     half = hf_mhe.analyze(bert, s=1.0, space="half")
     comparison = hf_mhe.compare(half, bert)
-    assert comparison.summary.unchanged == len(half.groups)
+    assert comparison.summary.unchanged == len(half.competing)
     assert comparison.after.space == "half"
 
 
@@ -105,11 +106,12 @@ def test_saved_reports_are_read(report: EnergyReport, other_report: EnergyReport
         hf_mhe.compare(tmp_path / "nothing.json", report)
 
 
-def test_groups_without_score_are_neither_better_nor_worse() -> None:
-    """If this fails, a layer whose expectation diverges counts as improved or stops the comparison."""
+def test_groups_without_score_are_compared_by_their_spread() -> None:
+    """If this fails, a layer whose expectation diverges stops the comparison, or is left out of it."""
     torch.manual_seed(0)
     comparison = hf_mhe.compare(nn.Sequential(nn.Linear(2, 6)), nn.Sequential(nn.Linear(2, 6)))
-    assert comparison.rows[0].verdict == "not scored"
+    before, after = comparison.rows[0].before, comparison.rows[0].after
+    assert comparison.rows[0].verdict == ("improved" if after.spread > before.spread else "worsened")
     assert comparison.summary.mean_score_change is None
     assert comparison.summary.most_redundant_after is None
 

@@ -16,6 +16,7 @@ import torch
 import hf_mhe
 from hf_mhe.analysis import Comparison, EnergyReport
 from hf_mhe.analysis.page.plots import MOST_ROWS, comparison_figure, cosine_figure, random_shares, report_figure
+from hf_mhe.analysis.report.explain import explain
 from hf_mhe.errors import MHEError
 
 _VOID = {"meta", "input", "link", "img", "br", "hr", "wbr", "base", "source"}
@@ -30,6 +31,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.references: list[str] = []
         self.cells: list[str] = []
+        self.explanations: list[str] = []
         self.text = ""
         self.feed(text)
         self.close()
@@ -42,6 +44,8 @@ class Page(HTMLParser):
         self.references += [named[key] or "" for key in ("src", "href", "srcset", "data", "action") if key in named]
         if tag == "td":
             self.cells.append("")
+        if tag == "div" and "td" in self.open:
+            self.explanations.append("")
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.handle_starttag(tag, attrs)
@@ -53,7 +57,9 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
-        if "td" in self.open:
+        if "td" in self.open and "div" in self.open[self.open.index("td") :]:
+            self.explanations[-1] += data
+        elif "td" in self.open:
             self.cells[-1] += data
 
 
@@ -93,13 +99,23 @@ def test_the_page_holds_every_group(shown: EnergyReport | Comparison) -> None:
 def test_the_numbers_of_a_row_are_on_the_page(report: EnergyReport) -> None:
     """If this fails, the page shows other numbers than the report."""
     cells = Page(report.to_html()).cells
-    for group in report.groups:
+    for group in report.competing:
         at = cells.index(group.name)
-        row = cells[at : at + 14]
+        row = cells[at : at + 18]
         assert row[3:5] == [f"{group.n:,}", f"{group.d:,}"]
-        assert row[5:8] == [f"{group.energy:,.6f}", f"{group.expected:,.6f}", f"{group.score:,.3f}"]
-        assert row[9] == f"{group.max_cosine:.3f}"
-        assert row[13] == str(group.dead)
+        assert row[5:8] == [f"{group.equivalent_dimension:,.1f}", f"{group.spread:,.3f}", group.verdict]
+        assert row[8:11] == [f"{group.energy:,.6f}", f"{group.expected:,.6f}", f"{group.score:,.3f}"]
+        assert row[12] == f"{group.max_cosine:.3f}"
+        assert row[17] == str(group.dead)
+
+
+def test_each_layer_is_explained(report: EnergyReport) -> None:
+    """If this fails, whoever reads a page does not learn what the numbers of a layer mean."""
+    explanations = Page(report.to_html()).explanations
+    assert len(explanations) == len(report.groups)
+    for group, said in zip(report.groups, explanations, strict=True):
+        assert f"{group.n:,} neurons of dimension {group.d:,}" in said
+        assert said == "".join(explain(group))
 
 
 def test_texts_are_escaped(report: EnergyReport, tmp_path: Path) -> None:
@@ -117,7 +133,7 @@ def test_texts_are_escaped(report: EnergyReport, tmp_path: Path) -> None:
 def test_facts_lead_the_summary(comparison: Comparison) -> None:
     """If this fails, the page of a training run cannot say what the training was for."""
     page = Page(comparison.to_html(facts={"Accuracy": ("0.91 → 0.93", "<test> images")}))
-    assert page.text.index("Accuracy") < page.text.index("0.91 → 0.93") < page.text.index("Mean score")
+    assert page.text.index("Accuracy") < page.text.index("0.91 → 0.93") < page.text.index("Mean spread")
     assert "<test> images" in page.text
 
 
@@ -127,28 +143,40 @@ def test_skipped_parameters_are_told(report: EnergyReport) -> None:
     assert cells[cells.index("a.scale") + 1] == "dtype I8"
 
 
-def test_a_report_without_scores_still_has_a_page() -> None:
-    """If this fails, a model of which no layer has a finite expectation cannot be shown."""
+def test_a_report_without_scores_or_spreads_still_has_a_page() -> None:
+    """If this fails, a model of which no layer has a finite expectation, or an old report of it, cannot be shown."""
     torch.manual_seed(0)
     report = hf_mhe.analyze(torch.nn.Sequential(torch.nn.Linear(2, 6)))
     page = Page(report.to_html())
-    assert "no group has a score" in page.text
     assert "∞" in page.cells
-    with pytest.raises(MHEError, match=r"no group has a score"):
+    report_figure(report)
+    old = dataclasses.replace(report, groups=[dataclasses.replace(report.groups[0], spread=None, verdict=None)])
+    assert "no group has a spread" in Page(old.to_html()).text
+    with pytest.raises(MHEError, match=r"no group has a spread .* earlier version"):
+        report_figure(old)
+
+
+def test_a_model_of_depthwise_kernels_alone_has_a_page() -> None:
+    """If this fails, a model without neurons that compete ends in a traceback, or is blamed on its file."""
+    report = hf_mhe.analyze(torch.nn.Sequential(torch.nn.Conv2d(16, 16, 3, groups=16)))
+    assert (report.competing, report.summary.groups, report.summary.apart) == ([], 0, 1)
+    assert 'id="apart"' in report.to_html()
+    assert "the neurons of none of them compete" in hf_mhe.compare(report, report).to_html()
+    with pytest.raises(MHEError, match="the neurons of none of them compete"):
         report_figure(report)
 
 
-def test_the_figure_shows_every_score(report: EnergyReport) -> None:
+def test_the_figure_shows_every_spread(report: EnergyReport) -> None:
     """If this fails, the picture and the table of a report differ."""
     figure = report_figure(report)
     axes = figure.axes[0]
     drawn = [tuple(point) for dots in axes.collections if hasattr(dots, "get_sizes") for point in dots.get_offsets()]
-    wanted = {(group.score, place) for place, group in enumerate(report.groups)}
+    wanted = {(group.spread, place) for place, group in enumerate(report.competing)}
     assert {(x, int(y)) for x, y in drawn} >= wanted
-    assert [label.get_text() for label in axes.get_yticklabels()] == [group.name for group in report.groups]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [group.name for group in report.competing]
     low, high = axes.get_xlim()
-    assert low < 0.0 < 1.0 < high
-    assert all(low < group.score < high for group in report.groups)
+    assert 0 < low < 0.5 < 2.0 < high
+    assert all(low < group.spread < high for group in report.competing)
 
 
 def test_the_dumbbells_join_before_and_after(comparison: Comparison) -> None:
@@ -159,7 +187,9 @@ def test_the_dumbbells_join_before_and_after(comparison: Comparison) -> None:
         segment for lines in axes.collections if hasattr(lines, "get_segments") for segment in lines.get_segments()
     ]
     drawn = {labels[round(segment[0][1])]: (segment[0][0], segment[1][0]) for segment in segments}
-    assert drawn == {row.name: (row.score_before, row.score_after) for row in comparison.rows}
+    assert drawn == {
+        row.name: (row.before.spread, row.after.spread) for row in comparison.rows if row.after.apart is None
+    }
 
 
 def test_a_model_of_many_layers_stays_readable(report: EnergyReport) -> None:
@@ -167,11 +197,11 @@ def test_a_model_of_many_layers_stays_readable(report: EnergyReport) -> None:
     rows = [
         dataclasses.replace(group, name=f"model.layers.{copy}.{group.name}")
         for copy in range(40)
-        for group in report.groups
+        for group in report.competing
     ]
     figure = report_figure(dataclasses.replace(report, groups=rows))
     assert len(figure.axes[0].get_yticklabels()) == MOST_ROWS
-    assert f"{MOST_ROWS} most redundant of {len(rows)}" in figure.get_suptitle()
+    assert f"{MOST_ROWS} most crowded of {len(rows)}" in figure.get_suptitle()
     assert figure.get_figheight() < 20
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas
 import pytest
+import torch
 from torch import nn
 
 import hf_mhe
@@ -28,17 +29,67 @@ def odd_report() -> EnergyReport:
     return hf_mhe.analyze(model)
 
 
-def test_most_redundant_comes_first_and_unscored_last(report: EnergyReport, odd_report: EnergyReport) -> None:
+def test_the_most_crowded_comes_first(report: EnergyReport, odd_report: EnergyReport) -> None:
     """If this fails, the first line of a report is not the layer that needs attention."""
-    scores = [group.score for group in report.groups]
-    assert scores == sorted(scores, reverse=True)
-    assert [group.name for group in odd_report.groups] == ["wide", "flat"]
-    assert odd_report.groups[-1].score is None
+    for each in (report, odd_report):
+        spreads = [group.spread for group in each.competing]
+        assert spreads == sorted(spreads)
+    assert odd_report["flat"].score is None
+
+
+def test_neurons_that_do_not_compete_stay_apart(report: EnergyReport) -> None:
+    """If this fails, kernels that never see the same input lead the list, or stop a check."""
+    worst = report.groups[0]
+    rows = [dataclasses.replace(group, apart="positions") if group is worst else group for group in report.groups]
+    changed = dataclasses.replace(report, groups=rows)
+    assert changed.groups == [*changed.competing, *changed.apart]
+    assert [group.name for group in changed.competing] == [group.name for group in report.competing[1:]]
+    assert {group.name for group in changed.apart} == {worst.name, *(group.name for group in report.apart)}
+    summary = changed.summary
+    assert (summary.groups, summary.apart) == (report.summary.groups - 1, report.summary.apart + 1)
+    assert summary.most_crowded == report.competing[1].name
+    assert summary.neurons == report.summary.neurons - worst.n
+    assert summary.mean_spread > report.summary.mean_spread
+
+
+def test_a_report_from_before_there_were_spreads(report: EnergyReport, tmp_path: Path) -> None:
+    """If this fails, a report that was published last year cannot be read, or shows numbers that it does not have."""
+    new = {"equivalent_dimension", "spread", "equivalent_dimension_z", "verdict", "mean_cosine", "mean_square_cosine"}
+    new |= {"shared_direction", "concentration", "close_pairs", "distinct", "clusters", "duplicate_pairs", "apart"}
+    content = report.to_dict()
+    content["groups"] = [{k: value for k, value in row.items() if k not in new} for row in content["groups"]]
+    old = EnergyReport.from_dict(content)
+    assert {group.spread for group in old.groups} == {None}
+    scores = [group.score for group in old.groups]
+    assert scores == sorted(scores, reverse=True), "without spreads the score says which layer needs attention"
+    assert (old.summary.mean_spread, old.summary.most_crowded) == (None, None)
+    assert old.summary.mean_score == pytest.approx(sum(scores) / len(scores))
+    assert EnergyReport.load(old.save(tmp_path / "old.json")) == old, (
+        "what is missing stays missing, and is no infinity"
+    )
+    assert "earlier version" in old.to_html()
+    comparison = hf_mhe.compare(old, report)
+    assert {row.verdict for row in comparison.rows} == {"unchanged"}
+    assert comparison.summary.mean_spread_change is None
+    comparison.to_html()
+
+
+def test_orthogonal_neurons_have_an_infinite_spread_in_a_file_too(tmp_path: Path) -> None:
+    """If this fails, the best layer that there is comes back from its file as one that was not measured."""
+    layer = nn.Linear(64, 8)
+    nn.init.zeros_(layer.weight)
+    layer.weight.data.fill_diagonal_(1.0)
+    report = hf_mhe.analyze(nn.Sequential(layer))
+    assert report.groups[0].spread == math.inf
+    assert EnergyReport.load(report.save(tmp_path / "r.json")).groups[0].equivalent_dimension == math.inf
+    assert report.summary.mean_spread == math.inf
+    assert "∞" in report.to_html()
+    report.plot(tmp_path / "r.png")
 
 
 def test_summary_adds_up(report: EnergyReport) -> None:
     """If this fails, the summary line says something else than the rows."""
-    summary, groups = report.summary, report.groups
+    summary, groups = report.summary, report.competing
     scores = [group.score for group in groups]
     assert summary.groups == len(groups) == sum(role.groups for role in summary.by_role.values())
     assert (
@@ -46,11 +97,14 @@ def test_summary_adds_up(report: EnergyReport) -> None:
     )
     assert summary.mean_score == pytest.approx(sum(scores) / len(scores))
     assert summary.median_score == statistics.median(scores)
-    assert (summary.most_redundant, summary.most_redundant_score) == (groups[0].name, max(scores))
+    assert summary.most_redundant_score == report[summary.most_redundant].score == max(scores)
+    assert (summary.most_crowded, summary.lowest_spread) == (groups[0].name, groups[0].spread)
+    assert summary.mean_spread == pytest.approx(statistics.harmonic_mean([group.spread for group in groups]))
+    assert summary.median_spread == statistics.median([group.spread for group in groups])
     assert summary.max_cosine == max(group.max_cosine for group in groups)
     assert summary.dead == 1
-    # 90·24 + 12·24 + 2·24 embeddings; 2 × (4·24² + 2·24·40); pooler 24²; classifier 5·24
-    assert summary.parameters == 104 * 24 + 2 * (4 * 24**2 + 2 * 24 * 40) + 24**2 + 5 * 24
+    # 90·24 word embeddings, positions and types apart; 2 × (4·24² + 2·24·40); pooler 24²; classifier 5·24
+    assert summary.parameters == 90 * 24 + 2 * (4 * 24**2 + 2 * 24 * 40) + 24**2 + 5 * 24
 
 
 @pytest.mark.parametrize("which", ["report", "odd_report"])
@@ -177,11 +231,32 @@ def test_what_patterns_left_out_is_counted(tmp_path: Path) -> None:
 
 def test_a_report_is_shown_in_one_line(report: EnergyReport, odd_report: EnergyReport) -> None:
     """If this fails, a report at the end of a notebook's cell prints every row of every layer."""
-    for each, score in ((report, f"{report.summary.mean_score:.3f}"), (odd_report, "score")):
+    for each, score in ((report, f"{report.summary.mean_score:.3f}"), (odd_report, "spread")):
         shown = repr(each)
         assert each.source in shown
         assert f"{len(each.groups)} groups" in shown
         assert score in shown
-        assert len(shown) < 100
+        assert len(shown) < 120
         assert "\n" not in repr(dataclasses.replace(each, source="a\nb"))
-    assert "no score" in repr(dataclasses.replace(odd_report, groups=odd_report.groups[1:]))
+    assert "mean score –" in repr(dataclasses.replace(odd_report, groups=[odd_report["flat"]]))
+
+
+@pytest.mark.parametrize("space", ["full", "half"])
+@pytest.mark.parametrize("s", [0.0, 1.0, 2.0])
+def test_copies_have_an_infinite_score(space: str, s: float, tmp_path: Path) -> None:
+    """If this fails, a layer of which every neuron is there twice scores like a random draw, and passes a check."""
+    rows = torch.randn(40, 16, generator=torch.Generator().manual_seed(0))
+    copied = hf_mhe.measure(rows.repeat(2, 1), s=s, space=space)
+    assert (copied.score, copied.z, copied.coincident) == (math.inf, math.inf, 40)
+    assert copied.energy == pytest.approx(hf_mhe.measure(rows, s=s, space=space).energy, rel=0.2), "of the other pairs"
+    assert copied.verdict == "copies"
+    layer = nn.Linear(16, 80)
+    layer.weight.data = rows.repeat(2, 1)
+    report = hf_mhe.analyze(nn.Sequential(layer, nn.Linear(80, 9)), s=s, space=space)
+    assert report.summary.most_redundant == "0"
+    again = EnergyReport.load(report.save(tmp_path / "r.json"))
+    assert again == report
+    assert again["0"].score == math.inf
+    old = report.to_dict()
+    old["groups"] = [row | {"score": 0.95, "z": -1.0} for row in old["groups"]]
+    assert EnergyReport.from_dict(old)["0"].score == 0.95, "what an earlier version wrote stays as it is"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from io import StringIO
 
 import pandas
@@ -35,7 +36,7 @@ def test_each_stack_is_its_groups_together(mixture: EnergyReport) -> None:
         *(f"model.layers.{layer}.mlp.experts.*.{part}" for layer in (0, 1) for part in ("gate", "up", "down")),
         *(f"model.layers.{layer}.self_attn.{part}_proj.head.*" for layer in (0, 1) for part in "qkv"),
     }
-    assert [stack.score for stack in mixture.stacks] == sorted((s.score or 0 for s in mixture.stacks), reverse=True)
+    assert [stack.spread for stack in mixture.stacks] == sorted(stack.spread for stack in mixture.stacks)
     down = stacks["model.layers.1.mlp.experts.*.down"]
     each = [mixture[f"model.layers.1.mlp.experts.{expert}.down"] for expert in range(4)]
     assert {group.stack for group in each} == {down.name}
@@ -45,6 +46,10 @@ def test_each_stack_is_its_groups_together(mixture: EnergyReport) -> None:
     assert down.energy == pytest.approx(sum(group.energy for group in each) / 4, rel=1e-12)
     scores = {group.name: group.score for group in each if group.score is not None}
     assert down.score == pytest.approx(sum(scores.values()) / 4, rel=1e-12)
+    spreads = {group.name: group.spread for group in each}
+    assert down.spread == pytest.approx(statistics.harmonic_mean(spreads.values()), rel=1e-12)
+    assert down.lowest_spread == spreads[down.most_crowded] == min(spreads.values())
+    assert down.verdict in {group.verdict for group in each}
     assert (down.highest_score, down.lowest_score) == (max(scores.values()), min(scores.values()))
     assert scores[down.most_redundant] == down.highest_score
     assert stacks["model.layers.0.self_attn.q_proj.head.*"].groups == 4

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from statistics import harmonic_mean
 
 import pytest
 
@@ -17,9 +19,9 @@ CHOSEN = [argument for layer in LAYERS for argument in ("--include", layer)]
 
 
 def rows_of(stdout: str) -> dict[str, list[str]]:
-    """The cells of each row of the printed table, by layer."""
-    cells = [line.split() for line in stdout.splitlines()]
-    return {row[0]: row[1:] for row in cells if row and row[0] in LAYERS}
+    """The cells of each row of the printed table, by layer; a verdict is several words."""
+    cells = [re.split(r" {2,}", line.strip()) for line in stdout.splitlines()]
+    return {row[0]: row[1:] for row in cells if row[0] in LAYERS}
 
 
 @pytest.mark.slow
@@ -30,13 +32,15 @@ def test_the_table_has_the_known_energies(hf_mhe: Run, minilm_path: Path, tmp_pa
     done = hf_mhe("analyze", minilm_path, *CHOSEN, *outputs, "--plot", tmp_path / "scores.png", "--verbose")
     assert done.returncode == 0, done.stderr
     rows = rows_of(done.stdout)
-    assert list(rows) == [LAYERS[0], LAYERS[2], LAYERS[1]]  # most redundant first
-    role, n, d, energy, expected, score, cosine, near_duplicates, dead = rows["encoder.layer.0.intermediate.dense"]
-    assert (role, n, d, energy, expected, cosine, dead) == ("hidden", "1536", "384", "0.5191", "0.5013", "0.954", "0")
+    assert list(rows) == list(LAYERS)  # most crowded first
+    role, n, d, dimension, spread, verdict, energy, score, cosine, near_duplicates, dead = rows[LAYERS[0]]
+    assert (role, n, d, energy, cosine, dead) == ("hidden", "1536", "384", "0.5191", "0.954", "0")
+    assert (dimension, spread, verdict) == ("112.6", "0.293", "shared direction, few dimensions")
     assert float(score) > 1
     assert int(near_duplicates) == 1
-    assert rows["encoder.layer.5.output.dense"][3] == "0.4998"
-    assert rows["encoder.layer.5.output.dense"][6] == "0.736"
+    assert rows[LAYERS[1]][3] == "574.4"
+    assert rows[LAYERS[1]][6] == "0.4998"
+    assert rows[LAYERS[1]][8] == "0.736"
     assert "3 layers, 2304 neurons" in done.stdout
     assert "skipped encoder.layer.1.intermediate.dense.weight: left out" in done.stderr
 
@@ -80,6 +84,52 @@ def test_the_check_fails_with_status_1_and_says_where(hf_mhe_process: Run, two_l
 
 
 @pytest.mark.slow
+def test_the_check_of_spreads_fails_with_status_1_and_says_where(hf_mhe_process: Run, two_layers: Path) -> None:
+    """Else a gate in CI would let a crowded model through, or stop a good one."""
+    failed = hf_mhe_process("analyze", two_layers, "--fail-below", "0.5", "--json", "-")
+    assert failed.returncode == 1
+    spreads = {group["name"]: group["spread"] for group in json.loads(failed.stdout)["groups"]}
+    assert f"below 0.5: {LONG}.alike has spread {spreads[f'{LONG}.alike']:.3f}" in failed.stderr
+    assert f"{LONG}.random has spread" not in failed.stderr
+    limit = str(spreads[f"{LONG}.alike"] * 0.999)
+    assert hf_mhe_process("analyze", two_layers, "--fail-below", limit).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--fail-below", "0"], "--fail-below 0.0: a finite spread above 0"),
+        (["--fail-below", "nan"], "--fail-below nan: a finite spread above 0"),
+        (["--explain", f"{LONG}.alke"], f"--explain {LONG}.alke: no layer of .* the nearest are {LONG}.alike"),
+    ],
+)
+def test_bad_checks_and_names_are_one_line(hf_mhe: Run, two_layers: Path, arguments: list[str], told: str) -> None:
+    """Else a mistyped layer or limit ends in silence, or in a traceback."""
+    done = hf_mhe("analyze", two_layers, *arguments)
+    assert done.returncode == 2
+    assert re.search(told, done.stderr.replace("\n", " "))
+    assert "Traceback" not in done.stderr
+
+
+def test_a_layer_is_explained(hf_mhe: Run, two_layers: Path) -> None:
+    """Else a user has a number and nobody to ask."""
+    done = hf_mhe("analyze", two_layers, "--explain", f"{LONG}.alike", "--explain", f"{LONG}.random")
+    assert done.returncode == 0, done.stderr
+    assert f"{LONG}.random: as random" in done.stdout
+    assert "no more crowded than random directions" in done.stdout
+    said = hf_mhe("analyze", two_layers, "--explain", f"{LONG}.random", "--json", "-")
+    assert json.loads(said.stdout)["format"] == "hf_mhe.energy_report"
+    assert "no more crowded than random directions" in said.stderr
+
+
+def test_spectra_are_shown_on_request(hf_mhe: Run, two_layers: Path) -> None:
+    """Else every table is wider than a screen, or the ranks that were asked for are in none."""
+    assert "stable rank" not in hf_mhe("analyze", two_layers).stdout
+    done = hf_mhe("analyze", two_layers, "--spectrum")
+    assert all(name in done.stdout for name in ("spectral norm", "stable rank", "effective rank", "numerical rank"))
+
+
+@pytest.mark.slow
 def test_heads_are_listed_apart_and_together(hf_mhe: Run, minilm_path: Path, tmp_path: Path) -> None:
     """Else `--by-head` would show twelve rows that nobody can sum up, or the sum without the heads."""
     layer, csv_file = "encoder.layer.0.attention.self.query", tmp_path / "stacks.csv"
@@ -89,8 +139,9 @@ def test_heads_are_listed_apart_and_together(hf_mhe: Run, minilm_path: Path, tmp
     assert set(rows) == {f"{layer}.head.{head}" for head in range(12)} | {f"{layer}.head.*"}
     assert rows[f"{layer}.head.3"][:3] == ["hidden", "32", "384"]
     assert rows[f"{layer}.head.*"][:4] == ["hidden", "12", "384", "384"]  # heads, neurons, dimension
-    scores = [float(rows[f"{layer}.head.{head}"][5]) for head in range(12)]
-    assert float(rows[f"{layer}.head.*"][6]) == pytest.approx(sum(scores) / 12, abs=1e-3)
+    spreads = [float(rows[f"{layer}.head.{head}"][4]) for head in range(12)]
+    assert float(rows[f"{layer}.head.*"][4]) == pytest.approx(harmonic_mean(spreads), abs=1e-3)
+    assert float(rows[f"{layer}.head.*"][5]) == min(spreads)
     done = hf_mhe("analyze", minilm_path, "--by-head", "--aggregate", "--include", layer, "--csv", csv_file)
     assert [row[0] for row in map(str.split, done.stdout.splitlines()) if row and layer in row[0]] == [
         f"{layer}.head.*"
@@ -102,8 +153,10 @@ def test_heads_are_listed_apart_and_together(hf_mhe: Run, minilm_path: Path, tmp
 @pytest.mark.slow
 def test_a_narrow_terminal_does_not_cut_what_goes_into_a_pipe(hf_mhe: Run, two_layers: Path) -> None:
     """Else `hf-mhe analyze ... | grep LAYER` would miss layers whose names were wrapped or cut."""
-    rows = [line.split() for line in hf_mhe("analyze", two_layers, COLUMNS="40").stdout.splitlines()]
-    assert [row[0] for row in rows if len(row) == 10] == [f"{LONG}.alike", f"{LONG}.random"]
+    rows = [
+        re.split(r" {2,}", line.strip()) for line in hf_mhe("analyze", two_layers, COLUMNS="40").stdout.splitlines()
+    ]
+    assert [row[0] for row in rows if len(row) == 12 and row[1] == "hidden"] == [f"{LONG}.alike", f"{LONG}.random"]
 
 
 @pytest.mark.slow

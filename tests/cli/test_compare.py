@@ -69,7 +69,7 @@ def test_a_fine_tuned_model_is_compared_with_its_base(
     folders = tmp_path / "folders.json"
     done = hf_mhe("compare", base, fine_tuned, "--json", folders)
     assert done.returncode == 0, done.stderr
-    assert "40 layers; mean score" in done.stdout
+    assert "40 layers; mean spread" in done.stdout
     assert "note: 40 layers go by other names on the two sides" in done.stderr
     assert "only after: classifier" in done.stderr
     assert_matched(json.loads(folders.read_text()))

@@ -25,7 +25,7 @@ def push(hub: HubServer, home: Path, *arguments: str | Path, **settings: object)
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.story
 def test_a_push_publishes_what_a_dry_run_lists(hub: HubServer, folder: Path, tmp_path: Path) -> None:
     """Else looking at what would be published would publish it, or show something else."""
     status, stdout, stderr = push(hub, tmp_path, folder, "alice/pushed", "--dry-run")

@@ -46,6 +46,7 @@ def counted(weight: Tensor, space: str, threshold: float) -> PairStatistics:
     return pair_statistics(weight, Potential(space=space), duplicate_cosine=threshold)
 
 
+@pytest.mark.story
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize(("n", "d"), SIZES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -58,6 +59,7 @@ def test_a_threshold_of_one_counts_the_copies(n: int, d: int, space: str, dtype:
     assert (found.near_duplicates, found.coincident) == (copies, copies)
 
 
+@pytest.mark.story
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize(("n", "d"), SIZES)
 def test_every_threshold_counts_the_pairs_that_reach_it(n: int, d: int, space: str) -> None:

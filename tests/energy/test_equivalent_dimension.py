@@ -27,8 +27,8 @@ def slow_crowding(weight: torch.Tensor) -> float:
     values = []
     for i in range(len(points) - 1):
         near, far = ((points[i + 1 :] + sign * points[i]).square().sum(1) for sign in (-1, 1))
-        values += (1 / (near + 0.1) + 1 / (far + 0.1)).tolist()
-    return math.fsum(values) / len(values)
+        values.append((1 / (near + 0.1) + 1 / (far + 0.1)).sum().item())
+    return math.fsum(values) / (len(points) * (len(points) - 1) / 2)
 
 
 def by_quadrature(dimension: float) -> float:
@@ -87,12 +87,22 @@ def test_the_ends_of_the_scale() -> None:
     """If this failed, neurons on one line, or all at right angles, would stop the report or get a made-up number."""
     assert equivalent_dimension(torch.ones(5, 3)) == 1.0
     assert equivalent_dimension(torch.tensor([[1.0, 2.0], [-2.0, -4.0]])) == 1.0
-    assert equivalent_dimension(torch.eye(8)) == math.inf
+    assert equivalent_dimension(torch.tensor([[3.0], [-2.0]])) == 1.0  # one dimension has one line
+    assert equivalent_dimension(torch.randn(700, 1)) == pytest.approx(1.0, rel=1e-12)
+    assert equivalent_dimension(torch.tensor([[1.0, 0.0], [0.0, -2.0]])) == math.inf
+    for n in (8, 600):
+        for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            assert equivalent_dimension(torch.eye(n, dtype=dtype)) == math.inf
+            assert pair_statistics(torch.eye(n, dtype=dtype), Potential()).equivalent_dimension == math.inf
     assert math.isnan(dimension_of_excess(math.nan))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("shape", [(2, 2), (7, 3), (65, 33), (300, 17), (700, 24)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(2, 2), (7, 3), (65, 33), (300, 17), (700, 24), (40, 1000), pytest.param((5000, 64), marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_by_double_loop_and_quadrature(shape: tuple[int, int], dtype: torch.dtype) -> None:
     """If this failed, a layer's first number would not be its definition's."""
     weight = random_rows(*shape, dtype=dtype)
@@ -102,7 +112,7 @@ def test_by_double_loop_and_quadrature(shape: tuple[int, int], dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("d", [4, 27, 64, 768])
-@pytest.mark.parametrize("n", [16, 64, 512])
+@pytest.mark.parametrize("n", [16, 64, 512, 4096])
 def test_random_rows_have_the_dimension_they_have(n: int, d: int) -> None:
     """If this failed, a fresh layer would be called crowded, or its width would count."""
     found = equivalent_dimension(random_rows(n, d, dtype=torch.float32))
@@ -110,30 +120,99 @@ def test_random_rows_have_the_dimension_they_have(n: int, d: int) -> None:
     assert abs(1 / found - 1 / d) < 4 * equivalent_dimension_std(n, d) / d**2
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_it_is_continuous_where_a_copy_moves(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("n", "d"), [(16, 27), (64, 4), (200, 64)])
+def test_random_rows_scatter_by_their_standard_deviation(n: int, d: int) -> None:
+    """If this failed, a z-value would call a random layer crowded, or a crowded one random."""
+    seeds = 300
+    std = equivalent_dimension_std(n, d)
+    scores = torch.tensor([(equivalent_dimension(random_rows(n, d, seed)) - d) / std for seed in range(seeds)])
+    assert abs(scores.mean().item()) < 4 / math.sqrt(seeds) + std / d  # to first order, in the crowding
+    assert scores.std().item() == pytest.approx(1, abs=4 / math.sqrt(2 * seeds) + std / d)
+
+
+def test_one_direction_has_no_scatter() -> None:
+    """If this failed, neurons of dimension 1, which are all on one line, would have a z-value."""
+    assert equivalent_dimension_std(10, 1) == 0
+
+
+def test_it_does_not_count_the_neurons() -> None:
+    """If this failed, a wide layer would be called more crowded than a narrow one of the same distribution."""
+
+    def draw(n: int, seed: int) -> torch.Tensor:
+        rows = random_rows(n, 32, seed, torch.float32) * torch.linspace(1, 32, 32).rsqrt()
+        return rows + 0.15
+
+    few = torch.tensor([equivalent_dimension(draw(512, seed)) for seed in range(32)])
+    mean, error = few.mean().item(), few.std().item()  # of one draw of 512; it falls with the root of their number
+    assert mean < 20
+    for n, draws in ((2048, 8), (8192, 2)):
+        found = sum(equivalent_dimension(draw(n, seed)) for seed in range(draws)) / draws
+        assert abs(found - mean) < 4 * error * math.sqrt(1 / 32 + 512 / n / draws)
+
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_it_is_continuous_where_copies_move(dtype: torch.dtype) -> None:
     """If this failed, moving a copy by a rounding error would change the number to look at, as it does the energy."""
     weight = random_rows(32, 64).repeat(8, 1)
     still = equivalent_dimension(weight.to(dtype))
     assert still == pytest.approx(slow_dimension(weight.to(dtype)), rel=1e-4)
     assert still < 0.12 * equivalent_dimension(weight[:32].to(dtype))
-    for step in (1e-9, 1e-7, 1e-5, 1e-3):
-        moved = (weight + step * random_rows(256, 64)).to(dtype)
-        assert equivalent_dimension(moved) == pytest.approx(still, rel=1e-4 + 20 * step)
+    for power in range(-9, 0):
+        moved = (weight + 10.0**power * random_rows(256, 64)).to(dtype)
+        found = equivalent_dimension(moved)
+        assert found == pytest.approx(still, rel=1e-4 + 2 * 10.0**power)
+        assert found == pytest.approx(slow_dimension(moved), rel=1e-4)
+        assert pair_statistics(moved, Potential()).equivalent_dimension == pytest.approx(found, rel=1e-6)
 
 
-def test_each_copy_lowers_it_and_nothing_else_moves_it() -> None:
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_one_copy_in_a_layer_moves(dtype: torch.dtype) -> None:
+    """If this failed, one pair would be lost from the mean, or counted twice, once float32 cannot tell it apart."""
+    weight = random_rows(600, 64)
+    others = equivalent_dimension(weight.to(dtype))
+    weight[400] = -3 * weight[5]
+    still = equivalent_dimension(weight.to(dtype))
+    assert still < others
+    before = still
+    for power in range(-9, 0):
+        moved = weight.clone()
+        moved[400] += 10.0**power * random_rows(1, 64)[0]
+        found = equivalent_dimension(moved.to(dtype))
+        assert found == pytest.approx(before, rel=1e-6 + 1e-3 * 10.0**power)
+        before = found
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_each_copy_lowers_it(dtype: torch.dtype) -> None:
+    """If this failed, duplicating neurons would make a layer look better."""
+    weight = random_rows(40, 12, dtype=dtype)
+    of_others = of_one = equivalent_dimension(weight)
+    # Up to half of the rows: a row without a copy among rows with one is less crowded than they are.
+    for copies in range(1, 21):
+        fewer, of_others = of_others, equivalent_dimension(torch.cat([weight, weight[:copies] * (-1) ** copies]))
+        assert of_others < fewer
+        fewer, of_one = of_one, equivalent_dimension(torch.cat([weight, weight[:1].repeat(copies, 1)]))
+        assert of_one < fewer
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize(("n", "d"), [(40, 12), (700, 24)])
+def test_nothing_else_moves_it(n: int, d: int, dtype: torch.dtype) -> None:
     """If this failed, the number would depend on more than how crowded the lines are."""
-    weight = random_rows(40, 12)
-    found = equivalent_dimension(weight)
-    rotation = torch.linalg.qr(random_rows(12, 12, seed=1)).Q
-    signs = torch.tensor([1.0, -3.0] * 20, dtype=torch.float64)[:, None]
-    assert equivalent_dimension(signs * weight @ rotation) == pytest.approx(found, rel=1e-11)
-    for copies in range(1, 6):
-        fewer, found = found, equivalent_dimension(torch.cat([weight, -weight[:copies]]))
-        assert found < fewer
-    with_dead = torch.cat([weight, torch.zeros(3, 12)])
-    assert equivalent_dimension(with_dead) == equivalent_dimension(weight)
+    rel = 1e-11 if dtype == torch.float64 else 2e-6
+    weight = random_rows(n, d) + 0.2
+    weight[3] = weight[4] + 1e-3 * weight[5]
+    found = equivalent_dimension(weight.to(dtype))
+    rotation = torch.linalg.qr(random_rows(d, d, seed=1)).Q
+    lengths = torch.logspace(-3, 3, n, dtype=torch.float64) * torch.tensor([1.0, -1.0]).repeat(n // 2)
+    for changed in (weight @ rotation, lengths[:, None] * weight, 1e-30 * weight, weight.flip(0)):
+        assert equivalent_dimension(changed.to(dtype)) == pytest.approx(found, rel=rel)
+    with_dead = torch.cat([weight, torch.zeros(3, d)]).to(dtype)
+    assert equivalent_dimension(with_dead) == pytest.approx(found, rel=rel)
+    assert pair_statistics(with_dead, Potential()).equivalent_dimension == pytest.approx(found, rel=rel)
 
 
 @pytest.mark.parametrize("potential", [Potential(), Potential(0, "angular", "half")], ids=Potential.describe)

@@ -425,7 +425,7 @@ def test_the_dense_walk_has_a_value_for_opposite_and_equal_rows(distance: str) -
 
 
 @pytest.mark.parametrize("gradient", [True, False])
-@pytest.mark.parametrize("n", [2, 512, 513, 514, 640, 700, 1000, 1023, 1025, 1537, 3072, 3083, 5000])
+@pytest.mark.parametrize("n", [2, 512, 513, 514, 640, 700, 1000, 1023, 1025, 1537, 3072, 3083, 5000, 9000])
 def test_each_pair_is_in_one_panel(n: int, gradient: bool) -> None:
     """If this failed, pairs of neurons would be lost or counted twice for some numbers of neurons."""
     seen = torch.zeros(n, n, dtype=torch.int8)
@@ -445,6 +445,15 @@ def test_each_pair_is_in_one_panel(n: int, gradient: bool) -> None:
             begun[panel.row : panel.row_end] = True
             begun[panel.column : panel.column_end] = True
     assert bool((seen == 1).all())
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+@pytest.mark.parametrize("n", [40_000, 131_071, 200_000])
+def test_no_block_grows_with_the_number_of_rows(n: int, gradient: bool) -> None:
+    """If this failed, the walk over a vocabulary would take gigabytes, most of them for a few last rows."""
+    batches = panel_batches(n, torch.device("cpu"), gradient=gradient)
+    assert max(batch.elements for batch in batches) <= 1 << 22
+    assert sum(batch.pairs // (2 if batch.first.diagonal else 1) for batch in batches) == n * (n - 1) // 2
 
 
 @pytest.mark.parametrize("n", [513, 1100, pytest.param(1403, marks=pytest.mark.slow)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy
 import pytest
 import torch
 
@@ -17,7 +18,7 @@ def redundant_rows(n: int, d: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("space", ["full", "half"])
-@pytest.mark.parametrize(("n", "d"), [(6, 4), (200, 33), (1100, 48)])
+@pytest.mark.parametrize(("n", "d"), [(6, 4), (200, 33), (1100, 48), (3072, 16)])
 def test_every_statistic_by_brute_force(n: int, d: int, space: str) -> None:
     """If this failed, the report would name the wrong neighbours or count pairs twice where blocks meet."""
     weight = redundant_rows(n, d)
@@ -41,6 +42,18 @@ def test_every_statistic_by_brute_force(n: int, d: int, space: str) -> None:
     assert statistics.dead == ()
     if space == "full":
         assert statistics.energy == pytest.approx(hyperspherical_energy(weight.double()).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("bins", [1, 2, 3, 20, 64, 180, 181, 1000])
+@pytest.mark.parametrize("n", [2, 3, 40, 600])
+def test_histogram_of_cosines_at_the_edges(n: int, bins: int) -> None:
+    """If this failed, pairs at an edge, at 1 or at -1 would be lost, or counted in another bin than numpy's."""
+    signs = torch.randint(0, 2, (n, 16), generator=torch.Generator().manual_seed(n)).double() * 2 - 1
+    signs[1] = -signs[0]
+    found = pair_statistics(signs, Potential(), bins=bins).histogram
+    cos = (signs @ signs.T / 16)[tuple(torch.triu_indices(n, n, offset=1))]  # multiples of 1/8
+    expected, _ = numpy.histogram(cos.numpy(), bins=bins, range=(-1, 1))
+    assert found.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])

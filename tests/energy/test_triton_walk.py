@@ -299,7 +299,7 @@ def test_cpu_is_not_taken_for_a_gpu() -> None:
     assert not available(torch.device("cpu"))
 
 
-@pytest.mark.slow
+@pytest.mark.story
 @pytest.mark.parametrize("kernel", ["slopes", "product {} left_stride_k", "product {} left_stride_m"])
 @pytest.mark.parametrize(("capability", "unit"), [(90, "wgmma.mma_async"), (80, "mma.sync")])
 def test_kernels_compile_to_the_matrix_units(
@@ -312,7 +312,7 @@ def test_kernels_compile_to_the_matrix_units(
     assert "cp.async" in machine_code[name]
 
 
-@pytest.mark.slow
+@pytest.mark.story
 def test_every_form_of_potential_compiles(machine_code: dict[str, str]) -> None:
     """If this fails, a potential works in these tests and stops with a compiler's error on a GPU."""
     compiled = [code for name, code in machine_code.items() if name.startswith("potential")]

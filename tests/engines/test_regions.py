@@ -12,7 +12,7 @@ from torch.distributed.tensor.placement_types import Placement, _StridedShard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from hf_mhe.training.engines.dtensor.regions import holding
-from hf_mhe.training.engines.plan import Work, make_plan, operations, operations_by_rows
+from hf_mhe.training.engines.plan import Cost, make_plan, operations, operations_by_rows
 
 RANKS = 4
 SHAPES = [(33, 8), (8, 33), (5, 6, 7), (3, 2), (16, 16)]
@@ -54,13 +54,13 @@ def test_every_rank_holds_what_torch_gives_it(rank: int) -> None:
         distributed.destroy_process_group()
 
 
-def works(*shapes: tuple[int, int], ranks: int) -> tuple[Work, ...]:
-    return tuple(Work(operations(n, d), operations_by_rows(-(-n // ranks), n, d), 4 * n * d) for n, d in shapes)
+def costs(*shapes: tuple[int, int], ranks: int) -> tuple[Cost, ...]:
+    return tuple(Cost(operations(n, d), operations_by_rows(-(-n // ranks), n, d), 4 * n * d) for n, d in shapes)
 
 
 def test_a_weight_that_outweighs_the_rest_is_walked_by_rows() -> None:
     """One rank would walk a vocabulary alone while the others wait."""
-    *layers, head = works(*[(64, 64)] * 8, (4096, 64), ranks=4)
+    *layers, head = costs(*[(64, 64)] * 8, (4096, 64), ranks=4)
     assert make_plan((*layers, head), 4)[-1] is None
     assert make_plan((*layers, head._replace(by_rows=None)), 4)[-1] is not None  # it is not cut by rows
     owners = make_plan(tuple(layers), 4)
@@ -69,7 +69,7 @@ def test_a_weight_that_outweighs_the_rest_is_walked_by_rows() -> None:
 
 def test_operations_are_not_saved_at_any_price() -> None:
     """Ranks without a weight of their own would rather wait than have every rank fetch every weight."""
-    layers = works(*[(8192, 8192)] * 300, ranks=512)
+    layers = costs(*[(8192, 8192)] * 300, ranks=512)
     whole, by_rows = layers[0].whole, sum(each.by_rows or 0 for each in layers)
     assert by_rows < whole  # of the busiest rank
     assert None not in make_plan(layers, 512)

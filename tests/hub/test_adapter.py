@@ -133,6 +133,7 @@ def test_names_of_models_and_paths(name: str | None, known: str | None) -> None:
         assert not {"home", "me", "models", "c", "july"} & set(public_name(name).replace("\\", "/").split("/"))
 
 
+@pytest.mark.story
 def test_a_stranger_gets_the_adapter_and_its_numbers(hub: HubServer, tmp_path: Path) -> None:
     """If this fails, an adapter on the Hub cannot be loaded by its card, or has not the energies that it claims."""
     out = hub.call(

@@ -63,16 +63,20 @@ def test_every_number_comes_from_the_reports(resnet: PreTrainedModel, baseline: 
     )
     page = rendered(card.text)
     rows = {row[0]: row[1:] for row in page.rows}
+    assert rows["mean spread"] == [f"{report.summary.mean_spread:.4f}" for report in (before, after)]
+    for report, cell in zip((before, after), rows["most crowded layer"], strict=True):
+        worst = min(report.groups, key=lambda group: group.spread)
+        assert cell == f"{worst.name} ({worst.spread:.4f})"
     assert rows["mean score"] == [f"{report.summary.mean_score:.4f}" for report in (before, after)]
     assert rows["accuracy"] == ["0.2500", "0.5000"]
     for report, cell in zip((before, after), rows["most redundant layer"], strict=True):
         worst = max(report.groups, key=lambda group: group.score or 0.0)
         assert cell == f"{worst.name} ({worst.score:.4f})"
     for group in after.groups:
-        role, shape, energy, expected, cosine, score, earlier = rows[group.name]
-        assert (role, shape) == (group.role, f"{group.n} × {group.d}")
-        numbers = (group.energy, group.expected, group.max_cosine, group.score, before[group.name].score)
-        assert [energy, expected, cosine, score, earlier] == [f"{number:.4f}" for number in numbers]
+        role, verdict, shape, *cells = rows[group.name]
+        assert (role, verdict, shape) == (group.role, group.verdict, f"{group.n} × {group.d}")
+        numbers = (group.equivalent_dimension, group.energy, group.expected, group.score, group.max_cosine)
+        assert cells == [f"{number:.4f}" for number in (*numbers, group.spread, before[group.name].spread)]
     assert "was trained with" not in card.text, "no config was given, so no training can be claimed"
     assert 'AutoModelForImageClassification.from_pretrained("alice/x")' in card.text
     assert "hf-mhe analyze alice/x\n" in card.text

@@ -166,6 +166,7 @@ GOOD = {
 }
 
 
+@pytest.mark.story
 @pytest.mark.parametrize("case", GOOD)
 def test_a_sound_model_is_published(case: str, tmp_path: Path) -> None:
     """If this fails, a good model is refused for a tensor that is no weight, or for the dtype of one."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.hub_server import HubServer
 
 READ = """
@@ -29,6 +31,7 @@ out["revision"] = answers("alice/there", revision="v9")
 """
 
 
+@pytest.mark.story
 def test_every_reader_gives_the_cause_and_the_remedy(hub: HubServer, tmp_path: Path) -> None:
     """If this fails, one of three ways to read from the Hub ends in a traceback or in the HTTP client's own words."""
     hub.store.create("alice/there", private=False, author="alice")

@@ -84,6 +84,7 @@ def assert_repeated(found: dict[str, Any], times: int) -> None:
         assert groups == found["claim"][1]
 
 
+@pytest.mark.story
 def test_models_of_transformers_and_of_nobody(hub: HubServer, tmp_path: Path) -> None:
     """If this fails, the first lines that a reader copies from a card end in a traceback, or load another class."""
     (tmp_path / "own_net.py").write_text(
@@ -181,6 +182,7 @@ out["untouched"] = before == {str(p): p.read_bytes().hex()[:4000] for p in Path(
         assert_says_nothing_of(tmp_path, hub, repo)
 
 
+@pytest.mark.story
 @pytest.mark.integrations
 def test_sentence_transformers(hub: HubServer, tmp_path: Path) -> None:
     """If this fails, a sentence encoder is loaded without its pooling, or by a class that its folder is not of."""

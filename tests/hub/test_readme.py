@@ -226,6 +226,7 @@ def test_a_byte_order_mark_hides_nothing(resnet: PreTrainedModel, tmp_path: Path
     assert (tmp_path / "README.md").read_bytes() == first
 
 
+@pytest.mark.story
 def test_a_readme_on_the_hub_stays_its_owners(hub: HubServer, tmp_path: Path) -> None:
     """If this fails, a push over somebody's README changes what it says, or one that cannot be read is lost."""
     readme = f"---\r\n{HARD}---\r\n# Meins  \r\n\r\nohne Ende".replace("\r\n", "\n").replace("\n", "\r\n")

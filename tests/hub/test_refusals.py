@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.hub_server import HubServer
 
 CASES = r"""
@@ -90,6 +92,7 @@ print(json.dumps(out))
 """
 
 
+@pytest.mark.story
 def test_every_refusal_leaves_nothing(hub: HubServer, tmp_path: Path) -> None:
     """If this fails, a refused push has made an empty repository, written into the user's folder, or filled the disk
     with a copy of the model."""

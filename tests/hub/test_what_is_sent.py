@@ -37,18 +37,21 @@ def places(_hub_server: HubServer, tmp_path_factory: pytest.TempPathFactory) -> 
     return {name: (base / name / "model", base / name / "downloaded") for name in FOLDERS}
 
 
+@pytest.mark.story
 @pytest.mark.parametrize("name", FOLDERS)
 def test_what_was_pushed_loads_as_the_folder_does(name: str, places: dict[str, tuple[Path, Path]]) -> None:
     """If this fails, a loader misses a file: the push left out a vocabulary, a config, a part or a module."""
     loads_as_before(*places[name], FOLDERS[name][1])
 
 
+@pytest.mark.story
 @pytest.mark.parametrize("name", FOLDERS)
 def test_no_training_state_is_sent(name: str, places: dict[str, tuple[Path, Path]]) -> None:
     """If this fails, an optimizer's state, another checkpoint, a token or somebody's data is public."""
     has_no_training_state(places[name][1])
 
 
+@pytest.mark.story
 @pytest.mark.integrations
 @pytest.mark.parametrize("package", INTEGRATION_FOLDERS)
 def test_folders_of_other_libraries(package: str, hub: HubServer, tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ def assert_same(
     groups = coverage(model, by_head=by_head).groups
     assert found.note is None
     assert described(found.groups) == described(groups)
+    assert [group.apart for group in found.groups] == [group.apart for group in groups]
     for group, stored in zip(groups, found.groups, strict=True):
         assert torch.equal(stored.build(get), group.matrix()), group.name
         assert not stored.requires_grad

@@ -61,7 +61,7 @@ def assert_accounted(model: nn.Module) -> None:
     assert found.note is None
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_model_type_is_accounted_for(model_type: str) -> None:
     """If this failed, a model of the Hub would be reported without some of its weights."""

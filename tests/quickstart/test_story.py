@@ -55,8 +55,8 @@ def files_in(folder: Path) -> set[str]:
 
 
 def results(stdout: str) -> dict[str, list[str]]:
-    """The three lines of results."""
-    names = ("test accuracy", "mean score", "most redundant layer")
+    """The lines of results."""
+    names = ("test accuracy", "mean spread", "most crowded layer", "mean score")
     return {
         name: line.removeprefix(name).removeprefix(" " + name).split()
         for line in map(str.strip, stdout.splitlines())
@@ -65,13 +65,15 @@ def results(stdout: str) -> dict[str, list[str]]:
     }
 
 
-def test_it_prints_the_three_results_of_both(story: Story) -> None:
-    """Else a newcomer would not see what MHE did; the score of the folder is the one that was printed."""
+def test_it_prints_the_results_of_both(story: Story) -> None:
+    """Else a newcomer would not see what MHE did; the numbers of the folder are those that were printed."""
     found = results(story.done.stdout)
-    assert set(found) == {"test accuracy", "mean score", "most redundant layer"}
+    assert set(found) == {"test accuracy", "mean spread", "most crowded layer", "mean score"}
     plain, mhe = (
         json.loads((story.folder / name).read_text()) for name in ("energy_report_before.json", "energy_report.json")
     )
+    assert found["mean spread"] == [f"{report['summary']['mean_spread']:.3f}" for report in (plain, mhe)]
+    assert mhe["summary"]["mean_spread"] > plain["summary"]["mean_spread"] + 0.1
     assert found["mean score"] == [f"{report['summary']['mean_score']:.3f}" for report in (plain, mhe)]
     assert mhe["summary"]["mean_score"] < plain["summary"]["mean_score"] - 0.1
     accuracies = [float(word) for word in found["test accuracy"] if word != "%"]

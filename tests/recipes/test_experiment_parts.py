@@ -157,6 +157,7 @@ def test_an_arm_adds_its_penalty_once_to_the_hidden_layers(name: str) -> None:
         torch.testing.assert_close(moved, wanted, rtol=2e-3, atol=2e-4)
 
 
+@pytest.mark.recipes
 def test_an_early_penalty_ends() -> None:
     rows = Rows(pixel_values=images(64), labels=torch.arange(64) % 10)
     recipe = Recipe(lr=0.01, steps=6, batch=8, schedule="constant")
@@ -233,6 +234,7 @@ def quick_run(seed: int = 100, stage: str = "final") -> Any:
     return make_run(experiment, arm, {}, arm.trials()[0], stage, seed, quick=True)
 
 
+@pytest.mark.recipes
 def test_a_run_is_the_same_alone_and_after_another() -> None:
     growing._base.cache_clear()
     alone = perform(quick_run())["result"]

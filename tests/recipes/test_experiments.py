@@ -215,6 +215,7 @@ def test_a_verdict_is_about_the_best_rival_by_validation_and_hides_no_better_one
     assert ("Better than it by Holm's p" in block(summary)) == bool(better)
 
 
+@pytest.mark.recipes
 def test_a_verdict_waits_for_every_seed_of_every_arm() -> None:
     experiment = toy()
     records = finished(
@@ -254,6 +255,7 @@ def test_the_documents_agree_with_the_runs() -> None:
     program(TABLES, "--check")
 
 
+@pytest.mark.recipes
 def test_a_number_that_is_not_the_runs_is_found(tmp_path: Path) -> None:
     for file in (RECIPES / "results").glob("*"):
         shutil.copy(file, tmp_path)
@@ -290,6 +292,7 @@ def test_a_document_without_a_place_is_refused(tmp_path: Path) -> None:
 # The runs themselves, for a few steps.
 
 
+@pytest.mark.recipes
 def test_a_quick_experiment_runs_and_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     arms = ["--only", "copied", "--only", "mhe_full", "--only", "srip"]
     program(RUN, "growing_mlp", "--quick", "--results", tmp_path, *arms, "--limit", 2)

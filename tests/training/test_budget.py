@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,20 @@ from hf_mhe import MHEConfig, MHERegularizer, MHETrainer
 from hf_mhe.energy import sampled_energy
 from hf_mhe.energy.estimators.sampled import sampled_operations
 from hf_mhe.errors import MHEError
-from hf_mhe.training.budget.allotment import Candidate, allot
+from hf_mhe.training.budget.allotment import Allotment, allot
 from hf_mhe.training.budget.operations import ForwardOperations
-from hf_mhe.training.engines.plan import operations, operations_by_rows
+from hf_mhe.training.engines.plan import GroupShape, Workload, operations, operations_by_rows
 from hf_mhe.training.mean_energy import mean_energy
 from tests.engines import budget_worker
 from tests.training.cases import FEATURES, make_tiny
 
 SHAPES = [(24, 6), (24, 6), (24, 6), (40, 6), (64, 8)]
 EXACT = sum(3 * n * n * d for n, d in SHAPES)
+
+
+def allotted(shapes: Sequence[GroupShape], allowance: float, ranks: int) -> Allotment:
+    """Of groups with one and the same weight in the penalty."""
+    return allot(Workload(tuple(shapes), ranks), (1.0,) * len(shapes), allowance)
 
 
 def make_model(*, seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.ModuleList:
@@ -82,23 +88,23 @@ def test_what_fits_is_exact(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("share", [0.9, 0.3, 0.1, 0.03])
 def test_the_busiest_rank_keeps_to_the_allowance(share: float, ranks: int) -> None:
     """The step is as slow as its slowest rank: that one's operations, averaged over the steps, are what is limited."""
-    groups = tuple(Candidate(n, d, 1.0) for n, d in SHAPES)
+    groups = [GroupShape(n, d) for n, d in SHAPES]
     allowance = share * EXACT
-    made = allot(groups, allowance, ranks)
+    made = allotted(groups, allowance, ranks)
     total = 0.0
     for step in range(400):
         load = [0.0] * ranks
-        for cost in sorted((made.costs[each.place] for each in made.draw(step, seed=1)), reverse=True):
+        for cost in sorted((made.operations[index] for index in made.draw(step, seed=1)), reverse=True):
             load[load.index(min(load))] += cost
         total += max(load)
     assert 0 < total / 400 < allowance
-    assert all(cost <= allowance for cost in made.costs)
+    assert all(cost <= allowance for cost in made.operations)
 
 
 def test_a_weight_that_must_be_whole_is_not_sampled() -> None:
     """An engine that never has a weight in one place cannot walk a sample of its neurons."""
-    groups = [Candidate(n, d, 1.0, whole=n == 64) for n, d in SHAPES]
-    made = allot(tuple(groups), 0.1 * EXACT, 1)
+    groups = [GroupShape(n, d, together=n == 64) for n, d in SHAPES]
+    made = allotted(groups, 0.1 * EXACT, 1)
     assert made.rows[-1] is None
     assert made.rows[-2] is not None
 
@@ -177,12 +183,18 @@ def test_an_exception_in_the_forward_pass_leaves_nothing_behind() -> None:
 
 def test_draws_depend_on_seed_and_step_alone() -> None:
     """A rank or a resumed training that drew otherwise would train otherwise."""
-    groups = tuple(Candidate(n, d, 1.0) for n, d in SHAPES)
-    made = allot(groups, 0.1 * EXACT, 1)
-    first = [made.draw(step, seed=3) for step in range(50)]
+    groups = [GroupShape(n, d) for n, d in SHAPES]
+
+    def drawn(seed: int) -> list[Any]:
+        made = allotted(groups, 0.1 * EXACT, 1)
+        steps = [(step, made.draw(step, seed=seed)) for step in range(50)]
+        return [(some, [made.sample(index, step, seed) for index in some]) for step, some in steps]
+
+    first = drawn(3)
+    assert any(sample is not None for _, samples in first for sample in samples)
     torch.manual_seed(5)
-    assert [allot(groups, 0.1 * EXACT, 1).draw(step, seed=3) for step in range(50)] == first
-    assert [made.draw(step, seed=4) for step in range(50)] != first
+    assert drawn(3) == first
+    assert drawn(4) != first
 
 
 def test_a_hand_written_loop_resumes_to_the_bit() -> None:
@@ -328,11 +340,11 @@ def test_two_processes_draw_alike(engine: str, tmp_path: Path) -> None:
     found = torch.load(tmp_path / "found.pt")[engine]
     step_operations = 3 * 2 * 5 * sum(n * d for n, d in budget_worker.SHAPES)  # 4 rows on one rank, 6 on the other
     groups = {
-        "ddp": [Candidate(n, d, 0.7) for n, d in budget_worker.SHAPES],
-        "fsdp2": [Candidate(n, d, 0.7, rows=-(-n // 2), size=8 * n * d) for n, d in budget_worker.SHAPES],
-        "deepspeed": [Candidate(n, d, 0.7, whole=True) for n, d in budget_worker.SHAPES],
+        "ddp": [GroupShape(n, d) for n, d in budget_worker.SHAPES],
+        "fsdp2": [GroupShape(n, d, rows=-(-n // 2), size=8 * n * d) for n, d in budget_worker.SHAPES],
+        "deepspeed": [GroupShape(n, d, together=True) for n, d in budget_worker.SHAPES],
     }
-    allotment = allot(tuple(groups[engine]), budget_worker.SHARES[engine] * step_operations, 2)
+    allotment = allotted(groups[engine], budget_worker.SHARES[engine] * step_operations, 2)
     assert engine == "deepspeed" or any(rows is not None for rows in allotment.rows)
     assert found[-1][0] == step_operations
     model = budget_worker.make()
@@ -342,7 +354,10 @@ def test_two_processes_draw_alike(engine: str, tmp_path: Path) -> None:
         drawn = allotment.draw(step, seed=7)
         counts.append(len(drawn))
         potential = budget_worker.config(engine).potential("hidden")
-        terms = [0.7 * each.factor * mean_energy(layers[each.place], potential, each.sample) for each in drawn]
+        terms = [
+            0.7 * times * mean_energy(layers[index], potential, allotment.sample(index, step, seed=7))
+            for index, times in drawn.items()
+        ]
         expected = torch.autograd.grad(sum(terms, layers[0].sum() * 0), layers, materialize_grads=True)
         for actual, wanted in zip(found[step], expected, strict=True):
             torch.testing.assert_close(actual.double(), wanted, rtol=rtol, atol=1e-2 * rtol)
@@ -368,17 +383,17 @@ def test_steps_without_a_penalty_are_not_counted_twice(capsys: pytest.CaptureFix
 def test_what_fits_by_rows_is_exact() -> None:
     """A vocabulary that would be too much for one rank is sampled in vain where every rank walks its own rows."""
     layers, head = [(256, 256)] * 16, (8192, 256)
-    exact = [Candidate(n, d, 1.0, rows=n // 8, size=4 * n * d) for n, d in [*layers, head]]
+    exact = [GroupShape(n, d, rows=n // 8, size=4 * n * d) for n, d in [*layers, head]]
     allowance = 0.5 * operations(*head)
-    assert allot(tuple(exact), allowance, 8).is_exact
-    whole = allot(tuple(each._replace(rows=None) for each in exact), allowance, 8)
+    assert allotted(exact, allowance, 8).is_exact
+    whole = allotted([each._replace(rows=None) for each in exact], allowance, 8)
     assert whole.rows[-1] is not None
-    part = allot(tuple(exact), allowance / 4, 8)
+    part = allotted(exact, allowance / 4, 8)
     assert part.rows[-1] is not None
-    assert sum(part.busiest([d.place for d in part.draw(step, seed=1)]) for step in range(200)) / 200 < allowance / 4
+    assert sum(part.busiest(part.draw(step, seed=1)) for step in range(200)) / 200 < allowance / 4
 
 
 def test_groups_that_all_ranks_walk_together_are_counted_by_rows() -> None:
     """Each pair is walked by the owners of both of its neurons there: up to a third more than a share of the walk."""
-    made = allot((Candidate(64, 8, 1.0, whole=True),) * 3, 1e9, 4)
+    made = allotted([GroupShape(64, 8, together=True)] * 3, 1e9, 4)
     assert made.busiest([0, 2]) == 2 * operations_by_rows(16, 64, 8) > 2 * operations(64, 8) / 4

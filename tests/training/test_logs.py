@@ -82,7 +82,7 @@ def test_groups_are_logged_on_request_only(tmp_path: Path) -> None:
     trainer = MHETrainer(make_tiny(), logged_arguments(tmp_path), train_dataset=tiny_data(16), mhe_config=MHEConfig())
     trainer.train()
     mhe = {key for key in records(trainer)[0] if key.startswith("mhe")}
-    assert mhe == {"mhe_loss", "mhe_mean_energy", "mhe_score", "mhe_gradient_ratio"}
+    assert mhe == {"mhe_spread", "mhe_loss", "mhe_mean_energy", "mhe_score", "mhe_gradient_ratio"}
 
 
 def test_the_schedule_is_in_the_record(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ def batch(count: int = 8, dtype: torch.dtype = torch.float32) -> dict[str, Tenso
     return {"features": features, "labels": torch.tensor([row["labels"] for row in rows])}
 
 
+@pytest.mark.story
 @pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize("name", ["gpt2", "bert", "tiny"])
 def test_trainer_in_bfloat16(name: str, accumulation: int, tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_float16_with_a_gradient_scaler(scale: float) -> None:
     assert relative_difference(difference(plain, regularized), by_formula("tiny")) < 1e-5
 
 
-@pytest.mark.slow
+@pytest.mark.story
 def test_an_overflow_skips_cleanly() -> None:
     """A step that the scaler skips would leave something of the penalty behind, or spoil what is logged."""
     model, regularizer, scaler = scaled_steps(True, 2.0**40, 1)
@@ -236,7 +237,7 @@ def whole_step(config: MHEConfig, bound_to_compiled: bool = False) -> tuple[nn.M
     return model, regularizer, step
 
 
-@pytest.mark.slow
+@pytest.mark.story
 @pytest.mark.parametrize(
     ("changes", "bound_to_compiled"),
     [({}, False), ({"warmup_steps": 3, "every_n_steps": 2}, True)],

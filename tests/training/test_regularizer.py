@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, MixtralConfig
 
 from hf_mhe import MHEConfig, MHEError, MHERegularizer, hyperspherical_energy
 from hf_mhe.training import mean_energy
-from hf_mhe.training.engines import divide, refuse_distributed_type
+from hf_mhe.training.engines.plan import balance
+from hf_mhe.training.engines.refuse import refuse_distributed_type
 from tests.training.cases import CASES, make_gpt2, make_tiny, slow_energy, slow_penalty
 
 
@@ -279,6 +280,31 @@ def test_engines_that_are_not_served_are_refused_by_name() -> None:
     refuse_distributed_type("FSDP", is_fsdp2=True)
 
 
+def test_printed_it_is_one_line_of_what_it_does() -> None:
+    """Printed, it would be an address: which layers train, and at what weight, could not be seen in a notebook."""
+    model = make_gpt2()
+    config = MHEConfig(hidden_weight=0.5, embedding_weight=0.25, budget=0.02)
+    regularizer = MHERegularizer(model, config, step_operations=1e9)
+    line = "MHERegularizer(GPT2LMHeadModel: 6 hidden groups x 0.5, 2 embedding groups x 0.25; budget 0.02"
+    assert repr(regularizer) == f"{line})"
+    model.transformer.wpe.requires_grad_(False)
+    assert str(regularizer) == f"{line}; 1 of 8 frozen)"
+    off = MHERegularizer(model, MHEConfig(hidden_weight=0, output_weight=0))
+    assert repr(off) == "MHERegularizer(GPT2LMHeadModel: off)"
+    tiny = MHERegularizer(make_tiny(), MHEConfig(hidden_weight=1e-3))
+    assert repr(tiny) == "MHERegularizer(TinyClassifier: 2 hidden groups x 0.001, 1 output group x 1)"
+
+
+def test_a_changed_model_can_be_printed_too() -> None:
+    """A debugger that shows its variables would raise what the next step is there to raise."""
+    model = make_tiny()
+    regularizer = MHERegularizer(model)
+    model.middle = nn.Identity()
+    with pytest.raises(MHEError):
+        regularizer.penalty()
+    assert "the model no longer has 'weight' in module 'middle'" in repr(regularizer)
+
+
 @pytest.fixture
 def one_rank() -> Iterator[DeviceMesh]:
     """A mesh of this process alone."""
@@ -332,6 +358,7 @@ def test_the_gradient_reaches_the_shards_of_fsdp2(one_rank: DeviceMesh, reshard:
     sharded = dict(model.named_parameters())
     loss = model(torch.ones(2, 6)).logits.sum() * 0
     regularizer(loss).backward()
+    assert repr(regularizer).endswith("group x 0.3; DTensors)")
     for name, parameter in sharded.items():
         assert isinstance(parameter, DTensor)
         assert parameter.grad is not None
@@ -340,8 +367,8 @@ def test_the_gradient_reaches_the_shards_of_fsdp2(one_rank: DeviceMesh, reshard:
 
 def test_work_is_balanced_by_cost() -> None:
     """One rank would wait for another that has all of the large layers."""
-    assert divide([1, 9, 4, 4, 2], 2) == [0, 0, 1, 1, 1]
-    assert divide([5], 4) == [0]
+    assert balance([1, 9, 4, 4, 2], 2) == [0, 0, 1, 1, 1]
+    assert balance([5], 4) == [0]
     costs = [n * n * 64 for n in (768, 768, 768, 3072, 768, 2048, 50)]
-    loads = [sum(c for c, owner in zip(costs, divide(costs, 2), strict=True) if owner == rank) for rank in (0, 1)]
+    loads = [sum(c for c, owner in zip(costs, balance(costs, 2), strict=True) if owner == rank) for rank in (0, 1)]
     assert max(loads) == max(costs)  # what no division can go below, for the largest outweighs the rest

@@ -117,7 +117,7 @@ class TooLarge(TinyClassifier):
         raise torch.OutOfMemoryError("CUDA out of memory.")  # by which accelerate knows it
 
 
-@pytest.mark.slow
+@pytest.mark.story
 @pytest.mark.parametrize("config", [pytest.param("constant", marks=pytest.mark.engines), "budget"])
 def test_a_training_that_starts_over_with_smaller_batches(config: str, tmp_path: Path) -> None:
     """The first step after an attempt that failed would have no penalty, or the attempts count as its operations."""

@@ -31,7 +31,7 @@ def test_shapes_are_those_of_the_learning_rate(decay: str, warmup: int) -> None:
     ours = Schedule(decay, warmup, total_steps=total)  # type: ignore[arg-type]
     for step in range(total):
         assert ours.factor(step) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12), step
-        assert ours.share(step) == ours.factor(step)
+        assert ours.multiplier(step) == ours.factor(step)
         optimizer.step()
         theirs.step()
     assert ours.factor(total) == pytest.approx(1.0 if decay == "constant" else 0.0, abs=1e-12)
@@ -43,10 +43,10 @@ def test_fewer_steps_add_up_to_the_same(decay: str, every: int) -> None:
     """A penalty computed less often would be a weaker one, or a stronger one at the end of a decay."""
     always = Schedule(decay, 4, total_steps=23)  # type: ignore[arg-type]
     seldom = Schedule(decay, 4, every, total_steps=23)  # type: ignore[arg-type]
-    shares = [seldom.share(step) for step in range(23)]
-    assert sum(shares) == pytest.approx(sum(always.share(step) for step in range(23)), rel=1e-12)
+    shares = [seldom.multiplier(step) for step in range(23)]
+    assert sum(shares) == pytest.approx(sum(always.multiplier(step) for step in range(23)), rel=1e-12)
     assert [step for step in range(23) if shares[step]] == list(range(0, 23, every))
-    assert [Schedule(every_n_steps=every).share(step) for step in range(every + 1)] == [
+    assert [Schedule(every_n_steps=every).multiplier(step) for step in range(every + 1)] == [
         every,
         *[0] * (every - 1),
         every,

@@ -45,6 +45,7 @@ def sharpness(set_to_none: bool, perturbed: bool) -> type[Trainer]:
     return Sharpness
 
 
+@pytest.mark.story
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("perturbed", [False, True])
 @pytest.mark.parametrize("set_to_none", [True, False])

@@ -328,6 +328,7 @@ class Engine:
     name: str
 
 
+@pytest.mark.story
 @pytest.mark.parametrize("flow", passes_worker.FLOWS)
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
 def test_two_processes_put_it_in_once(engine: str, flow: str) -> None:

@@ -202,8 +202,8 @@ def test_a_budget_draws_once_a_step(loop: Callable[[Loop], None]) -> None:
     seen: list[tuple[int, str]] = []
     draw = run.regularizer.budget.draw
 
-    def noted(groups: Any, step: int, ranks: int) -> Any:
-        drawn = draw(groups, step, ranks)
+    def noted(terms: Any, workload: Any, step: int) -> Any:
+        drawn = draw(terms, workload, step)
         seen.append((step, str(drawn)))
         return drawn
 

@@ -40,6 +40,7 @@ PRECISIONS = [
 ]
 
 
+@pytest.mark.story
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("feature", ["compute_loss_func", "label_smoothing", "own_compute_loss", "pre_scaled"])
 def test_step_is_the_same_whatever_scales_the_loss(name: str, feature: str, tmp_path: Path) -> None:

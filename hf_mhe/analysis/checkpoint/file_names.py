@@ -47,7 +47,7 @@ def weight_files(names: Iterable[str], where: str) -> list[str]:
     Weights in full come before a variant (`model.fp16.safetensors`), a model before an adapter that lies beside it.
 
     Raises:
-        MHEError: shards are missing from a set, or nothing tells which of several files is the model.
+        MHEError: shards are missing from a set, or nothing says which of several files is the model.
     """
     names = sorted(names)
     for plain in (f"{stem}{ending}" for stem in _STEMS for ending in (".safetensors", ".safetensors.index.json")):
@@ -60,7 +60,7 @@ def weight_files(names: Iterable[str], where: str) -> list[str]:
             variants.setdefault(match["variant"], name)
     if len(variants) > 1:
         raise MHEError(
-            f"{where} has no weights in full, only the variants {listed(variants)}, and nothing tells which of them "
+            f"{where} has no weights in full, only the variants {listed(variants)}, and nothing says which of them "
             f"is meant: give one of the files, {listed(variants.values())}"
         )
     if variants:
@@ -87,6 +87,6 @@ def _unindexed(names: list[str], where: str) -> list[str]:
     if len(names) <= 1:
         return names
     raise MHEError(
-        f"{where} has {len(names)} safetensors files and no index that tells which is the model: "
+        f"{where} has {len(names)} safetensors files and no index that says which is the model: "
         f"give one of them, {listed(names)}"
     )

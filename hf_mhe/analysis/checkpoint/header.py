@@ -15,7 +15,7 @@ from hf_mhe.stand_ins import other_format, stand_in
 # The format's own limit; a larger number means that the first eight bytes are not a safetensors header length.
 _MAX_HEADER_BYTES = 100_000_000
 
-# As much of a file's start as tells what else it is.
+# As much of a file's start as shows what else it is.
 _LONGEST_MARK = 512
 
 

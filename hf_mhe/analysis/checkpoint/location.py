@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +31,7 @@ class Location:
 
     `weight_map` is the index's own map from tensor name to file name, None where there was no index; `declared` the
     class that a pipeline's index gives for this component; `left_out` says which components cannot be read, and why.
+    `place` is where the files come from, and `folder` the one in it that they lie in.
     """
 
     source: str
@@ -42,6 +43,16 @@ class Location:
     declared: str | None = None
     components: Mapping[str, Location] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
+    place: Place | None = field(default=None, repr=False, compare=False)
+    folder: str = ""
+
+    def beside(self, name: str, folder: str | None = None) -> Path | None:
+        """Another file of the folder, or of another folder of the place, on disk; None where there is none."""
+        folder = self.folder if folder is None else folder
+        if self.place is not None:
+            return self.place.get(f"{folder}/{name}" if folder else name)
+        path = self.files[0].parent / name if self.files else None
+        return path if path is not None and path.is_file() else None
 
 
 class Place(Protocol):
@@ -54,7 +65,7 @@ class Place(Protocol):
 
     @property
     def complete(self) -> bool:
-        """Whether `names` tells all that is there, and not only what has been downloaded."""
+        """Whether `names` has all that is there, and not only what has been downloaded."""
         ...
 
     def get(self, name: str) -> Path | None:
@@ -95,9 +106,10 @@ def locate_component(place: Place, source: str, folder: str = "", declared: str 
     if chosen in ([], [ADAPTER]):
         raise MHEError(_without_weights(place, folder, where, get(_ADAPTER_CONFIG)))
     if is_index(chosen[0]):
-        return indexed(_present(get, chosen[0], where), get, source, config, declared)
-    files = tuple(_present(get, name, where) for name in chosen)
-    return Location(source, files, config, declared=declared)
+        found = indexed(_present(get, chosen[0], where), get, source, config, declared)
+    else:
+        found = Location(source, tuple(_present(get, name, where) for name in chosen), config, declared=declared)
+    return replace(found, place=place, folder=folder)
 
 
 def _present(get: Callable[[str], Path | None], name: str, where: str) -> Path:
@@ -128,7 +140,7 @@ def _without_weights(place: Place, folder: str, where: str, adapter_config: Path
 
 
 def adapter_refusal(where: str, adapter_config: Path | None, found: UnmergedAdapterError | None = None) -> str:
-    """Why an adapter alone is not analyzed, and what to do instead, in one line; `found` where its keys told it."""
+    """Why an adapter alone is not analyzed, and what to do instead, in one line; `found` where its keys show it."""
     config = read_config(adapter_config) or {} if adapter_config else {}
     base = config.get("base_model_name_or_path") or "its base model"
     method = config.get("peft_type") or (found.method if found is not None else "peft")
@@ -174,14 +186,14 @@ def indexed(
     return Location(source, tuple(files), config, index, by_name, declared=declared)
 
 
-def check_inside(name: str, told: str) -> None:
+def check_inside(name: str, what: str) -> None:
     """Refuse a file name that leads out of the checkpoint: an index is somebody's data.
 
     Raises:
         MHEError: the name is absolute, or climbs.
     """
     if os.path.isabs(name) or ".." in Path(name).parts:
-        raise MHEError(f"{told} {name!r}, which lies outside the checkpoint")
+        raise MHEError(f"{what} {name!r}, which lies outside the checkpoint")
 
 
 def read_config(path: Path) -> dict[str, Any] | None:

@@ -24,6 +24,8 @@ for (const search of document.querySelectorAll("input[type=search]")) {
   const body = document.getElementById(search.dataset.table).tBodies[0];
   search.addEventListener("input", () => {
     const wanted = search.value.toLowerCase();
-    for (const row of body.rows) row.hidden = !row.textContent.toLowerCase().includes(wanted);
+    // By what names a row and what it is, not by the explanation that is folded in it.
+    const named = (row) => [...row.cells].filter((cell) => cell.classList.contains("text")).map((cell) => cell.dataset.value);
+    for (const row of body.rows) row.hidden = !named(row).join("\n").toLowerCase().includes(wanted);
   });
 }

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from hf_mhe.analysis.page.parts import PageColumn, definitions, figure, number, page, paragraphs, table, tiles
 from hf_mhe.analysis.page.plots import MOST_ROWS, comparison_figure, cosine_figure, report_figure
 from hf_mhe.analysis.report.columns import LEADING, Column, Shown, columns
+from hf_mhe.analysis.report.explain import explain
 from hf_mhe.analysis.report.group_energy import GroupEnergy
 from hf_mhe.analysis.report.stacks import StackEnergy
 
@@ -17,33 +20,42 @@ if TYPE_CHECKING:
     from hf_mhe.analysis.report.summary import ReportSummary
 
 _EXPLANATION = (
-    "A neuron is a row of a layer's weight matrix; what matters is the direction in which it points. The energy of a "
-    "layer is the mean, over all pairs of its neurons, of a repulsion that grows as two of them point the same way.",
-    "The score sets that energy against what is possible for as many neurons in as many dimensions: 0 is the provable "
-    "optimum, 1 is what independent random directions would have, and above 1 the neurons point together more than "
-    "chance would make them: they are redundant.",
+    "A neuron is a row of a layer's weight matrix; what matters is the direction in which it points. The spread of a "
+    "layer says how evenly its neurons point: 1 is what independent random directions have, however many, and below 1 "
+    "they are as crowded as random directions in fewer dimensions, the equivalent dimension, would be.",
+    "The energy of a layer is the mean, over all pairs of its neurons, of a repulsion that grows as two of them point "
+    "the same way. The score sets it against what is possible: 0 is the provable optimum, 1 a random draw. It grows "
+    "with the number of neurons and cannot see copies that are exact, which the spread does.",
+    "What crowds a layer: copies are near-duplicates of each other, a shared direction is one that all neurons lean "
+    "to, few dimensions are all that they fill. Unfold a layer's name for what that means for it.",
     "Near-duplicates are pairs whose cosine is at least {duplicate_cosine:g}; coincident pairs point exactly the same "
     "way and are left out of the energy; dead neurons are rows of zeros, which have no direction.",
+)
+_APART = (
+    "Their neurons never see the same input, or are no alternatives of each other, so that being alike makes none of "
+    "them superfluous. They are measured, and left out of the summary, the ranking and the checks."
 )
 
 
 def report_page(report: EnergyReport) -> str:
     """The page of one report: summary, figures, a sortable table of all groups, what was skipped and why."""
-    drawn = f"The {MOST_ROWS} most redundant layers. " if len(report.groups) > MOST_ROWS else ""
+    drawn = f"The {MOST_ROWS} most crowded layers. " if len(report.competing) > MOST_ROWS else ""
     sections = [
         tiles(_report_tiles(report.summary)),
         _explanation(report),
         paragraphs(report.notes, "note"),
         figure(
             lambda: report_figure(report),
-            "Score of each layer",
-            f"{drawn}Bars start at a random draw; to the right of it a layer is redundant, to the left spread out.",
+            "Spread of each layer",
+            f"{drawn}Bars start at a random draw; to the left of it a layer is crowded, to the right spread out.",
         ),
         _stacks(report.stacks),
-        table("groups", "Layers, most redundant first", _page_columns(GroupEnergy), report.groups, "score"),
+        table("groups", "Layers, most crowded first", _group_columns(report), report.competing, "spread"),
+        _variants(report),
+        _apart(report),
         figure(
             lambda: cosine_figure(report),
-            "Cosines within the most redundant layers",
+            "Cosines within the most crowded layers",
             "Share of the pairs of neurons in each bin of cosine, on a logarithmic scale.",
         ),
         definitions(f"Skipped parameters ({len(report.skipped)})", report.skipped, ("parameter", "reason")),
@@ -55,7 +67,42 @@ def report_page(report: EnergyReport) -> str:
 def _stacks(stacks: list[StackEnergy]) -> str:
     if not stacks:
         return ""
-    return table("stacks", "Experts and heads, each stack together", _page_columns(StackEnergy), stacks, "mean score")
+    return table(
+        "stacks", "Experts and heads, each stack together", _page_columns(StackEnergy, stacks), stacks, "mean spread"
+    )
+
+
+def _apart(report: EnergyReport) -> str:
+    if not report.apart:
+        return ""
+    why = PageColumn("why", lambda group: group.apart, is_text=True)
+    shown = _group_columns(report)
+    return table(
+        "apart", "Layers whose neurons do not compete", [*shown[:1], why, *shown[1:]], report.apart, "spread", _APART
+    )
+
+
+def _variants(report: EnergyReport) -> str:
+    """The scores under further potentials, where the report has them."""
+    rows = [group for group in report.competing if group.variants]
+    if not rows:
+        return ""
+    name = PageColumn("layer", lambda group: group.name, is_text=True, css=_name_css)
+    scores = [
+        PageColumn(variant.label, partial(_score_at, place), 3) for place, variant in enumerate(rows[0].variants)
+    ]
+    remark = "s is the exponent; a: angles in place of chords; half: half space."
+    return table("variants", "Scores under the paper's twelve potentials", [name, *scores], rows, "", remark)
+
+
+def _score_at(place: int, group: GroupEnergy) -> float | None:
+    return group.variants[place].score
+
+
+def _group_columns(report: EnergyReport) -> list[PageColumn]:
+    """The columns of a table of layers, of which each can be unfolded into its explanation."""
+    name, *others = _page_columns(GroupEnergy, report.groups)
+    return [replace(name, more=lambda group: explain(group, duplicate_cosine=report.duplicate_cosine)), *others]
 
 
 def comparison_page(comparison: Comparison, facts: Mapping[str, tuple[str, str]] | None = None) -> str:
@@ -70,10 +117,10 @@ def comparison_page(comparison: Comparison, facts: Mapping[str, tuple[str, str]]
         paragraphs(dict.fromkeys((*comparison.notes, *before.notes, *after.notes)), "note"),
         figure(
             lambda: comparison_figure(comparison),
-            "Score of each layer, before and after",
-            "Hollow: before. Filled: after. A move to the left means that the neurons have spread out.",
+            "Spread of each layer, before and after",
+            "Hollow: before. Filled: after. A move to the right means that the neurons have spread out.",
         ),
-        table("groups", "Layers, most redundant first", _row_columns(comparison), comparison.rows, "score after"),
+        table("groups", "Layers, most crowded first", _row_columns(comparison), comparison.rows, "spread after"),
         definitions(
             f"Only in one of the two ({len(comparison.only_before) + len(comparison.only_after)})",
             dict.fromkeys(comparison.only_before, "before") | dict.fromkeys(comparison.only_after, "after"),
@@ -99,10 +146,12 @@ def _versions(report: EnergyReport) -> str:
 
 
 def _report_tiles(summary: ReportSummary) -> list[tuple[str, str, str]]:
+    apart = f"; {summary.apart:,} apart" if summary.apart else ""
     return [
+        ("Mean spread", number(summary.mean_spread, 3), f"median {number(summary.median_spread, 3)}; 1 is random"),
+        ("Most crowded", number(summary.lowest_spread, 3), summary.most_crowded or "no layer has a spread"),
         ("Mean score", number(summary.mean_score, 3), f"median {number(summary.median_score, 3)}; 1 is random"),
-        ("Most redundant", number(summary.most_redundant_score, 3), summary.most_redundant or "no group has a score"),
-        ("Layers", number(summary.groups), f"{summary.neurons:,} neurons, {summary.parameters:,} weights"),
+        ("Layers", number(summary.groups), f"{summary.neurons:,} neurons, {summary.parameters:,} weights{apart}"),
         ("Largest cosine", number(summary.max_cosine, 3), "between two neurons of one layer"),
         ("Near-duplicates", number(summary.near_duplicates), f"pairs; {summary.coincident:,} coincident"),
         ("Dead neurons", number(summary.dead), f"parameters skipped: {summary.skipped:,}"),
@@ -116,24 +165,27 @@ def _comparison_tiles(comparison: Comparison) -> list[tuple[str, str, str]]:
     def change(key: str, digits: int | None = None) -> str:
         return f"{number(getattr(before, key), digits)} → {number(getattr(after, key), digits)}"
 
-    change_text = "" if summary.mean_score_change is None else f"change {summary.mean_score_change:+.3f}"
-    most_redundant = dict.fromkeys(name for name in (before.most_redundant, after.most_redundant) if name)
+    def difference(value: float | None) -> str:
+        return "" if value is None else f"change {value:+.3f}; 1 is random"
+
+    most_crowded = dict.fromkeys(name for name in (before.most_crowded, after.most_crowded) if name)
     return [
-        ("Mean score", change("mean_score", 3), change_text),
-        ("Most redundant", change("most_redundant_score", 3), " → ".join(most_redundant)),
+        ("Mean spread", change("mean_spread", 3), difference(summary.mean_spread_change)),
+        ("Most crowded", change("lowest_spread", 3), " → ".join(most_crowded)),
         (
             "Improved",
             f"{summary.improved} of {summary.groups}",
             f"{summary.worsened} worsened, {summary.unchanged} unchanged",
         ),
+        ("Mean score", change("mean_score", 3), difference(summary.mean_score_change)),
         ("Largest cosine", change("max_cosine", 3), "in any layer"),
         ("Near-duplicates", change("near_duplicates"), f"pairs; coincident {change('coincident')}"),
         ("Dead neurons", change("dead"), "rows of zeros"),
     ]
 
 
-def _page_columns(row_type: type) -> list[PageColumn]:
-    return [_page_column(each) for each in columns(row_type, Shown.PAGE)]
+def _page_columns(row_type: type, rows: Iterable[object]) -> list[PageColumn]:
+    return [_page_column(each) for each in columns(row_type, Shown.PAGE, rows)]
 
 
 def _page_column(column: Column) -> PageColumn:
@@ -148,7 +200,7 @@ def _row_columns(comparison: Comparison) -> list[PageColumn]:
     compared = [each for each in shown if each.shown & Shown.COMPARED]
     found = [_page_column(each) for each in shown if each not in compared]
     if any(row.name_before != row.name for row in comparison.rows):
-        found.insert(1, PageColumn("layer before", lambda row: row.name_before, text=True, css=_name_css))
+        found.insert(1, PageColumn("layer before", lambda row: row.name_before, is_text=True, css=_name_css))
     for each in sorted(compared, key=lambda column: column.key != LEADING):  # the leading number first
         found += [_side(each, "before"), _side(each, "after")]
         if each.key == LEADING:
@@ -158,7 +210,7 @@ def _row_columns(comparison: Comparison) -> list[PageColumn]:
 
 def _side(column: Column, side: str) -> PageColumn:
     return PageColumn(
-        f"{column.label} {side}", lambda row: column.of(getattr(row, side)), column.digits, title=column.help
+        f"{column.label} {side}", lambda row: column.of(getattr(row, side)), column.digits, column.is_text, column.help
     )
 
 
@@ -171,5 +223,5 @@ def _name_css(row: object) -> str:
 
 
 _CHANGE = PageColumn(
-    "change", lambda row: row.score_change, 3, title="below 0: the neurons have spread out", css=_verdict_css
+    "change", lambda row: row.spread_change, 3, title="above 0: the neurons have spread out", css=_verdict_css
 )

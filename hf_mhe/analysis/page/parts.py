@@ -9,6 +9,7 @@ from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from hf_mhe import text
 from hf_mhe.analysis.page.plots import INK, figure_bytes
 from hf_mhe.errors import MHEError
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 # Beside holding no link to anything, the page forbids the browser to load anything.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
-NOT_DEFINED = "–"
-
 
 @dataclass(frozen=True)
 class PageColumn:
@@ -28,9 +27,11 @@ class PageColumn:
     head: str
     value: Callable[[Any], float | int | str | None]
     digits: int | None = None
-    text: bool = False
+    is_text: bool = False
     title: str = ""
     css: Callable[[Any], str] | None = None
+    more: Callable[[Any], Iterable[str]] | None = None
+    """Paragraphs that unfold below the value, for whoever asks for them."""
 
 
 def page(title: str, lede: str, sections: Iterable[str], footer: str) -> str:
@@ -85,13 +86,17 @@ def paragraphs(texts: Iterable[str], css: str) -> str:
     return f'<section class="{css}">\n{drawn}\n</section>' if drawn else ""
 
 
-def table(name: str, title: str, columns: Sequence[PageColumn], rows: Iterable[Any], sorted_by: str) -> str:
-    """A sortable, searchable table; `name` is its id in the page."""
+def table(
+    name: str, title: str, columns: Sequence[PageColumn], rows: Iterable[Any], sorted_by: str, remark: str = ""
+) -> str:
+    """A sortable, searchable table, lowest value of the column `sorted_by` first; `name` is its id in the page."""
     head = "".join(_head(column, sorted_by) for column in columns)
+    said = f'\n<p class="lede">{escape(remark)}</p>' if remark else ""
     body = "\n".join("<tr>" + "".join(_cell(column, row) for column in columns) + "</tr>" for row in rows)
     return f"""<section>
 <div class="bar"><h2>{escape(title)}</h2>
-<input type="search" data-table="{escape(name)}" placeholder="Filter by name" aria-label="Filter the table"></div>
+<input type="search" data-table="{escape(name)}" placeholder="Filter by name" aria-label="Filter the table">
+</div>{said}
 <div class="scroll"><table class="sortable" id="{escape(name)}">
 <thead><tr>{head}</tr></thead>
 <tbody>
@@ -102,32 +107,30 @@ def table(name: str, title: str, columns: Sequence[PageColumn], rows: Iterable[A
 
 
 def _head(column: PageColumn, sorted_by: str) -> str:
-    css = ' class="text"' if column.text else ""
-    order = ' aria-sort="descending"' if column.head == sorted_by else ""
+    css = ' class="text"' if column.is_text else ""
+    order = ' aria-sort="ascending"' if column.head == sorted_by else ""
     title = f' title="{escape(column.title)}"' if column.title else ""
     return f'<th scope="col"{css}{order}{title}><button type="button">{escape(column.head)}</button></th>'
 
 
 def _cell(column: PageColumn, row: Any) -> str:
     value = column.value(row)
-    css = " ".join(filter(None, ["text" if column.text else "", column.css(row) if column.css else ""]))
+    css = " ".join(filter(None, ["text" if column.is_text else "", column.css(row) if column.css else ""]))
     sort_by = "" if value is None else repr(value) if isinstance(value, float) else str(value)
     # JavaScript reads numbers, and Python writes an infinity in its own way.
     sort_by = {"inf": "Infinity", "-inf": "-Infinity", "nan": ""}.get(sort_by, sort_by)
-    shown = str(value) if column.text else number(value, column.digits)
-    return f'<td class="{css}" data-value="{escape(sort_by)}">{escape(shown)}</td>'
+    shown = escape(number(None) if value is None else str(value) if column.is_text else number(value, column.digits))
+    if column.more is not None:
+        said = "".join(f"<p>{escape(line)}</p>" for line in column.more(row))
+        shown = f"<details><summary>{shown}</summary><div>{said}</div></details>"
+    return f'<td class="{css}" data-value="{escape(sort_by)}">{shown}</td>'
 
 
 def number(value: float | int | str | None, digits: int | None = None) -> str:
-    """A number for people: thousands apart, a fixed count of decimals, an infinity as one; a dash where undefined."""
-    if value is None or value != value:
-        return NOT_DEFINED
+    """A number for people, thousands apart; a dash where undefined; a text as it is."""
     if isinstance(value, str):
         return value
-    if digits is None or isinstance(value, int):
-        return f"{value:,}"
-    # Adding zero takes the sign off a number that rounds to none.
-    return "∞" if value == float("inf") else f"{round(value, digits) + 0.0:,.{digits}f}"
+    return text.number(value, 4 if digits is None else digits, thousands=True)
 
 
 def definitions(summary: str, entries: Mapping[str, str], heads: tuple[str, str]) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_mhe.analysis.report.files import write_atomic
-from hf_mhe.analysis.report.summary import scores
 from hf_mhe.errors import MHEError
 from hf_mhe.extras import missing_extra
 from hf_mhe.text import escaped
@@ -31,10 +30,13 @@ _ROLES = {"hidden": (BLUE, "o"), "output": (VERMILLION, "s"), "embedding": (GREE
 _VERDICTS = {"improved": BLUE, "worsened": VERMILLION, "unchanged": FAINT, "not scored": FAINT}
 
 MOST_ROWS = 80
-"""More rows than this cannot be read in one figure: the most redundant ones are drawn, and the title says so."""
+"""More rows than this cannot be read in one figure: the most crowded ones are drawn, and the title says so."""
 
 FEWEST_PAIRS = 400
 """Fewer pairs than this make no histogram."""
+
+_MOST_SPREAD = 10.0
+"""Beyond it lie all but orthogonal neurons, up to infinity: one such layer must not flatten the rest."""
 
 _FORMATS = (".png", ".svg", ".pdf")
 _ROW_INCHES = 0.19
@@ -42,26 +44,26 @@ _LABEL_CHARACTERS = 62
 
 
 def report_figure(report: EnergyReport) -> Figure:
-    """The score of every group, most redundant at the top, as its distance from a random draw.
+    """The spread of every group whose neurons compete, most crowded at the top, from a random draw.
 
     Raises:
-        MHEError: no group has a score.
+        MHEError: no group has a spread.
     """
-    scored = [group for group in report.groups if group.score is not None]
-    if not scored:
-        raise MHEError(f"{report.source}: no group has a score to draw; the expectation diverges for all of them")
-    rows = scored[:MOST_ROWS]
+    measured = [group for group in report.competing if group.spread is not None]
+    if not measured:
+        why = "an earlier version wrote the report" if report.competing else "the neurons of none of them compete"
+        raise MHEError(f"{report.source}: no group has a spread to draw; {why}")
+    rows = measured[:MOST_ROWS]
     figure, axes = _dot_plot(
         [group.name for group in rows],
-        scores(rows),
-        _title(_shortened(short_source(report.source), 50), len(rows), len(scored)),
-        f"score at {report.potential.describe()}",
+        [_spread(group) for group in rows],
+        _title(_shortened(short_source(report.source), 50), len(rows), len(measured)),
     )
     for role, (colour, marker) in _ROLES.items():
         at = [place for place, group in enumerate(rows) if group.role == role]
         if not at:
             continue
-        values = [_score(rows[place]) for place in at]
+        values = [_spread(rows[place]) for place in at]
         axes.hlines(at, [1.0] * len(at), values, color=colour, linewidth=1.4, alpha=0.55, zorder=2)
         axes.scatter(values, at, s=26, color=colour, marker=marker, label=role, zorder=3, linewidths=0)
     _legend(axes)
@@ -69,25 +71,26 @@ def report_figure(report: EnergyReport) -> Figure:
 
 
 def comparison_figure(comparison: Comparison) -> Figure:
-    """Every group's score before (hollow) and after (filled), joined: which layers spread out, which closed up.
+    """Every group's spread before (hollow) and after (filled), joined: which layers spread out, which closed up.
 
     Raises:
-        MHEError: no group has a score on both sides.
+        MHEError: no group has a spread on both sides.
     """
-    scored = [row for row in comparison.rows if row.score_change is not None]
-    if not scored:
-        raise MHEError("no group has a score on both sides to draw; the expectation diverges for all of them")
-    scored.sort(key=lambda row: -max(_score(row.before), _score(row.after)))
-    rows = scored[:MOST_ROWS]
+    compared = [row for row in comparison.rows if row.after.apart is None]
+    measured = [row for row in compared if row.before.spread is not None and row.after.spread is not None]
+    if not measured:
+        why = "an earlier version wrote one of the reports" if compared else "the neurons of none of them compete"
+        raise MHEError(f"no group has a spread on both sides to draw; {why}")
+    measured.sort(key=lambda row: min(_spread(row.before), _spread(row.after)))
+    rows = measured[:MOST_ROWS]
     figure, axes = _dot_plot(
         [row.name for row in rows],
-        [_score(side) for row in rows for side in (row.before, row.after)],
+        [_spread(side) for row in rows for side in (row.before, row.after)],
         _title(
             " → ".join(_shortened(short_source(side.source), 30) for side in (comparison.before, comparison.after)),
             len(rows),
-            len(scored),
+            len(measured),
         ),
-        f"score at {comparison.after.potential.describe()}",
     )
     _dumbbells(axes, rows)
     _legend(axes)
@@ -99,8 +102,8 @@ def _dumbbells(axes: Axes, rows: list[ComparisonRow]) -> None:
         at = [place for place, row in enumerate(rows) if row.verdict == verdict]
         if not at:
             continue
-        before = [_score(rows[place].before) for place in at]
-        after = [_score(rows[place].after) for place in at]
+        before = [_spread(rows[place].before) for place in at]
+        after = [_spread(rows[place].after) for place in at]
         axes.hlines(at, before, after, color=colour, linewidth=1.8, alpha=0.6, zorder=2)
         axes.scatter(before, at, s=26, facecolors="white", edgecolors=colour, linewidths=1.3, zorder=3)
         axes.scatter(after, at, s=28, color=colour, linewidths=0, zorder=4, label=f"{verdict} ({len(at)})")
@@ -109,12 +112,12 @@ def _dumbbells(axes: Axes, rows: list[ComparisonRow]) -> None:
 
 
 def cosine_figure(report: EnergyReport, most: int = 6) -> Figure:
-    """How the cosines of all pairs spread in the most redundant groups, beside what independent directions would give.
+    """How the cosines of all pairs spread in the most crowded groups, beside what independent directions would give.
 
     Raises:
         MHEError: no group has pairs enough for a histogram.
     """
-    groups = [group for group in report.groups if sum(group.histogram) >= FEWEST_PAIRS][:most]
+    groups = [group for group in report.competing if sum(group.histogram) >= FEWEST_PAIRS][:most]
     if not groups:
         raise MHEError(f"{report.source}: no group has the {FEWEST_PAIRS} pairs of neurons that a histogram takes")
     columns = min(3, len(groups))
@@ -170,35 +173,32 @@ def random_shares(edges: Any, d: int) -> Any:
     return numpy.diff(beta.cdf((numpy.asarray(edges) + 1) / 2, half, half))
 
 
-def _dot_plot(names: list[str], values: list[float], title: str, label: str) -> tuple[Figure, Axes]:
-    """An empty chart with one row per name and a score axis that shows 0, 1 and every value."""
+def _dot_plot(names: list[str], values: list[float], title: str) -> tuple[Figure, Axes]:
+    """An empty chart with one row per name and a logarithmic axis of spread that shows 1 and every value."""
     figure = _figure(8.6, max(2.4, 1.35 + _ROW_INCHES * len(names)))
     axes = figure.add_subplot()
-    low, high = min(0.0, *values), max(1.0, *values)
-    if high > 5.0:
-        # Linear from optimum to random draw, a decade per step beyond: one collapsed layer must not flatten the rest.
-        axes.set_xscale("symlog", linthresh=1.0, linscale=0.6)
-        axes.set_xlim(low - 0.05, high * 1.25)
-        ticks = [0.0, 0.5, 1.0] + [step * 10.0**power for power in range(12) for step in (2.0, 5.0, 10.0)]
-        shown = [tick for tick in ticks if tick <= high * 1.25]
-        if len(shown) > 12:
-            shown = [tick for tick in shown if tick in (0.0, 0.5) or f"{tick:.0e}"[0] == "1"]
-        axes.set_xticks(shown, [f"{tick:g}" for tick in shown], minor=False)
-        axes.set_xticks([], minor=True)
-    else:
-        margin = 0.04 * (high - low)
-        axes.set_xlim(low - margin, high + margin)
+    # Logarithmic: half and twice the dimensions are as far from a random draw.
+    ladder = [step * 10.0**power for power in range(-9, 3) for step in (1, 2, 5)]
+    low = max(tick for tick in ladder if tick <= min(0.5, *values))
+    high = min(tick for tick in ladder if tick >= max(2.0, *values))
+    ticks = [tick for tick in ladder if low <= tick <= high]
+    if len(ticks) > 12:
+        ticks = [tick for tick in ticks if f"{tick:.0e}".startswith("1")]
+    margin = (high / low) ** 0.03
+    axes.set_xscale("log")
+    axes.set_xlim(low / margin, high * margin)
+    axes.set_xticks(ticks, [f"{tick:g}" if tick < _MOST_SPREAD else f"≥ {tick:g}" for tick in ticks], minor=False)
+    axes.set_xticks([], minor=True)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_yticks(range(len(names)), _labels(names), fontsize=7.5)
     # Over the whole figure: long module names leave the axes no room for a title of their own.
     figure.suptitle(title, fontsize=10.5, color=INK, x=0.01, ha="left")
-    axes.set_xlabel(label, fontsize=9, color=INK)
-    for place, meaning in ((0.0, "optimum"), (1.0, "random")):
-        axes.axvline(place, color=INK, linewidth=0.9, linestyle="-" if place else (0, (4, 3)), zorder=1)
-        axes.annotate(
-            meaning, (place, 1.0), (0, 3), xycoords=("data", "axes fraction"), textcoords="offset points",
-            ha="center", va="bottom", fontsize=7.5, color=INK,
-        )  # fmt: skip
+    axes.set_xlabel("spread: equivalent dimension / dimension", fontsize=9, color=INK)
+    axes.axvline(1.0, color=INK, linewidth=0.9, zorder=1)
+    axes.annotate(
+        "random", (1.0, 1.0), (0, 3), xycoords=("data", "axes fraction"), textcoords="offset points",
+        ha="center", va="bottom", fontsize=7.5, color=INK,
+    )  # fmt: skip
     _style(axes)
     axes.grid(axis="x", color=FAINT, alpha=0.25, linewidth=0.6, zorder=0)
     return figure, axes
@@ -236,14 +236,15 @@ def _legend(axes: Axes) -> None:
     )  # fmt: skip
 
 
-def _score(group: GroupEnergy) -> float:
-    if group.score is None:
-        raise MHEError(f"group {group.name} has no score to draw")
-    return group.score
+def _spread(group: GroupEnergy) -> float:
+    """A group's spread as it is drawn: neurons that are all but orthogonal at the end of the axis."""
+    if group.spread is None:
+        raise MHEError(f"group {group.name} has no spread to draw")
+    return min(group.spread, _MOST_SPREAD)
 
 
 def _title(source: str, drawn: int, groups: int) -> str:
-    what = "Hyperspherical energy by layer" if drawn == groups else f"The {drawn} most redundant of {groups} layers"
+    what = "Spread of neurons by layer" if drawn == groups else f"The {drawn} most crowded of {groups} layers"
     return f"{what}: {source}"
 
 

@@ -9,11 +9,12 @@ its place in every table; `shown` says in which. So a new column is two edits: i
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Flag, auto
 from typing import Any
 
-LEADING = "score"
+LEADING = "spread"
 """The column that a report is sorted by and a comparison leads with."""
 TERMINAL_DIGITS = 4  # after the point, at most: a line of a terminal is short
 
@@ -48,6 +49,7 @@ class Column:
         is_text: whether it is a text, and not a number.
         is_name: whether it is a dotted name.
         shown: where.
+        on_request: whether a table without one value of it leaves it out.
     """
 
     key: str
@@ -58,6 +60,7 @@ class Column:
     is_text: bool
     is_name: bool
     shown: Shown
+    on_request: bool
 
     def of(self, row: Any) -> Any:
         """The value in a row; a tuple of numbers, such as a pair of rows, as a text."""
@@ -79,7 +82,9 @@ def column(
     is_text: bool = False,
     is_name: bool = False,
     default: Any = dataclasses.MISSING,
+    default_factory: Any = dataclasses.MISSING,
     repr: bool = True,
+    on_request: bool = False,
 ) -> Any:
     """A dataclass field that is a column; without `label` its heading is its name."""
     about = {
@@ -90,16 +95,24 @@ def column(
         "is_text": is_text or is_name,
         "is_name": is_name,
         "shown": shown,
+        "on_request": on_request,
     }
-    return dataclasses.field(default=default, repr=repr, metadata={"column": about})
+    made = {"default": default} if default_factory is dataclasses.MISSING else {"default_factory": default_factory}
+    return dataclasses.field(**made, repr=repr, metadata={"column": about})
 
 
-def columns(row_type: type, shown: Shown) -> list[Column]:
-    """The columns of a row type that are shown there, in the order of its fields."""
+def columns(row_type: type, shown: Shown, rows: Iterable[Any] | None = None) -> list[Column]:
+    """The columns of a row type that are shown there, in the order of its fields.
+
+    Of `rows`, where they are given, a column that is made on request is shown only if one of them has it.
+    """
+    rows = None if rows is None else list(rows)
     found = []
     for field in dataclasses.fields(row_type):
         about = field.metadata.get("column")
         if about is not None and about["shown"] & shown:
             label = about["label"] or field.name.replace("_", " ")
             found.append(Column(field.name, **{**about, "label": label, "short": about["short"] or label}))
+    if rows is not None:
+        found = [each for each in found if not each.on_request or any(each.of(row) is not None for row in rows)]
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from hf_mhe.analysis.report.columns import Shown, columns
 from hf_mhe.analysis.report.files import write_atomic, write_json
 from hf_mhe.analysis.report.group_energy import GroupEnergy
+from hf_mhe.analysis.report.json_values import to_json
 from hf_mhe.analysis.report.matching import match_groups
 from hf_mhe.analysis.report.report import EnergyReport
-from hf_mhe.analysis.report.summary import ReportSummary, plain_dict, redundancy, summarize
+from hf_mhe.analysis.report.summary import ReportSummary, summarize
 from hf_mhe.errors import MHEError
 from hf_mhe.text import listed
 
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 
 FORMAT = "hf_mhe.comparison"
 FORMAT_VERSION = 1
-# A change of score smaller than this is rounding of float32 weights and walks, not a change of the layer.
+# A relative change of spread smaller than this is rounding of float32 weights and walks, not a change of the layer;
+# so is a change of score, of reports from before there were spreads.
 UNCHANGED = 1e-6
 
 _OF_A_SIDE = ("name", "n", "d")  # which may differ: a model inside another, a vocabulary that has grown
@@ -63,6 +66,11 @@ class ComparisonRow:
         return self.after.d
 
     @property
+    def spread_change(self) -> float | None:
+        """Spread after minus spread before: above 0 is better; None where one of the two has none, or neither ends."""
+        return _change(self.before.spread, self.after.spread)
+
+    @property
     def score_before(self) -> float | None:
         return self.before.score
 
@@ -73,9 +81,7 @@ class ComparisonRow:
     @property
     def score_change(self) -> float | None:
         """Score after minus score before: below 0 is better; None where one of the two has no score."""
-        if self.before.score is None or self.after.score is None:
-            return None
-        return self.after.score - self.before.score
+        return _change(self.before.score, self.after.score)
 
     @property
     def energy_before(self) -> float:
@@ -87,7 +93,15 @@ class ComparisonRow:
 
     @property
     def verdict(self) -> str:
-        """ "improved", "worsened", "unchanged", or "not scored"."""
+        """ "improved", "worsened" or "unchanged" by the spread; by the score where a report has no spreads, and "not
+        scored" where it has no score either.
+        """
+        before, after = self.before.spread, self.after.spread
+        if before is not None and after is not None:
+            crowding = 1 / before - 1 / after  # which is 0 of orthogonal neurons, whose spread is infinite
+            if abs(crowding) <= UNCHANGED * max(1 / before, 1 / after):
+                return "unchanged"
+            return "improved" if crowding > 0 else "worsened"
         change = self.score_change
         if change is None:
             return "not scored"
@@ -116,11 +130,14 @@ class ComparisonSummary:
         return self.after.groups
 
     @property
+    def mean_spread_change(self) -> float | None:
+        """Mean spread after minus before: above 0 is better; None where one side has none."""
+        return _change(self.before.mean_spread, self.after.mean_spread)
+
+    @property
     def mean_score_change(self) -> float | None:
         """Mean score after minus before: below 0 is better; None where one side has no score."""
-        if self.before.mean_score is None or self.after.mean_score is None:
-            return None
-        return self.after.mean_score - self.before.mean_score
+        return _change(self.before.mean_score, self.after.mean_score)
 
     def __getattr__(self, name: str) -> Any:
         key, _, side = name.rpartition("_")
@@ -130,8 +147,12 @@ class ComparisonSummary:
 
     def to_dict(self) -> dict[str, Any]:
         """The summary as JSON types; a number that is not defined is None."""
-        before, after = plain_dict(self.before), plain_dict(self.after)
-        content: dict[str, Any] = {"groups": self.groups, "mean_score_change": self.mean_score_change}
+        before, after = to_json(self.before), to_json(self.after)
+        content: dict[str, Any] = {
+            "groups": self.groups,
+            "mean_spread_change": to_json(self.mean_spread_change),
+            "mean_score_change": self.mean_score_change,
+        }
         for key in _SUMMARY_KEYS:
             content |= {f"{key}_before": before[key], f"{key}_after": after[key]}
         return content | {"improved": self.improved, "worsened": self.worsened, "unchanged": self.unchanged}
@@ -139,7 +160,7 @@ class ComparisonSummary:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two energy reports of the same architecture; rows in the order of `after`: most redundant first."""
+    """Two energy reports of the same architecture; rows in the order of `after`: most crowded first."""
 
     before: EnergyReport
     after: EnergyReport
@@ -160,7 +181,7 @@ class Comparison:
 
         Raises:
             MHEError: the reports are of different potentials, have no group in common, or one model stands in several
-                places inside the other and nothing tells which is meant.
+                places inside the other and nothing says which is meant.
         """
         if (before.s, before.distance, before.space) != (after.s, after.distance, after.space):
             raise MHEError(
@@ -183,10 +204,10 @@ class Comparison:
     @cached_property
     def summary(self) -> ComparisonSummary:
         """The comparison in a few numbers."""
-        verdicts = [row.verdict for row in self.rows]
+        verdicts = [row.verdict for row in self.rows if row.after.apart is None]
         return ComparisonSummary(
-            before=summarize(sorted((row.before for row in self.rows), key=redundancy), len(self.before.skipped)),
-            after=summarize(sorted((row.after for row in self.rows), key=redundancy), len(self.after.skipped)),
+            before=summarize([row.before for row in self.rows], len(self.before.skipped)),
+            after=summarize([row.after for row in self.rows], len(self.after.skipped)),
             improved=verdicts.count("improved"),
             worsened=verdicts.count("worsened"),
             unchanged=verdicts.count("unchanged"),
@@ -222,7 +243,7 @@ class Comparison:
         rows = []
         for row in self.rows:
             values: dict[str, Any] = {key: getattr(row, key) for key in ("name", "kind", "role", "n", "d", "verdict")}
-            values["score_change"] = row.score_change
+            values["spread_change"], values["score_change"] = row.spread_change, row.score_change
             values |= {f"{key}_before": getattr(row.before, key) for key in _OF_A_SIDE}
             for key in _COMPARED:
                 values[f"{key}_before"] = getattr(row.before, key)
@@ -259,7 +280,7 @@ class Comparison:
         return page
 
     def plot(self, path: str | os.PathLike[str]) -> Path:
-        """Draw every group's score before and after; the suffix of `path` chooses the format (.png, .svg, .pdf).
+        """Draw every group's spread before and after; the suffix of `path` chooses the format (.png, .svg, .pdf).
 
         Raises:
             MHEError: an unknown suffix, a file that cannot be written, no matplotlib (the extra `plots`).
@@ -267,6 +288,13 @@ class Comparison:
         from hf_mhe.analysis.page.plots import comparison_figure, save_figure
 
         return save_figure(comparison_figure(self), path)
+
+
+def _change(before: float | None, after: float | None) -> float | None:
+    """After minus before; None where one is missing, or both are infinite."""
+    if before is None or after is None or (math.isinf(before) and math.isinf(after)):
+        return None
+    return after - before
 
 
 def _other_threshold(before: EnergyReport, after: EnergyReport) -> list[str]:
@@ -280,7 +308,8 @@ def _other_threshold(before: EnergyReport, after: EnergyReport) -> list[str]:
 def _row_dict(row: ComparisonRow) -> dict[str, Any]:
     before, after = row.before.to_dict(), row.after.to_dict()
     content: dict[str, Any] = {key: after[key] for key in ("name", "kind", "role", "n", "d")}
+    content["spread_change"] = to_json(row.spread_change)
     content["score_change"], content["verdict"] = row.score_change, row.verdict
-    content["before"] = {key: before[key] for key in (*_OF_A_SIDE, *_COMPARED)}
-    content["after"] = {key: after[key] for key in (*_OF_A_SIDE, *_COMPARED)}
+    content["before"] = {key: before.get(key) for key in (*_OF_A_SIDE, *_COMPARED)}
+    content["after"] = {key: after.get(key) for key in (*_OF_A_SIDE, *_COMPARED)}
     return content

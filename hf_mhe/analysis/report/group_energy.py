@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_mhe.analysis.report.columns import Shown, column
+from hf_mhe.analysis.report.json_values import read_fields, to_json
+from hf_mhe.analysis.report.tokens import Vocabulary
+from hf_mhe.analysis.report.variant import Variant
 from hf_mhe.errors import MHEError
 
 # What says which group a row is of.
 _NAMES = Shown.TABLES | Shown.COMPARED_PAGE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GroupEnergy:
     """How the neurons of one group point: its energy, what that means, and the pairs that stand out.
 
@@ -33,6 +36,38 @@ class GroupEnergy:
     """Neurons with a direction: all rows except the dead ones."""
     d: int = column(_NAMES | Shown.COMPARED_TERMINAL, help="dimension of a neuron")
     """Dimension of a neuron."""
+    equivalent_dimension: float | None = column(
+        Shown.TABLES | Shown.CARD | Shown.COMPARED | Shown.COMPARED_PAGE,
+        label="equivalent dimension",
+        short="equiv dim",
+        digits=1,
+        help="the dimension in which random directions would be as crowded",
+        default=None,
+    )
+    """The dimension in which independent random directions would be as crowded; inf where no two neurons are closer
+    than a right angle on average. None: a report of before 0.1 had it."""
+    spread: float | None = column(
+        Shown.TABLES | Shown.CARD | Shown.COMPARISONS,
+        digits=3,
+        help="equivalent dimension / d: 1 random draw, below 1 crowded",
+        default=None,
+    )
+    """equivalent_dimension / d: 1 for independent random directions however many, below 1 crowded."""
+    equivalent_dimension_z: float | None = column(
+        Shown.CSV | Shown.COMPARED,
+        digits=1,
+        help="standard deviations of the random draw by which the equivalent dimension is above d",
+        default=None,
+    )
+    """Standard deviations of n independent random directions by which the equivalent dimension is above d."""
+    verdict: str | None = column(
+        Shown.TABLES | Shown.CARD | Shown.COMPARED | Shown.COMPARED_PAGE,
+        help="what crowds the neurons, the largest cause first",
+        is_text=True,
+        default=None,
+    )
+    """What crowds the neurons: "copies", "shared direction", "few dimensions", the largest first and a comma between;
+    "spread" or "as random" where nothing does. See Note [The verdict] in `hf_mhe.energy.reference.verdict`."""
     parameters: tuple[str, ...] = column(Shown.NOWHERE)
     """Names of the parameters (of a checkpoint: of its tensors) that the neurons are stored in."""
     energy: float = column(
@@ -41,7 +76,9 @@ class GroupEnergy:
         help="mean over ordered pairs of neurons",
     )
     """Mean energy, coincident pairs left out; NaN where all pairs coincide."""
-    expected: float = column(Shown.TABLES | Shown.CARD, digits=6, help="of as many independent random directions")
+    expected: float = column(
+        Shown.CSV | Shown.PAGE | Shown.CARD, digits=6, help="of as many independent random directions"
+    )
     """Mean energy of n independent uniform directions; inf where it diverges (s ≥ d − 1)."""
     std: float = column(Shown.CSV, digits=6)
     """Standard deviation of the mean energy of n independent uniform directions; inf where it diverges."""
@@ -50,12 +87,28 @@ class GroupEnergy:
     score: float | None = column(
         Shown.TABLES | Shown.CARD | Shown.COMPARISONS, digits=3, help="0 optimum, 1 random draw, above 1 redundant"
     )
-    """(energy − lower_bound) / (expected − lower_bound): 0 optimum, 1 random draw, above 1 redundant. None: undefined.
-    """
+    """(energy − lower_bound) / (expected − lower_bound): 0 optimum, 1 random draw, above 1 redundant. Infinite, as the
+    energy of all pairs is, where some coincide. None: undefined."""
     z: float | None = column(
         Shown.CSV | Shown.PAGE | Shown.COMPARED, digits=1, help="standard deviations of the random draw above its mean"
     )
     """Standard deviations of the random draw by which the energy is above `expected`; None where undefined."""
+    shared_direction: float | None = column(
+        Shown.CSV, digits=6, help="part of energy − expected: the neurons lean to one side", default=None
+    )
+    """Part of `energy − expected`: f'(0) · mean cosine. The three parts add up; None where `expected` is infinite."""
+    concentration: float | None = column(
+        Shown.CSV, digits=6, help="part of energy − expected: the neurons fill few dimensions", default=None
+    )
+    """Part of `energy − expected`: ½ f''(0) · (mean squared cosine − 1/d)."""
+    close_pairs: float | None = column(
+        Shown.CSV, digits=6, help="part of energy − expected: pairs closer than the moments say", default=None
+    )
+    """Part of `energy − expected`: the rest."""
+    mean_cosine: float | None = column(Shown.CSV | Shown.COMPARED, digits=4, default=None)
+    """Mean cosine over pairs, coincident ones included: the squared length of the mean direction, up to 1/n."""
+    mean_square_cosine: float | None = column(Shown.CSV | Shown.COMPARED, digits=6, default=None)
+    """Mean squared cosine over pairs, coincident ones included; 1/d for a random draw."""
     max_cosine: float = column(
         Shown.TABLES | Shown.CARD | Shown.COMPARISONS,
         label="largest cosine",
@@ -74,6 +127,12 @@ class GroupEnergy:
         Shown.TABLES | Shown.COMPARED | Shown.COMPARED_PAGE, label="near-duplicates", short="near-dup", help="pairs"
     )
     """Unordered pairs whose cosine reaches the report's `duplicate_cosine`, coincident ones included."""
+    distinct: int | None = column(
+        Shown.CSV | Shown.PAGE | Shown.COMPARED,
+        help="neurons if each cluster of near-duplicates counts once",
+        default=None,
+    )
+    """Neurons if each cluster of near-duplicates counts once."""
     coincident: int = column(Shown.CSV | Shown.PAGE | Shown.COMPARED, help="pairs that point exactly the same way")
     """Unordered pairs that point the same way to the last digit."""
     dead: int = column(Shown.TABLES | Shown.COMPARED | Shown.COMPARED_PAGE, help="rows of zeros")
@@ -84,11 +143,53 @@ class GroupEnergy:
     """Unordered pairs per bin of cosine, equal bins on [−1, 1]."""
     stack: str | None = column(Shown.CSV, is_name=True, default=None)
     """Name of the stack of experts or heads that it is one of, `*` in the place of its number; None: stands alone."""
+    apart: str | None = column(Shown.CSV, is_text=True, default=None)
+    """Why the neurons do not compete, so that none of them is superfluous for being like another: the group stays out
+    of the summary, the ranking and checks. None: they compete."""
+    duplicate_pairs: tuple[tuple[int, int, float], ...] = column(Shown.NOWHERE, default=(), repr=False)
+    """Near-duplicate pairs with their cosine, rows numbered as in the weight, the closest first; the first of them."""
+    clusters: tuple[tuple[int, ...], ...] = column(Shown.NOWHERE, default=(), repr=False)
+    """Rows that near-duplicate pairs join, each cluster in order, the largest first."""
+    vocabulary: Vocabulary | None = column(Shown.NOWHERE, default=None, repr=False)
+    """Of a checkpoint's vocabulary, what its tokens are: alike, equal, at the mean, zero or never trained."""
+    spectral_norm: float | None = column(
+        Shown.CSV | Shown.PAGE | Shown.TERMINAL, digits=3, help="largest singular value", default=None, on_request=True
+    )
+    """Largest singular value of the weight as it is stored; None unless the spectrum was asked for, as the ranks are.
+    """
+    stable_rank: float | None = column(
+        Shown.CSV | Shown.PAGE | Shown.TERMINAL,
+        digits=1,
+        help="squared Frobenius norm / squared spectral norm",
+        default=None,
+        on_request=True,
+    )
+    """Squared Frobenius norm over the squared spectral norm."""
+    effective_rank: float | None = column(
+        Shown.CSV | Shown.PAGE | Shown.TERMINAL,
+        digits=1,
+        help="exponential of the entropy of the singular values",
+        default=None,
+        on_request=True,
+    )
+    """Exponential of the entropy of the singular values (Roy and Vetterli, 2007)."""
+    numerical_rank: int | None = column(
+        Shown.CSV | Shown.PAGE | Shown.TERMINAL,
+        help="singular values above rounding",
+        default=None,
+        on_request=True,
+    )
+    """Singular values above rounding, as numpy.linalg.matrix_rank counts them."""
+    variants: tuple[Variant, ...] = column(Shown.NOWHERE, default=(), repr=False)
+    """The same walk under the paper's twelve potentials, if they were asked for."""
+    row_names: dict[int, str] = column(Shown.NOWHERE, default_factory=dict, repr=False)
+    """What the rows are called that stand in `duplicate_pairs`, `clusters`, `nearest_pair` or `dead_rows`: the tokens
+    of a vocabulary, the names given to `measure`."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as JSON types; an infinite or undefined number is None."""
-        row = dataclasses.asdict(self)
-        return {key: _plain(value) for key, value in row.items()}
+        """The row as JSON types; an infinite or undefined number is None, and what an old report lacks is left out."""
+        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return {key: to_json(value) for key, value in values.items() if value is not None or key not in _NONE_MEANS}
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> GroupEnergy:
@@ -99,40 +200,19 @@ class GroupEnergy:
         """
         if not isinstance(row, Mapping):
             raise MHEError(f"a group of an energy report is a {type(row).__name__}, not an object")
-        label = f"group {row.get('name', '?')!r}"
-        values: dict[str, Any] = {}
-        for item in dataclasses.fields(cls):
-            if item.name not in row and item.default is dataclasses.MISSING:
-                raise MHEError(f"{label} of the energy report has no {item.name!r}")
-            if item.name in row:
-                values[item.name] = _typed(item.name, str(item.type), row[item.name], label)
-        return cls(**values)
+        label = f"group {row.get('name', '?')!r} of the energy report"
+        found: GroupEnergy = read_fields(cls, row, label, _NONE_MEANS)
+        if found.coincident and found.score is None and math.isfinite(found.expected):
+            return dataclasses.replace(found, score=math.inf, z=math.inf)
+        return found
 
 
 # What None stands for in JSON, which has neither infinity nor NaN.
-_NONE_MEANS = {"energy": math.nan, "expected": math.inf, "std": math.inf, "lower_bound": math.nan}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _typed(key: str, kind: str, value: Any, label: str) -> Any:
-    if value is None and key in _NONE_MEANS:
-        return _NONE_MEANS[key]
-    if value is None and kind.endswith("| None"):
-        return None
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind.startswith("str") and isinstance(value, str):
-        return value
-    if kind == "int" and number and isinstance(value, int):
-        return value
-    if kind.startswith("float") and number:
-        return float(value)
-    if kind.startswith("tuple") and isinstance(value, (list, tuple)):
-        of = str if "str" in kind else int
-        if all(isinstance(item, of) for item in value):
-            return tuple(value)
-    raise MHEError(f"{label} of the energy report has {key} = {value!r}; a {kind} is right")
+_NONE_MEANS = {
+    "energy": math.nan,
+    "expected": math.inf,
+    "std": math.inf,
+    "lower_bound": math.nan,
+    "equivalent_dimension": math.inf,
+    "spread": math.inf,
+}

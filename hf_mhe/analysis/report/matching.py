@@ -23,7 +23,7 @@ from hf_mhe.errors import MHEError
 
 _MOST_BEFORE = 2  # parts in front of the inserted ones: `model.` of `model.language_model.`
 _MOST_INSERTED = 4
-_LEAST_SHARE = 4  # one in so many groups of the smaller model
+_LEAST_SHARE = 4  # one in that many groups of the smaller model
 # What training, peft and sentence-transformers put in front of a model's names.
 _WRAPPED = re.compile(r"^((_orig_mod|module|base_model\.model|\d+\.(auto_model|model))\.)+")
 
@@ -45,7 +45,7 @@ def match_groups(before: Iterable[GroupEnergy], after: Iterable[GroupEnergy]) ->
     """Match the groups of two reports; see Note [Names of one layer].
 
     Raises:
-        MHEError: one model stands in several places inside the other, and nothing tells which of them is meant.
+        MHEError: one model stands in several places inside the other, and nothing says which of them is meant.
     """
     sides = [{group.name: group_shape(group) for group in groups} for groups in (before, after)]
     found = _aligned(*sides)
@@ -70,7 +70,7 @@ def group_shape(group: GroupEnergy) -> Shape:
 
 @dataclass(frozen=True)
 class _Alignment:
-    """Pairs, how many of them have equal shapes, and the error where nothing tells what belongs together."""
+    """Pairs, how many of them have equal shapes, and the error where nothing says what belongs together."""
 
     pairs: Pairs
     fits: int

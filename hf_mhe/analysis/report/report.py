@@ -1,4 +1,4 @@
-"""`EnergyReport`: the rows of one analysis, most redundant first, with what they were computed from and by."""
+"""`EnergyReport`: the rows of one analysis, most crowded first, with what they were computed from and by."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from hf_mhe.analysis.report.columns import Shown, columns
 from hf_mhe.analysis.report.files import write_atomic, write_json
 from hf_mhe.analysis.report.group_energy import GroupEnergy
+from hf_mhe.analysis.report.json_values import to_json
 from hf_mhe.analysis.report.stacks import StackEnergy, stacked
-from hf_mhe.analysis.report.summary import ReportSummary, plain_dict, redundancy, summarize
+from hf_mhe.analysis.report.summary import ReportSummary, competing, crowding, summarize
 from hf_mhe.errors import MHEError
 from hf_mhe.json_files import read_json_object
+from hf_mhe.text import number
 
 if TYPE_CHECKING:
     import pandas
@@ -28,7 +30,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class EnergyReport:
-    """The energies of all neuron groups of one model, most redundant first; groups without a score come last.
+    """The energies of all neuron groups of one model, most crowded first; those whose neurons do not compete last.
 
     Nothing in it depends on the time or the place: a second analysis of the same weights gives the same file.
     """
@@ -55,11 +57,11 @@ class EnergyReport:
     """How many groups of neurons the include and exclude patterns kept out."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "groups", sorted(self.groups, key=redundancy))
+        object.__setattr__(self, "groups", sorted(self.groups, key=crowding))
 
     def __repr__(self) -> str:
-        score = self.summary.mean_score
-        mean = "no score" if score is None else f"mean score {score:.3f}"
+        summary = self.summary
+        mean = f"mean spread {number(summary.mean_spread, 3)}, mean score {number(summary.mean_score, 3)}"
         return f"<{type(self).__name__} of {self.source!r}: {len(self.groups)} groups, {mean}>"
 
     @property
@@ -74,9 +76,19 @@ class EnergyReport:
         """The report in a few numbers."""
         return summarize(self.groups, len(self.skipped))
 
+    @property
+    def competing(self) -> list[GroupEnergy]:
+        """The groups whose neurons compete, most crowded first: what is summed up, ranked and checked."""
+        return competing(self.groups)
+
+    @property
+    def apart(self) -> list[GroupEnergy]:
+        """The groups whose neurons do not compete, such as depthwise kernels; `GroupEnergy.apart` says why."""
+        return [group for group in self.groups if group.apart is not None]
+
     @cached_property
     def stacks(self) -> list[StackEnergy]:
-        """The experts of a layer and the heads of a projection, each stack of them in one row, most redundant first.
+        """The experts of a layer and the heads of a projection, each stack of them in one row, most crowded first.
 
         Their groups stand in `groups` too, one by one; `GroupEnergy.stack` says which stack a group is of.
         """
@@ -112,8 +124,8 @@ class EnergyReport:
             "notes": list(self.notes),
             "unseen": self.unseen,
             "left_out": self.left_out,
-            "summary": plain_dict(self.summary),
-            "stacks": [plain_dict(stack) for stack in self.stacks],
+            "summary": to_json(self.summary),
+            "stacks": [to_json(stack) for stack in self.stacks],
             "groups": [group.to_dict() for group in self.groups],
             "skipped": dict(sorted(self.skipped.items())),
         }
@@ -177,7 +189,7 @@ class EnergyReport:
             raise MHEError(f"{os.fspath(path)}: {error}") from error
 
     def to_pandas(self, *, aggregate: bool = False) -> pandas.DataFrame:
-        """One row per group, most redundant first: names, shape, energies, score, cosines, counts.
+        """One row per group, most crowded first: names, shape, energies, score, cosines, counts.
 
         With `aggregate`, the experts of a layer and the heads of a projection are one row, with the fields of
         `StackEnergy`; every other group is a row of its own in the same columns.
@@ -185,7 +197,7 @@ class EnergyReport:
         import pandas
 
         rows: list[StackEnergy] | list[GroupEnergy] = self.aggregated if aggregate else self.groups
-        shown = columns(StackEnergy if aggregate else GroupEnergy, Shown.CSV)
+        shown = columns(StackEnergy if aggregate else GroupEnergy, Shown.CSV, rows)
         values = [[each.of(row) for each in shown] for row in rows]
         return pandas.DataFrame(values, columns=[each.key for each in shown])
 
@@ -214,7 +226,7 @@ class EnergyReport:
         return page
 
     def plot(self, path: str | os.PathLike[str]) -> Path:
-        """Draw the score of every group; the suffix of `path` chooses the format (.png, .svg, .pdf).
+        """Draw the spread of every group; the suffix of `path` chooses the format (.png, .svg, .pdf).
 
         Raises:
             MHEError: an unknown suffix, a file that cannot be written, no matplotlib (the extra `plots`).

@@ -3,7 +3,7 @@
 Note [What counts as unseen]. The share is of the values of tensors of two or more dimensions: unseen / (unseen +
 measured). Measured are the groups that were asked for. Unseen is what was skipped for a reason that leaves open
 whether it has neurons (`Unseen` in neurons/reasons.py): a format that is not read, a tensor that the known model does
-not take, a weight of the model that the checkpoint does not hold, a parameter whose use is not told. Not counted are
+not take, a weight of the model that the checkpoint does not hold, a parameter whose use is unknown. Not counted are
 biases, positions and other tensors that by nature have no neurons, and whatever the patterns of the user leave out.
 
 A weight that is stored under a name that the model does not know is both a tensor without a taker and a weight without
@@ -51,7 +51,7 @@ def unseen_share(
 
 
 def is_considerable(share: float | None) -> bool:
-    """Whether a share of a model that was not seen is to be told, and fails a check."""
+    """Whether a share of a model that was not seen is said, and fails a check."""
     return share is None or share > CONSIDERABLE
 
 

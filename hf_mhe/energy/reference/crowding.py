@@ -19,19 +19,30 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
+import numpy as np
+
 _SOFTENED = 2.1  # 2 + ε²
 Z = 4 / _SOFTENED**2
 ORTHOGONAL = 2 / _SOFTENED  # F(0)
 COLLINEAR = Z / (1 - Z)  # the excess of neurons that are all on one line
-# Below it ₂F₁ is 1 to the last digits but two, and scipy's is not a number from δ = 1e14 on.
+# Below it ₂F₁ is 1 to the last digits but two.
 _SMALLEST_EXCESS = 1e-12
+
+
+# Note [A series of positive terms]
+# With c of at least 1.5 the terms of ₂F₁(a, b; c; z) are all positive and fall at least as fast as k zᵏ, so a sum of
+# 512 of them has every digit. Rejected: scipy's hyp2f1, which is not a number for many c beyond 100, such as 151.5.
+_K = np.arange(512)
+
+
+def _hypergeometric(a: float, b: float, c: float) -> float:
+    """₂F₁(a, b; c; Z) for c of at least 1.5 and small a, b."""
+    return 1.0 + float(np.cumprod(Z * (a + _K) * (b + _K) / ((c + _K) * (1 + _K))).sum())
 
 
 def random_excess(dimension: float) -> float:
     """The mean of g over independent random directions in a dimension >= 1, which need not be an integer."""
-    from scipy.special import hyp2f1
-
-    return Z / dimension * float(hyp2f1(1.0, 1.5, dimension / 2 + 1, Z))
+    return Z / dimension * _hypergeometric(1.0, 1.5, dimension / 2 + 1)
 
 
 def random_crowding(dimension: float) -> float:
@@ -57,16 +68,29 @@ def dimension_of_excess(excess: float) -> float:
 
 
 @lru_cache(maxsize=4096)
-def equivalent_dimension_std(n: int, d: int) -> float:
-    """The standard deviation, to first order, of the equivalent dimension of n independent random directions.
+def random_excess_std(n: int, d: float) -> float:
+    """The standard deviation of the mean of g over the pairs of n independent random directions.
 
     The cosines of independent directions are pairwise independent, so the variances of the pairs add.
     """
-    from scipy.special import hyp2f1
+    square = 3 * Z**2 / (d * (d + 2)) * _hypergeometric(2.0, 2.5, d / 2 + 2)
+    return math.sqrt(max(0.0, square - random_excess(d) ** 2) / (n * (n - 1) / 2))
 
-    mean = random_excess(d)
-    square = 3 * Z**2 / (d * (d + 2)) * float(hyp2f1(2.0, 2.5, d / 2 + 2, Z))
+
+@lru_cache(maxsize=4096)
+def equivalent_dimension_std(n: int, d: int) -> float:
+    """The standard deviation, to first order, of the equivalent dimension of n independent random directions."""
     step = 1e-4 * d
     below = max(1.0, d - step)
     slope = (random_excess(d + step) - random_excess(below)) / (d + step - below)
-    return math.sqrt(max(0.0, square - mean**2) / (n * (n - 1) / 2)) / abs(slope)
+    return random_excess_std(n, d) / abs(slope)
+
+
+def equivalent_dimension_z(dimension: float, n: int, d: int) -> float:
+    """How far an equivalent dimension is above that of n random directions in d, in standard deviations.
+
+    Taken where the numbers are means, of the excess. Rejected: (dimension − d) / `equivalent_dimension_std`, the same
+    to first order; of a few neurons the dimension has no second moment, and orthogonal ones would have an infinite z.
+    """
+    excess = 0.0 if dimension == math.inf else random_excess(dimension)
+    return (random_excess(d) - excess) / random_excess_std(n, d)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import torch
@@ -12,15 +13,18 @@ from hf_mhe.energy.rows import project_
 from hf_mhe.energy.walks.close_pairs import ClosePairs, coincident_below, extremes, has_close_pairs, sum_close_pairs
 from hf_mhe.energy.walks.closed_forms import Block, evaluate_, fill_diagonal_
 from hf_mhe.energy.walks.panels import Panel, PanelBatch, one_square, panel_batches
-from hf_mhe.energy.walks.small_cosines import power_series, sum_by_powers_
+from hf_mhe.energy.walks.small_cosines import power_sums_, series_that_pays
 from hf_mhe.energy.walks.workspace import scratch
 
 
 class Observer(Protocol):
     """Statistics that want the same pairs: sees every block of cosines once, before it becomes a block of energies."""
 
-    def observe(self, cos: Tensor, panel: Panel) -> None:
-        """Look at `cos` (rows x columns); a diagonal panel holds each pair twice, and c_ii = 0."""
+    def observe(self, cos: Tensor, piece: PanelBatch) -> tuple[float, float]:
+        """Look at `cos`, of the shape of `piece`, and return its smallest and largest cosine.
+
+        A diagonal piece holds each pair twice, and c_ii = 0, which is no cosine of a pair.
+        """
 
 
 class PairSum(NamedTuple):
@@ -78,6 +82,33 @@ def walk(
     return sums.result()
 
 
+def cosines(unit: Tensor) -> Iterator[tuple[Tensor, PanelBatch]]:
+    """The cosines of all pairs of unit rows, piece by piece, each valid until the next; 0 on the diagonal."""
+    batches = panel_batches(len(unit), unit.device, gradient=False)
+    buffer = scratch("panel 0", max(batch.elements for batch in batches), unit.dtype, unit.device)
+    for batch in batches:
+        cos = buffer[: batch.elements].view(batch.shape)
+        torch.matmul(batch.left(unit), batch.right(unit).mT, out=cos)
+        if batch.first.diagonal:
+            fill_diagonal_(cos)
+        for part, piece in batch.pieces():
+            yield cos[part].view(piece.shape), piece
+
+
+def exact_unit_rows(weight: Tensor) -> Tensor:
+    """Live rows in float64, of length one, for what float32 products are too coarse for."""
+    return torch.nn.functional.normalize(weight.double(), dim=1, eps=0.0)
+
+
+def cosines_of(piece: PanelBatch, unit: Tensor) -> Iterator[tuple[Tensor, PanelBatch]]:
+    """The cosines of a piece's panels, one by one, in the precision of `unit`; 0 on the diagonal."""
+    for panel in piece.items():
+        cos = unit[panel.row : panel.row_end] @ unit[panel.column : panel.column_end].t()
+        if panel.diagonal:
+            fill_diagonal_(cos)
+        yield cos, PanelBatch(panel)
+
+
 def _whole(cos: Tensor, unit: Tensor, potential: Potential, gradient: bool) -> PairSum:
     # One square without close pairs, which most layers of most small models are: what PanelSums does, in fewer calls.
     block = evaluate_(potential, cos, torch.empty_like(cos) if gradient else None)
@@ -119,13 +150,11 @@ class PanelSums:
         """Add one batch of panels of cosines; overwrites `cos` and `spare` (None where no gradient is wanted)."""
         if batch.first.diagonal:
             fill_diagonal_(cos)
-        if observer is not None:
-            for panel, block in zip(batch.items(), cos.view(-1, *cos.shape[-2:]), strict=True):
-                observer.observe(block, panel)
         slope, slope_factor = spare, 0.0
         exceptions: list[ClosePairs | PanelBatch] = []
         for part, piece in batch.pieces():
-            block, exception = self._evaluate(piece, cos[part], None if spare is None else spare[part])
+            known = None if observer is None else observer.observe(cos[part].view(piece.shape), piece)
+            block, exception = self._evaluate(piece, cos[part], None if spare is None else spare[part], known)
             if exception is not None:
                 exceptions.append(exception)
             if block is not None and block.slope is not None:
@@ -140,18 +169,20 @@ class PanelSums:
                 self._add_in_float64(exception, gradient=spare is not None)
 
     def _evaluate(
-        self, piece: PanelBatch, cos: Tensor, spare: Tensor | None
+        self,
+        piece: PanelBatch,
+        cos: Tensor,
+        spare: Tensor | None,
+        known: tuple[float, float] | None = None,
     ) -> tuple[Block | None, ClosePairs | PanelBatch | None]:
         """Add a piece's value and turn it into slopes; and what is left of it to be added otherwise.
 
         That is its close pairs, or the whole piece, which is then all zeros.
         """
-        times = 1 if piece.first.diagonal else 2  # a square on the diagonal holds both orders of each of its pairs
-        known = None
-        if spare is None and cos.dtype == torch.float32 and (series := power_series(self._potential)) is not None:
-            known = extremes(cos, two_sided=True)
+        if spare is None and cos.dtype == torch.float32 and (series := series_that_pays(self._potential)) is not None:
+            known = extremes(cos, two_sided=True) if known is None else known
             if series.holds(known):
-                self._value += times * sum_by_powers_(series, cos, piece.pairs)
+                self._value += piece.orders * series.total(power_sums_(cos, piece.pairs, odd=series.odd))
                 return None, None
         close = ClosePairs.find(cos, piece, self._potential, known)
         if close is not None and close.too_many(cos.numel()) and cos.dtype != torch.float64:
@@ -166,7 +197,7 @@ class PanelSums:
             block.take_out_(close.take_out_)
         if piece.first.diagonal:
             block.take_out_(fill_diagonal_)
-        self._value += times * block.total()
+        self._value += piece.orders * block.total()
         return block, close
 
     def _add_close_pairs(self, close: ClosePairs) -> None:
@@ -179,15 +210,12 @@ class PanelSums:
         # Float64 products reach pairs a thousand times closer than float32 ones, at a sixtieth of the price of
         # recomputing the pairs one by one; a layer that has collapsed to one direction is such a case.
         if self._exact_unit is None:
-            self._exact_unit = torch.nn.functional.normalize(self._weight.double(), dim=1, eps=0.0)
+            self._exact_unit = exact_unit_rows(self._weight)
         unit = self._exact_unit
-        for panel in piece.items():
-            cos = unit[panel.row : panel.row_end] @ unit[panel.column : panel.column_end].t()
-            if panel.diagonal:
-                cos.fill_diagonal_(0)
-            block, close = self._evaluate(PanelBatch(panel), cos, torch.empty_like(cos) if gradient else None)
+        for cos, panel in cosines_of(piece, unit):
+            block, close = self._evaluate(panel, cos, torch.empty_like(cos) if gradient else None)
             if self._grad is not None and block is not None and block.slope is not None:
-                _add_tangent_products_(self._grad, block.slope, unit, panel, 2 * block.slope_factor)
+                _add_tangent_products_(self._grad, block.slope, unit, panel.first, 2 * block.slope_factor)
             if isinstance(close, ClosePairs):
                 self._add_close_pairs(close)
 

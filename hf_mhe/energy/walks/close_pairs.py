@@ -42,7 +42,7 @@ _COINCIDENT_OTHERWISE = (1.01 * 2.0**-24) ** 2
 
 
 def coincident_below(dtype: torch.dtype) -> float:
-    """The squared chord at which rows stored in this dtype cannot be told apart."""
+    """The squared chord at which rows stored in this dtype cannot be distinguished."""
     return _COINCIDENT.get(dtype, _COINCIDENT_OTHERWISE)
 
 
@@ -178,6 +178,14 @@ def squared_chords(weight: Tensor, first: Tensor, second: Tensor) -> tuple[Tenso
     """The squared chord of each pair of rows, and that to the mirror image, `2 - 2c` and `2 + 2c`, in float64."""
     u, v = _unit(weight, first), _unit(weight, second)
     return _squared(u - v, u + v)
+
+
+def squared_chords_of(pairs: ClosePairs, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of all pairs of one panel or piece, each once, a few at a time."""
+    step = max(1, _ELEMENTS_AT_A_TIME // weight.shape[1])
+    parts = zip(pairs.first.split(step), pairs.second.split(step), strict=True)
+    near, far = zip(*(squared_chords(weight, first, second) for first, second in parts), strict=True)
+    return torch.cat(near), torch.cat(far)
 
 
 def _squared(difference: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:

@@ -109,13 +109,28 @@ def evaluate_(potential: Potential, cos: Tensor, spare: Tensor | None) -> Block:
         cos: any shape, float32 or float64, contiguous; overwritten.
         spare: same shape and dtype, overwritten; None where no slope is wanted.
     """
-    form: Form = _any
-    if potential.closest and cos.dtype == torch.float64:
-        return _any(potential, cos, spare)
+    return _form(potential, cos.dtype)(potential, cos, spare)
+
+
+def _form(potential: Potential, dtype: torch.dtype) -> Form:
+    if potential.closest and dtype == torch.float64:
+        return _any
     if potential.s in (1, 2) or (potential.s == 0 and potential.softening <= _WIDEST_MULTIPLIED):
         forms = _SOFTENED_FORMS if potential.softening else _EXACT_FORMS
-        form = forms.get((potential.distance, potential.space), _any)
-    return form(potential, cos, spare)
+        return forms.get((potential.distance, potential.space), _any)
+    return _any
+
+
+def is_of_angles(potential: Potential, dtype: torch.dtype) -> bool:
+    """Whether the values of a potential come from the angles, so that several potentials can share them."""
+    return _form(potential, dtype) in (_angular_full, _angular_half)
+
+
+def values_of_angles_(potential: Potential, angle: Tensor) -> Block:
+    """`evaluate_` without slopes, from a block of angles `arccos c`, which is overwritten."""
+    if potential.space == "half":
+        return _of_arcsine(potential, angle.sub_(math.pi / 2))  # of either sign
+    return _of_angle(potential, angle)
 
 
 def _scalar(value: float, like: Tensor) -> Tensor:
@@ -170,7 +185,10 @@ def _euclidean_half_s1(half: float, cos: Tensor, spare: Tensor | None) -> Block:
 
 def _angular_full(potential: Potential, cos: Tensor, spare: Tensor | None) -> Block:
     slope = None if spare is None else _cosecant(cos, spare)
-    angle = cos.arccos_()
+    return _of_angle(potential, cos.arccos_(), slope)
+
+
+def _of_angle(potential: Potential, angle: Tensor, slope: Tensor | None = None) -> Block:
     if potential.s == 0:  # F = -log t ; F' = 1 / (t sin t)
         if slope is not None:
             slope.div_(angle)
@@ -193,8 +211,11 @@ def _angular_half(potential: Potential, cos: Tensor, spare: Tensor | None) -> Bl
     # s=0: F = -log w ; F' = 2z / (w sin t).  s=1: F = pi / w ; F' = 2 pi z / (w^2 sin t).
     # s=2: F = (pi^2 - 2w) / w^2 ; F' = 4 z (pi^2 - w) / (w^3 sin t).
     slope = None if spare is None else _cosecant(cos, spare)
-    arcsin = cos.arcsin_()
-    product = _minus_square(math.pi**2 / 4, arcsin, arcsin if slope is None else _third(cos))
+    return _of_arcsine(potential, cos.arcsin_(), slope)
+
+
+def _of_arcsine(potential: Potential, arcsin: Tensor, slope: Tensor | None = None) -> Block:
+    product = _minus_square(math.pi**2 / 4, arcsin, arcsin if slope is None else _third(arcsin))
     if slope is not None:
         slope.mul_(arcsin)
     if potential.s == 0:

@@ -28,6 +28,8 @@ _SQUARE_OF_VALUES = 128
 _ROWS_OF_VALUES, _COLUMNS_OF_VALUES = 1024, 512
 _BATCHED_SIDE = 512  # from this size down the blocks of a level are one batch
 _PIECE_ELEMENTS = 1 << 19  # 2 MiB of float32
+# A level of the tiling, as one batch, would hold hundreds of cosines for each neuron of a vocabulary.
+_BATCH_ELEMENTS = 1 << 22  # 16 MiB of float32
 _SIDE_CUDA = 4096
 _ALIGNED = 8  # products whose rows are no multiple of it lose a fifth of their rate
 _WHOLE = 512  # up to here one square does it: more calls would cost more than the waste
@@ -82,6 +84,11 @@ class PanelBatch:
         """Ordered pairs of different neurons; of a rectangle, in one order."""
         return self.elements - (self.count * self.first.rows if self.first.diagonal else 0)
 
+    @property
+    def orders(self) -> int:
+        """How often each of these ordered pairs counts: a square on the diagonal holds both orders already."""
+        return 1 if self.first.diagonal else 2
+
     def items(self) -> Iterator[Panel]:
         row, row_end, column, column_end = self.first
         for shift in range(0, self.count * self.stride, self.stride) if self.count > 1 else (0,):
@@ -106,16 +113,22 @@ class PanelBatch:
         """Cut along the first dimension into pieces that the second-level cache holds, for the passes over them."""
         row, row_end, column, column_end = self.first
         if self.count > 1:
-            step = max(1, _PIECE_ELEMENTS // (self.first.rows * self.first.columns))
-            for start in range(0, self.count, step):
-                stop, shift = min(start + step, self.count), start * self.stride
-                moved = Panel(row + shift, row_end + shift, column + shift, column_end + shift)
-                yield slice(start, stop), PanelBatch(moved, stop - start, self.stride)
+            yield from self.cut(_PIECE_ELEMENTS)
         elif self.first.diagonal:
             yield slice(0, self.first.rows), self
         else:
             for start, stop in bounds(row, row_end, max(1, _PIECE_ELEMENTS // self.first.columns)):
                 yield slice(start - row, stop - row), PanelBatch(Panel(start, stop, column, column_end))
+
+    def cut(self, elements: int) -> Iterator[tuple[slice, PanelBatch]]:
+        """Cut into batches of so many elements at most, or of single panels."""
+        row, row_end, column, column_end = self.first
+        step = max(1, elements // (self.first.rows * self.first.columns))
+        for start in range(0, self.count, step):
+            stop, shift = min(start + step, self.count), start * self.stride
+            moved = Panel(row + shift, row_end + shift, column + shift, column_end + shift)
+            part = PanelBatch(moved, stop - start, self.stride, self.opens_rows, self.opens_columns)
+            yield slice(start, stop), part
 
 
 def panel_batches(n: int, device: torch.device, *, gradient: bool = True) -> list[PanelBatch]:
@@ -132,7 +145,8 @@ def panel_batches(n: int, device: torch.device, *, gradient: bool = True) -> lis
         blocks *= 2
     size = n // blocks // _ALIGNED * _ALIGNED
     even = size * blocks
-    return [*_rectangles(size, blocks, rows, columns, batched), _squares(size, blocks), *_rest(even, n, columns)]
+    batches = (*_rectangles(size, blocks, rows, columns, batched), _squares(size, blocks))
+    return [*(part for batch in batches for _, part in batch.cut(_BATCH_ELEMENTS)), *_rest(even, n, columns)]
 
 
 def one_square(n: int, device: torch.device) -> bool:
@@ -180,12 +194,12 @@ def _squares(size: int, blocks: int) -> PanelBatch:
     return PanelBatch(Panel(0, size, 0, size), blocks, size)
 
 
-def _rest(start: int, stop: int, columns: int) -> Iterator[PanelBatch]:
-    if start == stop:
-        return
-    for column, column_end in bounds(0, start, columns):
-        yield PanelBatch(Panel(start, stop, column, column_end), opens_rows=column == 0)
-    yield PanelBatch(Panel(start, stop, start, stop))
+def _rest(start: int, stop: int, side: int) -> Iterator[PanelBatch]:
+    """The last rows, some at a time: against all rows before them, and among themselves."""
+    for row, row_end in bounds(start, stop, side):
+        for column, column_end in bounds(0, row, side):
+            yield PanelBatch(Panel(row, row_end, column, column_end), opens_rows=column == 0)
+        yield PanelBatch(Panel(row, row_end, row, row_end))
 
 
 def bounds(start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:

@@ -44,15 +44,29 @@ class PowerSeries(NamedTuple):
         low, high = extremes
         return low >= -self.reach and high <= self.reach
 
+    @property
+    def odd(self) -> bool:
+        """Whether it has odd powers."""
+        return any(self.coefficients[1::2])
+
+    def total(self, powers: list[float]) -> float:
+        """`sum F(c)` over a block with these sums of powers."""
+        return sum(coefficient * power for coefficient, power in zip(self.coefficients, powers, strict=True))
+
+
+def series_that_pays(potential: Potential) -> PowerSeries | None:
+    """The potential for small cosines; None where a block is summed as fast without, or powers are not accurate."""
+    if (potential.distance, potential.space, potential.s) in _FASTER_WITHOUT:
+        return None
+    return power_series(potential)
+
 
 @lru_cache(maxsize=64)
 def power_series(potential: Potential) -> PowerSeries | None:
-    """The potential for small cosines; None where a block is summed as fast without, or powers are not accurate.
+    """The potential for small cosines; None where powers are not accurate.
 
     Least squares on Chebyshev nodes, accepted where its error is small on them and between them.
     """
-    if (potential.distance, potential.space, potential.s) in _FASTER_WITHOUT:
-        return None
     exponents = range(0, _DEGREE + 1, 2 if potential.space == "half" else 1)
     nodes = torch.linspace(0, math.pi, 257, dtype=torch.float64, device="cpu").cos()
     powers = torch.stack([nodes**exponent for exponent in exponents], dim=1)
@@ -68,15 +82,14 @@ def power_series(potential: Potential) -> PowerSeries | None:
     return None
 
 
-def sum_by_powers_(series: PowerSeries, cos: Tensor, pairs: int) -> float:
-    """`sum F(c)` over a block of small cosines; overwrites it.
+def power_sums_(cos: Tensor, pairs: int, *, odd: bool) -> list[float]:
+    """`sum c^k` over a block of small cosines for k = 0 … 8, the odd ones 0 unless `odd`; overwrites it.
 
     Args:
-        series: of the potential; every cosine is within its reach.
         cos: float32, contiguous, zero where it holds no pair.
         pairs: how many it holds.
+        odd: whether the odd powers are wanted.
     """
-    odd = any(series.coefficients[1::2])
     first = cos.view(-1)
     second = scratch("powers", first.numel(), cos.dtype, cos.device)
     torch.mul(first, first, out=second)
@@ -93,4 +106,4 @@ def sum_by_powers_(series: PowerSeries, cos: Tensor, pairs: int) -> float:
         fourth = torch.mul(second, second, out=first)
         sums[6] = float(fourth.dot(second))
     sums[4], sums[8] = float(fourth.sum()), float(fourth.dot(fourth))
-    return sum(coefficient * power for coefficient, power in zip(series.coefficients, sums, strict=True))
+    return sums

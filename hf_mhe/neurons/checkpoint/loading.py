@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons.checkpoint.skeleton.diffusers_model import renamed_on_load
 from hf_mhe.neurons.source import Get, Stored, StoredTensor
+from hf_mhe.text import one_line
 
 
 @dataclass(frozen=True)
@@ -167,9 +168,7 @@ def _transformers_plan(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Loa
             made = conversion.make(lambda name: torch.empty(tuple(shapes[name]), device="meta"))
         except Exception as error:  # whatever a conversion makes of tensors that do not fit it
             stored = ", ".join(f"{name} {tuple(shapes[name])}" for name in conversion.names[:4])
-            raise MHEError(
-                f"transformers cannot make {first_target} from {stored}: {' '.join(str(error).split())}"
-            ) from error
+            raise MHEError(f"transformers cannot make {first_target} from {stored}: {one_line(error)}") from error
         for target, value in made.items():
             plan.sources[target] = replace(conversion, target=target)
             plan.shapes[target] = tuple(value.shape)

@@ -18,6 +18,7 @@ from hf_mhe.neurons.quantized.format import Format
 from hf_mhe.neurons.quantized.live import quantized_weight
 from hf_mhe.neurons.quantized.stored import PLAIN_DTYPES, Packed, Tensors, Unread, needs
 from hf_mhe.neurons.source import Get
+from hf_mhe.text import one_line
 
 _METHOD = "compressed-tensors"
 _PACKAGE = "compressed_tensors"
@@ -124,7 +125,7 @@ def _groups(config: Mapping[str, Any]) -> list[Any]:
             whole = parsed.format if parsed.format not in ("mixed-precision", "fakequant") else None
             scheme.format = scheme.format or whole or infer_module_format(nn.Linear, scheme)
     except (ValueError, NotImplementedError, StopIteration) as error:
-        said = " ".join(str(error).split())
+        said = one_line(error)
         raise MHEError(f"config.json: compressed-tensors does not accept quantization_config: {said}") from error
     return groups
 

@@ -20,6 +20,7 @@ from hf_mhe.neurons.quantized.format import Format
 from hf_mhe.neurons.quantized.live import of_class, own_parameter, quantized_weight, unreadable
 from hf_mhe.neurons.quantized.stored import TORCH_DTYPES, Packed, Tensors, Unread, needs
 from hf_mhe.neurons.source import Get
+from hf_mhe.text import one_line
 
 _PACKAGE = "torchao"
 
@@ -159,7 +160,7 @@ def _built(tensors: Tensors, name: str, parts: Mapping[str, Tensor], names: tupl
     try:
         built, _ = unflatten_tensor_state_dict({_part(name, part): t for part, t in parts.items()}, described)
     except (ValueError, TypeError, AssertionError) as error:
-        said = " ".join(str(error).split())
+        said = one_line(error)
         raise MHEError(f"torchao cannot build {name} from {', '.join(names)}: {said}") from error
     return built[name]
 

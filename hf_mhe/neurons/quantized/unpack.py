@@ -15,6 +15,7 @@ from hf_mhe.neurons.quantized.formats import FORMATS
 from hf_mhe.neurons.quantized.stored import Packed, Tensors, Unread
 from hf_mhe.neurons.reasons import Unseen
 from hf_mhe.neurons.source import Get
+from hf_mhe.text import one_line
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +66,7 @@ class Unpacked:
         try:
             made = packed.dequantize(get)
         except (RuntimeError, ValueError, AssertionError, LookupError) as error:  # whatever a library makes of damage
-            said = " ".join(str(error).split())
+            said = one_line(error)
             raise MHEError(f"no {packed.form} weight can be made of {sources}: {said}") from error
         if tuple(made.shape) != packed.shape:
             raise MHEError(f"{packed.form} makes a weight {tuple(made.shape)} of {sources}, expected {packed.shape}")

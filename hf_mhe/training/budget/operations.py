@@ -75,7 +75,7 @@ class _Counter(TorchDispatchMode):
         from torch.utils.flop_counter import flop_registry
 
         if any(issubclass(kind, DTensor) for kind in types):
-            return NotImplemented  # come again with this rank's part
+            return NotImplemented  # come again with this rank's local tensor
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         formula = flop_registry.get(getattr(func, "_overloadpacket", None))

@@ -112,8 +112,8 @@ def _moments_to(count: int) -> list[int]:
 
 
 def _embedding_roles(model: nn.Module, found: Coverage) -> Iterator[str]:
-    """What a model of transformers calls its input and output embeddings has the role."""
-    role_of = {name: group.role for group in found.groups for name in group.parameters}
+    """What a model of transformers calls its input and output embeddings has the role, and its rows compete."""
+    group_of = {name: group for group in found.groups for name in group.parameters}
     name_of = {id(p): name for name, p in model.named_parameters()}
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     for getter in ("get_input_embeddings", "get_output_embeddings"):
@@ -129,5 +129,8 @@ def _embedding_roles(model: nn.Module, found: Coverage) -> Iterator[str]:
                 expected = "embedding" if isinstance(layer, nn.Embedding) else "hidden"
             else:
                 expected = "embedding" if id(layer.weight) in tables else "output"
-            if role_of[name] != expected:
-                yield f"{name}, of {getter}(), has the role {role_of[name]}, not {expected}"
+            group = group_of[name]
+            if group.role != expected:
+                yield f"{name}, of {getter}(), has the role {group.role}, not {expected}"
+            if not group.competes:
+                yield f"{name}, of {getter}(), is kept apart: {group.apart}"

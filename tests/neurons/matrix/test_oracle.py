@@ -71,3 +71,5 @@ def test_what_is_not_accounted_for_is_seen(found: tuple[nn.Module, Coverage]) ->
 def test_wrong_roles_are_seen(found: tuple[nn.Module, Coverage]) -> None:
     (fault,) = said(*found, table={"role": "hidden"})
     assert fault == "table.weight, of get_input_embeddings(), has the role hidden, not embedding"
+    (fault,) = said(*found, table={"apart": "positions"})
+    assert fault == "table.weight, of get_input_embeddings(), is kept apart: positions"

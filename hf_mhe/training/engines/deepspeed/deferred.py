@@ -1,9 +1,9 @@
 """Gradients that ZeRO gets when it expects them: with the task's, for a whole parameter, and in every micro-batch.
 
-Note [Rows that wait]
+Note [Late gradients]
 Autograd runs the penalty's nodes at the beginning of the backward pass. Were they to give gradients of the parameters'
-full size, all of them would wait there, a whole model on every rank, for what the task has to add. So they give a zero
-of no size, and a hook adds the rows when the parameter's own gradient has come.
+full size, all of them would be stored, a whole model on every rank, until the task's are added. So they give a zero
+of no size, and a hook adds the gradient of the rows when the parameter's own gradient has come.
 
 Note [Parameters that the forward pass does not reach]
 Under ZeRO 3 no module's backward pass gathers them, and autograd accumulates only into a parameter of the gradient's
@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from hf_mhe.training.engines.ddp import change_first
+from hf_mhe.training.engines.forward_output import change_first
 
-Take = Callable[[Tensor], Tensor]
+RowsOf = Callable[[Tensor], Tensor]
 """From a whole parameter some of its neurons, (m, d)."""
 
 
@@ -50,18 +50,18 @@ def _is_away(tensor: Any) -> bool:
     return hasattr(tensor, "ds_id") and tensor.ds_status.name == "NOT_AVAILABLE"
 
 
-class Waiting:
-    """Gradients of rows of one parameter, which wait for the parameter's own gradient within one backward pass."""
+class LateGradient:
+    """Gradients of rows of one parameter, which are added to its own when that comes in the backward pass."""
 
     def __init__(self, model: nn.Module, parameter: Tensor) -> None:
         self._model = model
         self._parameter: Any = parameter
         self._hook: RemovableHandle | None = None
-        self._rows: list[tuple[Take, Tensor]] = []
+        self._rows: list[tuple[RowsOf, Tensor]] = []
 
-    def add(self, take: Take, gradient: Tensor, shape: torch.Size) -> Tensor | None:
+    def add(self, rows_of: RowsOf, gradient: Tensor, shape: torch.Size) -> Tensor | None:
         """Keep rows until the parameter's own gradient comes; returns zeros for autograd, once in a backward pass."""
-        self._rows.append((take, gradient))
+        self._rows.append((rows_of, gradient))
         return self.expect(gradient.new_zeros((), dtype=self._parameter.dtype).expand(shape))
 
     def expect(self, zeros: Tensor) -> Tensor | None:
@@ -82,20 +82,20 @@ class Waiting:
         if not rows:
             return gradient
         total = gradient.clone(memory_format=torch.contiguous_format)
-        for take, part in rows:
-            _add_rows(total, take, part)
+        for rows_of, of_rows in rows:
+            _add_rows(total, rows_of, of_rows)
         return total
 
 
-def _add_rows(total: Tensor, take: Take, part: Tensor) -> None:
-    rows = take(total)
+def _add_rows(total: Tensor, rows_of: RowsOf, gradient: Tensor) -> None:
+    rows = rows_of(total)
     if rows.untyped_storage().data_ptr() == total.untyped_storage().data_ptr():
-        rows.add_(part)
+        rows.add_(gradient)
         return
     # The layout copies (interleaved projections, transposed kernels): its transpose is what autograd makes of it.
     with torch.enable_grad():
         leaf = torch.empty_like(total, requires_grad=True)
-        (whole,) = torch.autograd.grad(take(leaf), leaf, part)
+        (whole,) = torch.autograd.grad(rows_of(leaf), leaf, gradient)
     total.add_(whole)
 
 
@@ -130,11 +130,11 @@ class _WithZeros(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, model: nn.Module, *parameters: Tensor) -> Tensor:
-        ctx.waiting = [Waiting(model, parameter) for parameter in parameters]
+        ctx.late = [LateGradient(model, parameter) for parameter in parameters]
         ctx.zeros = [parameter.new_zeros(()).expand(parameter.shape) for parameter in parameters]
         return output.view_as(output)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        expected = zip(ctx.waiting, ctx.zeros, strict=True)
-        return gradients[0], None, *(waiting.expect(zeros) for waiting, zeros in expected)
+        expected = zip(ctx.late, ctx.zeros, strict=True)
+        return gradients[0], None, *(late.expect(zeros) for late, zeros in expected)

@@ -1,9 +1,4 @@
-"""DeepSpeed: the engine around a model, found, refused where it does what is not supported, and asked what it does.
-
-Note [How the engine is found]
-A regularizer that was bound before `deepspeed.initialize` knows the inner module only, and how often the engine
-accumulates and when it steps is the engine's to say. The engine leaves hooks of its own on the module, closures over
-itself. Rejected: asking the user for the engine; a loop that forgets it would train with a wrong lambda in silence.
+"""DeepSpeed ZeRO 0 to 3: its engine takes the steps and divides the loss, and its ranks walk every group together.
 
 Note [Who divides by the accumulation]
 `engine.backward` divides the loss, and with it the penalty. A plain `loss.backward()`, which the engine also takes,
@@ -13,131 +8,103 @@ two it was is known in the backward pass only: there the penalty's gradient is d
 
 from __future__ import annotations
 
-import gc
-import sys
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hf_mhe.errors import MHEError
-from hf_mhe.neurons.model.unwrap import unwrap
+from hf_mhe.neurons import NeuronGroup
+from hf_mhe.training.accumulation import Moment, accelerate_says
 from hf_mhe.training.engines.deepspeed.deferred import give_zeros
-
-_ENGINE = "DeepSpeedEngine"  # a name, not the class: DeepSpeed is optional
-_LEAST = "0.19.8"
-_RELIES_ON = (
-    "managed_gradient_accumulation",
-    "is_deepcompile_enabled",
-    "inside_no_sync_ctxt",
-    "_running_engine_backward",
-)
-_SPECIAL_ENGINES = {
-    "PipelineEngine": "DeepSpeed's pipeline parallel (PipelineEngine)",
-    "DeepSpeedHybridEngine": "DeepSpeed's hybrid engine",
-}
+from hf_mhe.training.engines.deepspeed.zero import divided_energies, partitioned_over
+from hf_mhe.training.engines.one_process import OneProcess, check_finite, weighted
+from hf_mhe.training.engines.plan import Workload
+from hf_mhe.training.engines.protocol import Stepper
+from hf_mhe.training.terms import PenaltyTerms, Term, trained
 
 
-def find_engine(model: nn.Module) -> Any | None:
-    """The DeepSpeed engine that a model is, or that trains it; None where there is none, or inside a compiled graph.
+class DeepSpeed:
+    """Each rank holds whole parameters (ZeRO 0 to 2) or a part of each (ZeRO 3), and the engine averages gradients.
 
-    Raises:
-        MHEError: the engine does something that is not supported.
+    Args:
+        engine: DeepSpeed's own; None where only the parameters show that ZeRO 3 has them: before
+            `deepspeed.initialize`, or in a part of the engine's model.
+        model: the module that was given to `deepspeed.initialize`.
+        groups: all that the penalty may be computed on.
+        divide_work: whether ranks that hold whole parameters divide the walk.
+        unpartitioned: the engine of parameters that ZeRO 3 has not partitioned, where no ranks divide the walk.
     """
-    if "deepspeed" not in sys.modules or torch.compiler.is_compiling():
-        return None
-    # A module that was initialized again has the hooks of both engines: the last one trains it.
-    engine = next((each for module in (model, unwrap(model)) for each in reversed([*_engines(module)])), None)
-    if engine is not None:
-        _refuse_engine(engine)
-    return engine
+
+    def __init__(
+        self,
+        engine: Any | None,
+        model: nn.Module,
+        groups: Sequence[NeuronGroup],
+        *,
+        divide_work: bool,
+        unpartitioned: OneProcess,
+    ) -> None:
+        self._engine, self._model, self._groups = engine, model, groups
+        self._divide_work, self._unpartitioned = divide_work, unpartitioned
+
+    @property
+    def stepper(self) -> Stepper | None:
+        """See `Engine`."""
+        return self._engine
+
+    @property
+    def fills_grad(self) -> bool:
+        """See `Engine`: ZeRO keeps gradients in buffers of its own."""
+        return self._engine is None
+
+    def micro_batch(self, *, sync: bool | None = None, scale: float | None = None) -> Moment:
+        """See `Engine`; the engine knows when it steps, unless accelerate drives it and knows better."""
+        if self._engine is None:
+            return self._unpartitioned.micro_batch(sync=sync, scale=scale)
+        said = accelerate_says()
+        if sync is None:
+            sync = said.is_due if said.distributed_type == "DEEPSPEED" else _is_last_micro_batch(self._engine)
+        if scale is not None:
+            return Moment(sync, scale)
+        return Moment(sync, float(self._engine.gradient_accumulation_steps()), partial(_divided_once, self._engine))
+
+    def workload(self, groups: Sequence[NeuronGroup]) -> Workload:
+        """See `Engine`."""
+        process_group = self._dividing(groups)
+        alone = self._unpartitioned.workload(groups)
+        ranks = alone.ranks if process_group is None else torch.distributed.get_world_size(process_group)
+        return Workload(tuple(shape._replace(together=True) for shape in alone.groups), ranks)
+
+    def evaluate(self, terms: Sequence[Term]) -> PenaltyTerms:
+        """See `Engine`; under ZeRO 3 the ranks divide the walk in any case."""
+        return self._evaluate(terms, partitioned_over([term.group for term in terms]))
+
+    def evaluate_due(self, terms: Sequence[Term]) -> PenaltyTerms:
+        """See `Engine`."""
+        if self._engine is not None:
+            _prepare(self._engine, self._model, trained(self._groups))
+        return self._evaluate(terms, self._dividing([term.group for term in terms]))
+
+    def _evaluate(self, terms: Sequence[Term], process_group: torch.distributed.ProcessGroup | None) -> PenaltyTerms:
+        if process_group is None:
+            return self._unpartitioned.evaluate(terms)
+        with torch.autocast(terms[0].group.tensors()[0].device.type, enabled=False):
+            energies = torch.stack(divided_energies(self._model, terms, process_group))
+        check_finite(terms, energies.detach())
+        return PenaltyTerms(weighted(terms, energies), energies.detach(), [term.group for term in terms])
+
+    def _dividing(self, groups: Sequence[NeuronGroup]) -> torch.distributed.ProcessGroup | None:
+        """The ranks that divide the walk over groups in a training step; None where each walks everything."""
+        process_group = partitioned_over(groups)
+        if process_group is None and self._engine is not None and self._divide_work:
+            process_group = _averaging(self._engine)
+        return process_group
 
 
-def _engines(module: nn.Module) -> Iterator[Any]:
-    if _is_engine(module):
-        yield module
-    for hook in module._forward_pre_hooks.values():
-        for cell in getattr(hook, "__closure__", None) or ():
-            if _is_engine(cell.cell_contents):
-                yield cell.cell_contents
-
-
-def _is_engine(value: object) -> bool:
-    return any(kind.__name__ == _ENGINE for kind in type(value).__mro__)
-
-
-def _refuse_engine(engine: Any) -> None:
-    kinds = {kind.__name__ for kind in type(engine).__mro__}
-    for name, what in _SPECIAL_ENGINES.items():
-        if name in kinds:
-            raise MHEError(f"MHE does not support {what}: train with deepspeed.initialize's plain engine, ZeRO 0 to 3")
-    missing = [name for name in _RELIES_ON if not hasattr(engine, name)]
-    if missing:
-        raise MHEError(
-            f"DeepSpeed {sys.modules['deepspeed'].__version__} is installed, whose engine has no {missing[0]!r}; MHE "
-            f"supports {_LEAST} and later: pip install -U 'deepspeed>={_LEAST}'"
-        )
-    optimizer = type(getattr(engine, "optimizer", None)).__name__
-    used = {
-        "tensor parallel (mpu, or tensor_parallel in the config)": getattr(engine, "mp_world_size", 1) > 1,
-        "sequence parallel": getattr(engine, "sequence_parallel_size", 1) > 1,
-        "expert parallel (MoE layers of deepspeed.moe)": getattr(engine, "has_moe_layers", False),
-        "ZenFlow (zero_optimization.zenflow)": bool(getattr(engine, "zenflow", False)),
-        "DeepCompile (compile.deepcompile)": engine.is_deepcompile_enabled(),
-    }
-    for what, is_used in used.items():
-        if is_used:
-            raise MHEError(
-                f"MHE does not support DeepSpeed with {what}: leave it out; ZeRO 0 to 3 without it is supported"
-            )
-    # This optimizer zeroes gradients when the model's output gets its own, and the penalty's are there by then.
-    if optimizer == "BF16_Optimizer" and not engine.optimizer.immediate_grad_update:
-        raise MHEError(
-            "MHE does not support DeepSpeed ZeRO 1 with bfloat16 weights whose gradients are summed in float32 "
-            "(data_types.grad_accum_dtype) at the end of each backward pass: set bf16.immediate_grad_update to true"
-        )
-
-
-def refuse_unfound(model: nn.Module, parameters: Callable[[], Sequence[Tensor]]) -> None:
-    """Refuse a model of which DeepSpeed has the parameters in hand, where it is not the engine's model itself.
-
-    Raises:
-        MHEError: says what to bind the regularizer to.
-    """
-    if "deepspeed" not in sys.modules:
-        return
-    # ZeRO 3, ZeRO 1 and 2: each leaves a mark of its own on the parameters.
-    marked = any(hasattr(parameter, mark) for parameter in parameters() for mark in ("ds_id", "param_idx_in_group"))
-    if marked or _is_within_an_engine(model):
-        raise MHEError(
-            f"DeepSpeed trains the parameters, but the {type(model).__name__} that the regularizer was made for is "
-            "not the model of its engine, so how often gradients are accumulated is not known: make it for the engine "
-            "(MHERegularizer(engine, config)) or for the very module given to deepspeed.initialize, and choose the "
-            "layers with include=..."
-        )
-
-
-_ALONE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-
-
-def _is_within_an_engine(model: nn.Module) -> bool:
-    """Whether a model is a part of an engine's model; looked up once for a model.
-
-    Without ZeRO, DeepSpeed leaves no mark on the parameters, and a module does not know what it is a part of.
-    """
-    deepspeed = sys.modules.get("deepspeed.runtime.engine")
-    if deepspeed is None or model in _ALONE or torch.compiler.is_compiling():
-        return False
-    engines = [value for value in gc.get_objects() if issubclass(type(value), deepspeed.DeepSpeedEngine)]
-    if any(module is model for engine in engines for module in engine.modules()):
-        return True
-    _ALONE.add(model)
-    return False
-
-
-def divided_once(engine: Any, penalty: Tensor) -> Tensor:
+def _divided_once(engine: Any, penalty: Tensor) -> Tensor:
     """The penalty, whose gradient is divided by the accumulation steps unless `engine.backward` divides the loss."""
 
     def divide(gradient: Tensor) -> Tensor:
@@ -150,13 +117,13 @@ def divided_once(engine: Any, penalty: Tensor) -> Tensor:
     return followed
 
 
-def averaging_ranks(engine: Any) -> torch.distributed.ProcessGroup | None:
+def _averaging(engine: Any) -> torch.distributed.ProcessGroup | None:
     """The ranks whose gradients the engine averages; None where it leaves that to its optimizer (1-bit Adam)."""
     return engine.data_parallel_group if engine.enable_backward_allreduce else None
 
 
-def is_last_micro_batch(engine: Any) -> bool:
-    """Whether an optimizer step of the engine follows the micro-batch at hand.
+def _is_last_micro_batch(engine: Any) -> bool:
+    """Whether an optimizer step of the engine follows the current micro-batch.
 
     Raises:
         MHEError: the engine leaves that to the loop, or it is in one of its contexts that are not supported.
@@ -173,19 +140,19 @@ def is_last_micro_batch(engine: Any) -> bool:
     return bool(engine.is_gradient_accumulation_boundary())
 
 
-def prepare(engine: Any, model: nn.Module, parameters: Sequence[Tensor]) -> None:
-    """Make the engine ready for a penalty on these parameters of its model in the last micro-batch, now at hand.
+def _prepare(engine: Any, model: nn.Module, parameters: Sequence[Tensor]) -> None:
+    """Make the engine ready for a penalty on these parameters of its model in the last, current micro-batch.
 
     Raises:
         MHEError: the engine does not reduce gradients in this backward pass.
     """
     if engine.inside_no_sync_ctxt:
         raise _not_in_this_context()
-    # The engine tells its optimizer so when its model's output gets a gradient. The penalty's nodes were made later
-    # and run before that: the gradient of a parameter that the loss does not reach would be kept for later.
-    tell = getattr(engine.optimizer, "set_gradient_accumulation_boundary", None)
-    if tell is not None and engine.managed_gradient_accumulation():
-        tell(True)
+    # The engine sets this in its optimizer when its model's output gets a gradient. The penalty's nodes were made
+    # later and run before that: the gradient of a parameter that the loss does not reach would be kept for later.
+    set_boundary = getattr(engine.optimizer, "set_gradient_accumulation_boundary", None)
+    if set_boundary is not None and engine.managed_gradient_accumulation():
+        set_boundary(True)
     if engine.zero_optimization_stage() < 3 and engine.zero_cpu_offload():
         give_zeros(model, parameters)  # under ZeRO 3 it is found out which ones the task does not reach
 

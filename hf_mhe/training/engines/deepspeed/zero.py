@@ -1,16 +1,16 @@
 """DeepSpeed ZeRO: each rank walks some of the neurons of every group against all of them.
 
 Note [How the gradient gets to ZeRO]
-ZeRO averages the gradient of a parameter over the ranks, and keeps each rank's part, as soon as autograd has
+ZeRO averages the gradient of a parameter over the ranks, and keeps on each what is its own, as soon as autograd has
 accumulated it. So a rank gives autograd the gradient of its own neurons times the number of ranks, and zeros for the
-others: the reduction that takes place anyway completes it, before the loss scale is taken out and before clipping.
+others: the reduction that ZeRO makes anyway completes it, before the loss scale is taken out and before clipping.
 The graph is the same on every rank, and so is the order in which parameters are ready: ZeRO fills its buckets in that
 order, and reduces them without looking what is in them. Rejected: whole groups divided between the ranks, as under
 DDP, where that order would not be the same; and adding to ZeRO's partitions between `backward` and `step`
 (`safe_set_local_grad`), where the library is not called, and where clipping and overflow under offload have been
 prepared already.
 
-Note [What is held]
+Note [What is kept in memory]
 Under ZeRO 3 a parameter is whole while its neurons are walked, in the forward pass, one parameter after the other;
 what stays is the gradient of the rank's own neurons, which `deferred.py` gives when it is due. Only a weight that is
 made from several parameters (weight norm, LoRA) has gradients of full size.
@@ -32,11 +32,17 @@ from hf_mhe.energy.autograd.share import energy_share
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import NeuronGroup
 from hf_mhe.neurons.model.weight import AsStored
-from hf_mhe.training.engines.deepspeed.deferred import Take, Waiting, gathered
+from hf_mhe.training.engines.deepspeed.deferred import LateGradient, RowsOf, gathered
 from hf_mhe.training.mean_energy import with_range
+from hf_mhe.training.terms import Term
 
 
-def owners(groups: Sequence[NeuronGroup]) -> torch.distributed.ProcessGroup | None:
+def is_partitioned(groups: Sequence[NeuronGroup]) -> bool:
+    """Whether ZeRO 3 has partitioned a parameter of the groups."""
+    return "deepspeed" in sys.modules and any(hasattr(t, "ds_id") for group in groups for t in group.tensors())
+
+
+def partitioned_over(groups: Sequence[NeuronGroup]) -> torch.distributed.ProcessGroup | None:
     """The ranks that ZeRO 3 has partitioned the parameters over, gathered at the moment or not; None elsewhere.
 
     Raises:
@@ -55,42 +61,42 @@ def owners(groups: Sequence[NeuronGroup]) -> torch.distributed.ProcessGroup | No
 
 
 def divided_energies(
-    model: nn.Module, groups: Sequence[tuple[NeuronGroup, Potential]], ranks: torch.distributed.ProcessGroup
+    model: nn.Module, terms: Sequence[Term], process_group: torch.distributed.ProcessGroup
 ) -> list[Tensor]:
-    """The mean energies of groups, 0-dim, on every rank; every one of the `ranks` has to call this.
+    """The mean energies of terms, 0-dim, on every rank; every rank of the process group has to call this.
 
     Their gradient on each rank is that of the rank's own neurons times the number of ranks: its mean is theirs.
 
     Args:
         model: the module that was given to `deepspeed.initialize`.
-        groups: with their potentials; those cut from the same parameters are gathered once where they are neighbours.
-        ranks: who divides the work.
+        terms: without samples; groups cut from the same parameters are gathered once where they are neighbours.
+        process_group: of the ranks that divide the work.
 
     Raises:
         MHEError: as `hyperspherical_energy`.
     """
-    rank, count = torch.distributed.get_rank(ranks), torch.distributed.get_world_size(ranks)
+    rank, ranks = torch.distributed.get_rank(process_group), torch.distributed.get_world_size(process_group)
     shares = []
-    tensors_of = {id(tensor): tensor for group, _ in groups for tensor in group.tensors()}
-    waiting = {key: Waiting(model, tensor) for key, tensor in tensors_of.items()}
-    for _, neighbours in itertools.groupby(groups, key=lambda each: [id(tensor) for tensor in each[0].tensors()]):
-        cut = list(neighbours)
-        tensors = cut[0][0].tensors()
+    tensors_of = {id(tensor): tensor for term in terms for tensor in term.group.tensors()}
+    late = {key: LateGradient(model, tensor) for key, tensor in tensors_of.items()}
+    for _, neighbours in itertools.groupby(terms, key=lambda term: [id(tensor) for tensor in term.group.tensors()]):
+        together = list(neighbours)
+        tensors = together[0].group.tensors()
         with gathered(model, tensors):
-            for group, potential in cut:
-                own = slice(group.n * rank // count, group.n * (rank + 1) // count)
+            for group, potential in ((term.group, term.potential) for term in together):
+                own = slice(group.n * rank // ranks, group.n * (rank + 1) // ranks)
                 group.check_in_use()
                 try:
-                    shares.append(_share(group, tensors, own, potential, waiting))
+                    shares.append(_share(group, tensors, own, potential, late))
                 except MHEError as error:
                     raise MHEError(f"neuron group {group.name!r}: {error}") from error
     device = shares[0].device
-    total: Tensor = _SumOverRanks.apply(torch.stack([share.to(device) for share in shares]), ranks)
+    total: Tensor = _SumOverRanks.apply(torch.stack([share.to(device) for share in shares]), process_group)
     return list(total.unbind())
 
 
 def _share(
-    group: NeuronGroup, tensors: Sequence[Tensor], own: slice, potential: Potential, waiting: Mapping[int, Waiting]
+    group: NeuronGroup, tensors: Sequence[Tensor], own: slice, potential: Potential, late: Mapping[int, LateGradient]
 ) -> Tensor:
     source = group.source
     assert source is not None  # a group of a live model
@@ -102,17 +108,17 @@ def _share(
         (parameter,) = tensors
         everyone = group.layout(parameter.detach())
 
-        def take(weight: Tensor) -> Tensor:
+        def rows_of(weight: Tensor) -> Tensor:
             return group.layout(weight)[own]
 
-        own_rows = _OwnRows.apply(parameter, everyone[own], take, waiting[id(parameter)])
+        own_rows = _OwnRows.apply(parameter, everyone[own], rows_of, late[id(parameter)])
         return energy_of(own_rows, everyone)
 
     def share_of(values: Sequence[Tensor]) -> Tensor:
         matrix = group.layout(source.combine(dict(zip(source.tensor_names, values, strict=True))))
         return energy_of(matrix[own], matrix)
 
-    share: Tensor = _FromSeveral.apply(share_of, [waiting[id(tensor)] for tensor in tensors], *tensors)
+    share: Tensor = _FromSeveral.apply(share_of, [late[id(tensor)] for tensor in tensors], *tensors)
     return share
 
 
@@ -120,41 +126,41 @@ class _SumOverRanks(torch.autograd.Function):
     """The sum of the shares; each rank's gradient is that of its own share, times the number of ranks."""
 
     @staticmethod
-    def forward(ctx: Any, shares: Tensor, ranks: torch.distributed.ProcessGroup) -> Tensor:
-        ctx.count = torch.distributed.get_world_size(ranks)
+    def forward(ctx: Any, shares: Tensor, process_group: torch.distributed.ProcessGroup) -> Tensor:
+        ctx.ranks = torch.distributed.get_world_size(process_group)
         total = shares.clone()
-        torch.distributed.all_reduce(total, group=ranks)
+        torch.distributed.all_reduce(total, group=process_group)
         return total
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        return ctx.count * upstream, None
+        return ctx.ranks * upstream, None
 
 
 class _OwnRows(torch.autograd.Function):
-    """A rank's own rows of a parameter; their gradient waits for the parameter's."""
+    """A rank's own rows of a parameter; their gradient is added to the parameter's when that comes."""
 
     @staticmethod
-    def forward(ctx: Any, parameter: Tensor, rows: Tensor, take: Take, waiting: Waiting) -> Tensor:
-        ctx.shape, ctx.take, ctx.waiting = parameter.shape, take, waiting
+    def forward(ctx: Any, parameter: Tensor, rows: Tensor, rows_of: RowsOf, late: LateGradient) -> Tensor:
+        ctx.shape, ctx.rows_of, ctx.late = parameter.shape, rows_of, late
         return rows.view_as(rows)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None]:
-        return ctx.waiting.add(ctx.take, gradient, ctx.shape), None, None, None
+        return ctx.late.add(ctx.rows_of, gradient, ctx.shape), None, None, None
 
 
 class _FromSeveral(torch.autograd.Function):
-    """A share of the energy of a weight that is made from several tensors, whose gradients wait for their own.
+    """A share of the energy of a weight that is made from several tensors, whose gradients are added to their own.
 
     They are ready after the forward pass, for the tensors are gone in the backward pass.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, share_of: Callable[[Sequence[Tensor]], Tensor], waiting: Sequence[Waiting], *tensors: Tensor
+        ctx: Any, share_of: Callable[[Sequence[Tensor]], Tensor], late: Sequence[LateGradient], *tensors: Tensor
     ) -> Tensor:
         wanted = ctx.needs_input_grad[2:]
         leaves = [
@@ -165,16 +171,16 @@ class _FromSeveral(torch.autograd.Function):
         inputs = [leaf for leaf in leaves if leaf.requires_grad]
         ready = iter(torch.autograd.grad(share, inputs, materialize_grads=True) if inputs else ())
         ctx.gradients = [next(ready) if need else None for need in wanted]
-        ctx.waiting, ctx.dtypes = waiting, [tensor.dtype for tensor in tensors]
+        ctx.late, ctx.dtypes = late, [tensor.dtype for tensor in tensors]
         return share.detach()
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         zeros: list[Tensor | None] = []
-        for gradient, waiting, dtype in zip(ctx.gradients, ctx.waiting, ctx.dtypes, strict=True):
+        for gradient, late, dtype in zip(ctx.gradients, ctx.late, ctx.dtypes, strict=True):
             own = None if gradient is None else (gradient * upstream).to(dtype)
-            zeros.append(None if own is None else waiting.add(_everything, own, own.shape))
+            zeros.append(None if own is None else late.add(_everything, own, own.shape))
         return None, None, *zeros
 
 

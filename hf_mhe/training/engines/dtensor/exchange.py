@@ -1,4 +1,4 @@
-"""Tensors of any dtype from every rank of a group to every other, in one collective."""
+"""Tensors of any dtype from every rank of a process group to every other, in one collective."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ class Arrival:
         """The tensors of each sender; what this rank sent to itself are the same objects, not copies."""
         if self._work is not None:
             self._work.wait()
-        places = self._expected
-        views = iter(_views(self._buffer, [each for k, sent in enumerate(places) if k != rank for each in sent]))
-        return [self._own if k == rank else [next(views) for _ in sent] for k, sent in enumerate(places)]
+        senders = list(enumerate(self._expected))
+        views = iter(_views(self._buffer, [each for k, sent in senders if k != rank for each in sent]))
+        return [self._own if k == rank else [next(views) for _ in sent] for k, sent in senders]
 
 
 def exchange(
-    group: ProcessGroup,
+    process_group: ProcessGroup,
     outgoing: Sequence[Sequence[Tensor]],
     incoming: Sequence[Sequence[Expected]],
     device: torch.device,
 ) -> Arrival:
-    """Send `outgoing[k]` to rank k of the group, and expect `incoming[k]` from it; every rank has to call this.
+    """Send `outgoing[k]` to rank k, and expect `incoming[k]` from it; every rank of the group has to call this.
 
     Bytes are sent, so that tensors of different dtypes travel together, and in the precision that they are stored in.
     """
-    rank, ranks = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
+    rank, ranks = torch.distributed.get_rank(process_group), torch.distributed.get_world_size(process_group)
     own = list(outgoing[rank])
     if ranks == 1:
         return Arrival(None, torch.empty(0, dtype=torch.uint8), incoming, own)
@@ -62,7 +62,7 @@ def exchange(
     tensors = [tensor for k in range(ranks) if k != rank for tensor in outgoing[k]]
     for view, tensor in zip(_views(sent, [each for one in leaving for each in one]), tensors, strict=True):
         view.copy_(tensor)
-    work = torch.distributed.all_to_all_single(received, sent, sizes[1], sizes[0], group=group, async_op=True)
+    work = torch.distributed.all_to_all_single(received, sent, sizes[1], sizes[0], group=process_group, async_op=True)
     return Arrival(work, received, incoming, own)
 
 
@@ -75,16 +75,16 @@ def _views(buffer: Tensor, expected: Sequence[Expected]) -> list[Tensor]:
     return views
 
 
-def group_of(ranks: Sequence[int]) -> ProcessGroup:
-    """The process group of these global ranks, ascending; made at the first call, which all of them have to make."""
+def process_group_of(global_ranks: Sequence[int]) -> ProcessGroup:
+    """The process group of these ranks, ascending; made at the first call, which all of them have to make."""
     world = torch.distributed.group.WORLD
     assert world is not None  # somebody made the mesh that the ranks are of
-    return _group_of(world, tuple(ranks))
+    return _process_group_of(world, tuple(global_ranks))
 
 
 @functools.lru_cache(maxsize=256)
-def _group_of(world: ProcessGroup, ranks: tuple[int, ...]) -> ProcessGroup:
-    if len(ranks) == torch.distributed.get_world_size(world):
+def _process_group_of(world: ProcessGroup, global_ranks: tuple[int, ...]) -> ProcessGroup:
+    if len(global_ranks) == torch.distributed.get_world_size(world):
         return world
-    group: ProcessGroup = torch.distributed.new_group(list(ranks), use_local_synchronization=True)
-    return group
+    made: ProcessGroup = torch.distributed.new_group(list(global_ranks), use_local_synchronization=True)
+    return made

@@ -15,6 +15,7 @@ what is there, and does not average it.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -38,6 +39,12 @@ class Managed:
     def parameter(self, registered: Tensor) -> Tensor:
         """The parameter that the optimizer updates, of a tensor that is registered in the model."""
         return self._sharded.get(id(registered), registered)
+
+
+def as_updated(model: nn.Module, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """A model's tensors as the optimizer has them, whatever is registered in their place at the moment."""
+    managed = Managed(model)
+    return [managed.parameter(tensor) for tensor in tensors]
 
 
 def _records(module: Any) -> list[Any]:

@@ -1,10 +1,10 @@
 """Which elements of a sharded tensor each rank holds.
 
-Note [Order of the cuts]
-A dimension that two axes of the mesh shard is cut twice. `Shard, Shard` is cut by the axes from left to right. Where
-FSDP2 shards what tensor parallel has already cut, the placement is `_StridedShard, Shard` and the cuts were made from
-right to left. A `_StridedShard` alone is a packed weight (gate and up, say): each of its `split_factor` parts is cut
-for itself. Other mixtures are refused, for DTensor itself does not describe them faithfully.
+Note [Order of the chunks]
+A dimension that two axes of the mesh shard is chunked twice. `Shard, Shard` is chunked by the axes from left to right.
+Where FSDP2 shards what tensor parallel has already sharded, the placement is `_StridedShard, Shard` and the chunks
+were made from right to left. A `_StridedShard` alone is a packed weight (gate and up, say): each of its `split_factor`
+equal chunks is sharded for itself. Other mixtures are refused, for DTensor itself does not describe them faithfully.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ from torch.distributed.tensor.placement_types import Placement
 from hf_mhe.errors import MHEError
 
 Run = tuple[int, int]
-"""Consecutive places along one dimension: the first, and how many."""
+"""Consecutive indices along one dimension: the first, and their number."""
 
 
 @dataclass(frozen=True)
 class Region:
-    """A part of a tensor: along each dimension some runs of places; every combination of them is in it."""
+    """Some elements of a tensor: along each dimension some runs of indices; every combination of them is in it."""
 
     runs: tuple[tuple[Run, ...], ...]
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the part on its own, the runs of each dimension joined."""
+        """The shape of a tensor of these elements alone, the runs of each dimension joined."""
         return tuple(sum(length for _, length in runs) for runs in self.runs)
 
     def take(self, whole: Tensor) -> Tensor:
-        """The part, a view where it is in one piece."""
+        """The region of a whole tensor, a view where it is in one piece."""
         if all(len(runs) == 1 for runs in self.runs):
             for dim, ((start, length),) in enumerate(self.runs):
                 whole = whole.narrow(dim, start, length)
             return whole
-        part = whole.new_empty(self.shape)
+        taken = whole.new_empty(self.shape)
         for inside, outside in self._pieces():
-            inside.take(part).copy_(outside.take(whole))
-        return part
+            inside.take(taken).copy_(outside.take(whole))
+        return taken
 
-    def put(self, whole: Tensor, part: Tensor) -> None:
-        """Write the part into the whole."""
+    def put(self, whole: Tensor, values: Tensor) -> None:
+        """Write the values of the region into a whole tensor."""
         for inside, outside in self._pieces():
-            outside.take(whole).copy_(inside.take(part))
+            outside.take(whole).copy_(inside.take(values))
 
     def rows(self, shape: Sequence[int]) -> Run | None:
         """The run of the first dimension, where that is all that sets the region apart from the tensor `shape`."""
@@ -59,7 +59,7 @@ class Region:
         return self.runs[0][0] if rest and len(self.runs[0]) == 1 else None
 
     def _pieces(self) -> Iterator[tuple[Region, Region]]:
-        """Each piece that is one run along every dimension: its place in the part, and in the whole."""
+        """Each piece that is one run along every dimension: where it is in the region, and in the whole tensor."""
         placed = []
         for runs in self.runs:
             starts = itertools.accumulate((length for _, length in runs), initial=0)
@@ -88,7 +88,7 @@ def holding(tensor: DTensor) -> Holding:
         MHEError: the tensor is placed in a way that has no region a rank, or that torch does not describe faithfully.
     """
     held = _holding(tensor.device_mesh, tuple(tensor.placements), tuple(tensor.shape))
-    local, expected = tuple(tensor.to_local().shape), held.regions[_place(tensor.device_mesh)].shape
+    local, expected = tuple(tensor.to_local().shape), held.regions[_rank_in(tensor.device_mesh)].shape
     if local != expected:
         raise MHEError(
             f"this rank holds {local} of a tensor of shape {tuple(tensor.shape)} placed "
@@ -109,7 +109,7 @@ def members(mesh: DeviceMesh) -> tuple[int, ...]:
     return tuple(sorted(mesh.mesh.flatten().tolist()))
 
 
-def _place(mesh: DeviceMesh) -> int:
+def _rank_in(mesh: DeviceMesh) -> int:
     return members(mesh).index(mesh.get_rank())
 
 
@@ -130,35 +130,35 @@ def _holding(mesh: DeviceMesh, placements: tuple[Placement, ...], shape: tuple[i
 def region(
     shape: Sequence[int], placements: Sequence[Placement], sizes: Sequence[int], coordinate: Sequence[int]
 ) -> Region:
-    """The part of a tensor `shape` that the rank at `coordinate` of a mesh of `sizes` holds.
+    """The region of a tensor `shape` that the rank at `coordinate` of a mesh of `sizes` holds.
 
     Raises:
         MHEError: as `holding`.
     """
     if not all(isinstance(p, Replicate) or _sharded_dim(p, len(shape)) is not None for p in placements):
-        raise _not_served(placements)
+        raise _unsupported(placements)
     runs: list[tuple[Run, ...]] = []
     for dim, size in enumerate(shape):
         axes = [axis for axis, placement in enumerate(placements) if _sharded_dim(placement, len(shape)) == dim]
         factors = [_split_factor(placements[axis]) for axis in axes]
-        cut: tuple[Run, ...] = ((0, size),)
+        along: tuple[Run, ...] = ((0, size),)
         if len(axes) == 1:
-            cut = tuple(_chunk((0, size), factors[0], part) for part in range(factors[0]))
+            along = tuple(_chunk((0, size), factors[0], number) for number in range(factors[0]))
         elif any(factor > 1 for factor in factors):
-            if factors != [math.prod(sizes[later] for later in axes[place + 1 :]) for place in range(len(axes))]:
-                raise _not_served(placements)
+            if factors != [math.prod(sizes[later] for later in axes[number + 1 :]) for number in range(len(axes))]:
+                raise _unsupported(placements)
             axes.reverse()
         for axis in axes:
-            cut = tuple(_chunk(run, sizes[axis], coordinate[axis]) for run in cut)
-        runs.append(cut)
+            along = tuple(_chunk(run, sizes[axis], coordinate[axis]) for run in along)
+        runs.append(along)
     return Region(tuple(runs))
 
 
-def _chunk(run: Run, parts: int, part: int) -> Run:
-    """One part, as torch.chunk cuts: equal lengths, rounded up, until nothing is left."""
+def _chunk(run: Run, chunks: int, number: int) -> Run:
+    """One of `chunks`, as torch.chunk makes them: equal lengths, rounded up, until nothing is left."""
     start, length = run
-    step = -(-length // parts)
-    first = min(part * step, length)
+    step = -(-length // chunks)
+    first = min(number * step, length)
     return start + first, min(step, length - first)
 
 
@@ -173,7 +173,7 @@ def _split_factor(placement: Placement) -> int:
     return int(getattr(placement, "split_factor", 1))
 
 
-def _not_served(placements: Sequence[Placement]) -> MHEError:
+def _unsupported(placements: Sequence[Placement]) -> MHEError:
     return MHEError(
         f"MHE does not support the placement {_named(placements)}: each axis of the mesh may replicate it or shard "
         "one dimension of it (Shard, or FSDP2 over tensor parallel)"

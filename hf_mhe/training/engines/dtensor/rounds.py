@@ -1,4 +1,4 @@
-"""One walk over sharded weights by all ranks of a mesh: weights to their walkers, gradients back to their holders."""
+"""Sharded terms, evaluated by all ranks of a mesh: weights go to their walkers, gradients back to their holders."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from torch.distributed.tensor import DTensor, Replicate
 from hf_mhe.energy.autograd.share import energy_share
 from hf_mhe.errors import MHEError
 from hf_mhe.training.engines.collectives import error_of_any
+from hf_mhe.training.engines.dtensor.assignment import Assignment, Parcel
 from hf_mhe.training.engines.dtensor.exchange import Arrival, Expected, exchange
-from hf_mhe.training.engines.dtensor.workload import Division, Weight
 from hf_mhe.training.mean_energy import mean_energy
 
-Round = list[list[Weight]]
-"""By rank, the weights that it walks whole in this round."""
+Round = list[list[Parcel]]
+"""By rank, the parcels that it walks whole in this round."""
 
 
-class Walk:
-    """One evaluation of the groups of a division; `run` may be called once.
+class Rounds:
+    """One evaluation of the terms of an assignment; `run` may be called once.
 
     Args:
-        division: the groups, and who walks what.
-        local: this rank's part of each of the division's parameters, no gradient.
+        assignment: the terms, and who walks what.
+        local: this rank's local tensor of each of the assignment's parameters, no gradient.
         wanted: whether a parameter's gradient is wanted; the same on every rank.
 
     Attributes:
         values: the mean energies, float64, on the host; the same on every rank.
-        gradients: of `sum of factor * mean energy`, with respect to each local part; None where it is not wanted.
+        gradients: of `sum of factor * mean energy`, with respect to each local tensor; None where it is not wanted.
     """
 
-    def __init__(self, division: Division, local: Sequence[Tensor], wanted: Sequence[bool]) -> None:
-        self._division, self._local, self._wanted = division, local, wanted
-        kind = division.mesh.device_type  # the ranks' communication goes there; offloaded parameters come along
+    def __init__(self, assignment: Assignment, local: Sequence[Tensor], wanted: Sequence[bool]) -> None:
+        self._assignment, self._local, self._wanted = assignment, local, wanted
+        kind = assignment.mesh.device_type  # the ranks' communication goes there; offloaded parameters come along
         self._device = (
             torch.device(kind) if kind == "cpu" else torch.device(kind, torch.accelerator.current_device_index())
         )
         self._refused: MHEError | None = None
-        self.values = torch.zeros(len(division.groups), dtype=torch.float64)
+        self.values = torch.zeros(len(assignment.terms), dtype=torch.float64)
         self.gradients: list[Tensor | None] = [None] * len(local)
 
     def run(self) -> None:
@@ -49,51 +49,51 @@ class Walk:
         Raises:
             MHEError: an energy is not defined, on this rank or another; every rank raises it.
         """
-        rounds = self._division.rounds()
+        rounds = self._assignment.rounds()
         coming = self._collect(rounds[0]) if rounds else None
         returning: Callable[[], None] | None = None
-        for weights, after in itertools.zip_longest(rounds, rounds[1:]):
+        for parcels, after in itertools.zip_longest(rounds, rounds[1:]):
             assert coming is not None  # there is one for each round
-            arrived = coming.wait(self._division.rank)
+            arrived = coming.wait(self._assignment.rank)
             coming = None if after is None else self._collect(after)
-            found = [self._walk_whole(weight, tensors) for weight, tensors in self._assembled(weights, arrived)]
+            found = [self._walk_whole(parcel, tensors) for parcel, tensors in self._assembled(parcels, arrived)]
             if returning is not None:
                 returning()
-            returning = self._return(weights, found) if any(self._wanted) else None
+            returning = self._return(parcels, found) if any(self._wanted) else None
         if returning is not None:
             returning()
-        for weight, owner in zip(self._division.weights, self._division.owners, strict=True):
-            if owner is None:
-                self._walk_rows(weight)
+        for parcel, walker in zip(self._assignment.parcels, self._assignment.walkers, strict=True):
+            if walker is None:
+                self._walk_rows(parcel)
         self._sum_values()
 
     def _sum_values(self) -> None:
         values = self.values.to(self._device)
-        torch.distributed.all_reduce(values, group=self._division.process_group)
+        torch.distributed.all_reduce(values, group=self._assignment.process_group)
         self.values = values.cpu()
         if self.values.isnan().any():  # what `_refuse` leaves
-            error = error_of_any(self._refused, self._division.process_group)
+            error = error_of_any(self._refused, self._assignment.process_group)
             if error is not None:  # or an energy came out so, of which the caller says which
                 raise error
 
-    def _refuse(self, place: int, error: MHEError) -> None:
+    def _refuse(self, index: int, error: MHEError) -> None:
         # The others wait in collective calls: this rank goes on, and all raise together.
-        self.values[place] = float("nan")
-        name = self._division.groups[place].group.name
+        self.values[index] = float("nan")
+        name = self._assignment.terms[index].group.name
         self._refused = self._refused or MHEError(f"neuron group {name!r}: {error}")
 
     # --- weights that one rank walks whole
 
-    def _collect(self, weights: Round) -> Arrival:
-        """Send the ranks what this one holds of their weights, once for each copy that there is of it."""
-        division, rank = self._division, self._division.rank
+    def _collect(self, parcels: Round) -> Arrival:
+        """Send the ranks what this one holds of their parcels, once for each copy that there is of it."""
+        assignment, rank = self._assignment, self._assignment.rank
         outgoing: list[list[Tensor]] = []
         incoming: list[list[Expected]] = []
-        for k, theirs in enumerate(weights):
-            holdings = [(p, division.holdings[p]) for weight in theirs for p in weight.parameters]
+        for k, theirs in enumerate(parcels):
+            holdings = [(p, assignment.holdings[p]) for parcel in theirs for p in parcel.parameters]
             outgoing.append([self._local[p] for p, held in holdings if held.copy[rank] == held.copy[k]])
-        for k in range(division.ranks):
-            holdings = [(p, division.holdings[p]) for weight in weights[rank] for p in weight.parameters]
+        for k in range(assignment.ranks):
+            holdings = [(p, assignment.holdings[p]) for parcel in parcels[rank] for p in parcel.parameters]
             incoming.append(
                 [
                     Expected(held.regions[k].shape, self._local[p].dtype)
@@ -101,70 +101,70 @@ class Walk:
                     if held.copy[k] == held.copy[rank]
                 ]
             )
-        return exchange(division.process_group, outgoing, incoming, self._device)
+        return exchange(assignment.process_group, outgoing, incoming, self._device)
 
-    def _assembled(self, weights: Round, arrived: list[list[Tensor]]) -> Iterator[tuple[Weight, list[Tensor]]]:
-        """This rank's weights, put together from the parts."""
-        division, rank = self._division, self._division.rank
-        senders = [iter(parts) for parts in arrived]
-        for weight in weights[rank]:
+    def _assembled(self, parcels: Round, arrived: list[list[Tensor]]) -> Iterator[tuple[Parcel, list[Tensor]]]:
+        """This rank's parcels, put together from the regions that the ranks hold."""
+        assignment, rank = self._assignment, self._assignment.rank
+        senders = [iter(tensors) for tensors in arrived]
+        for parcel in parcels[rank]:
             tensors = []
-            for held in (division.holdings[p] for p in weight.parameters):
-                parts = [
+            for held in (assignment.holdings[p] for p in parcel.parameters):
+                received = [
                     (held.regions[k], next(senders[k]))
-                    for k in range(division.ranks)
+                    for k in range(assignment.ranks)
                     if held.copy[k] == held.copy[rank]
                 ]
-                if len(parts) == 1:
-                    tensors.append(parts[0][1])
+                if len(received) == 1:
+                    tensors.append(received[0][1])
                     continue
-                assembled = parts[0][1].new_empty(held.shape)
-                for region, part in parts:
-                    region.put(assembled, part)
+                assembled = received[0][1].new_empty(held.shape)
+                for region, values in received:
+                    region.put(assembled, values)
                 tensors.append(assembled)
-            yield weight, tensors
+            yield parcel, tensors
 
-    def _walk_whole(self, weight: Weight, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The gradients of the weight's parameters, those that are wanted; each a tensor of its own."""
-        wanted = [self._wanted[p] for p in weight.parameters]
+    def _walk_whole(self, parcel: Parcel, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The gradients of the parcel's parameters, those that are wanted; each a tensor of its own."""
+        wanted = [self._wanted[p] for p in parcel.parameters]
         leaves = [tensor.detach().requires_grad_(need) for tensor, need in zip(tensors, wanted, strict=True)]
         inputs = [leaf for leaf in leaves if leaf.requires_grad]
         total: list[Tensor] | None = None
-        for place in weight.groups:
-            sharded = self._division.groups[place]
+        for index in parcel.terms:
+            term = self._assignment.terms[index]
             try:
                 with torch.set_grad_enabled(bool(inputs)):
-                    energy = mean_energy(sharded.group.assemble(leaves), sharded.potential, sharded.sample)
+                    energy = mean_energy(term.group.assemble(leaves), term.potential, term.sample)
             except MHEError as error:
-                self._refuse(place, error)
+                self._refuse(index, error)
                 continue
-            self.values[place] += energy.detach().double().cpu()
+            self.values[index] += energy.detach().double().cpu()
             if energy.requires_grad:
-                found = torch.autograd.grad(energy, inputs, energy.new_tensor(sharded.factor), materialize_grads=True)
+                found = torch.autograd.grad(energy, inputs, energy.new_tensor(term.factor), materialize_grads=True)
                 if len(inputs) > 1:  # of a sum autograd gives both terms one and the same tensor
                     found = tuple(gradient.clone() for gradient in found)
                 total = list(found) if total is None else [a.add_(b) for a, b in zip(total, found, strict=True)]
         return [torch.zeros_like(leaf) for leaf in inputs] if total is None else total
 
-    def _return(self, weights: Round, found: Sequence[Sequence[Tensor]]) -> Callable[[], None]:
+    def _return(self, parcels: Round, found: Sequence[Sequence[Tensor]]) -> Callable[[], None]:
         """Send every rank the gradients of what it holds; what is returned waits for this rank's, and keeps them."""
-        division, rank = self._division, self._division.rank
-        wanted = [[p for weight in theirs for p in weight.parameters if self._wanted[p]] for theirs in weights]
+        assignment, rank = self._assignment, self._assignment.rank
+        wanted = [[p for parcel in theirs for p in parcel.parameters if self._wanted[p]] for theirs in parcels]
         gradients = list(zip(wanted[rank], itertools.chain.from_iterable(found), strict=True))
         outgoing = [
-            [division.holdings[p].regions[k].take(gradient) for p, gradient in gradients]
-            for k in range(division.ranks)
+            [assignment.holdings[p].regions[k].take(gradient) for p, gradient in gradients]
+            for k in range(assignment.ranks)
         ]
         # A view would keep the whole gradient alive until the backward pass.
         outgoing[rank] = [
-            part if part.numel() == g.numel() else part.clone()
-            for part, (_, g) in zip(outgoing[rank], gradients, strict=True)
+            own if own.numel() == whole.numel() else own.clone()
+            for own, (_, whole) in zip(outgoing[rank], gradients, strict=True)
         ]
         incoming = [
-            [Expected(division.holdings[p].regions[rank].shape, self._local[p].dtype) for p in theirs]
+            [Expected(assignment.holdings[p].regions[rank].shape, self._local[p].dtype) for p in theirs]
             for theirs in wanted
         ]
-        arrival = exchange(division.process_group, outgoing, incoming, self._device)
+        arrival = exchange(assignment.process_group, outgoing, incoming, self._device)
 
         def keep() -> None:
             for parameters, arrived in zip(wanted, arrival.wait(rank), strict=True):
@@ -179,29 +179,29 @@ class Walk:
 
     # --- weights of which every rank walks the rows that it holds
 
-    def _walk_rows(self, weight: Weight) -> None:
-        """This rank's rows against all: its part of the gradient is complete without another rank's work."""
-        division, rank = self._division, self._division.rank
-        (place,), (p,) = weight.groups, weight.parameters
-        parameter, held = division.parameters[p], division.holdings[p]
+    def _walk_rows(self, parcel: Parcel) -> None:
+        """This rank's rows against all: their gradient is complete without another rank's work."""
+        assignment, rank = self._assignment, self._assignment.rank
+        (index,), (p,) = parcel.terms, parcel.parameters
+        parameter, held = assignment.parameters[p], assignment.holdings[p]
         assert isinstance(parameter, DTensor)
         run = held.regions[rank].rows(held.shape)
         assert run is not None  # or the plan would not have it walked by rows
         with torch.no_grad():
             everyone = parameter.redistribute(placements=[Replicate()] * parameter.device_mesh.ndim).to_local()
         own = self._local[p].detach().requires_grad_(self._wanted[p])
-        sharded = division.groups[place]
+        term = assignment.terms[index]
         gradient = torch.zeros_like(own)
         try:
             with torch.set_grad_enabled(own.requires_grad):
-                share = energy_share(own.flatten(1), everyone.flatten(1), run[0], sharded.potential)
+                share = energy_share(own.flatten(1), everyone.flatten(1), run[0], term.potential)
         except MHEError as error:
-            self._refuse(place, error)
+            self._refuse(index, error)
             return
         if held.copy[rank] == held.copy[0]:  # the ranks of one copy hold every row once
-            self.values[place] += share.detach().double().cpu()
+            self.values[index] += share.detach().double().cpu()
         if own.requires_grad:
-            (gradient,) = torch.autograd.grad(share, own, share.new_tensor(sharded.factor))
+            (gradient,) = torch.autograd.grad(share, own, share.new_tensor(term.factor))
             self._add_gradient(p, self._same_in_all_copies(parameter, gradient))
 
     def _same_in_all_copies(self, parameter: DTensor, gradient: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The examples in the docstrings of public functions, run as they stand."""
+"""The examples in the docstrings of public functions and classes, run as they stand."""
 
 from __future__ import annotations
 
@@ -6,18 +6,30 @@ import doctest
 
 import pytest
 
-from hf_mhe import energy
+import hf_mhe
+from hf_mhe import analysis, energy, hub, neurons, training
 
 FINDER = doctest.DocTestFinder(recurse=False)
+ROOMS = (hf_mhe, energy, neurons, analysis, training, hub)
+PUBLIC = {name: getattr(room, name) for room in ROOMS for name in room.__all__ if not name.startswith("_")}
+_CALLABLE = {name: value for name, value in PUBLIC.items() if callable(value)}
 EXAMPLES = {
-    name: test for name in energy.__all__ for test in FINDER.find(getattr(energy, name), name) if test.examples
+    name: test
+    for name, value in PUBLIC.items()
+    if callable(value)
+    for test in FINDER.find(value, name)
+    if test.examples
 }
 # Which functions a newcomer calls first.
 EXPECTED = {
+    "analyze",
+    "coverage",
     "energy_lower_bound",
+    "equivalent_dimension",
     "expected_energy",
     "hyperspherical_energy",
     "minimize_energy",
+    "neuron_groups",
     "rotating_share",
     "sampled_energy",
 }

@@ -1,0 +1,70 @@
+"""A term of the penalty, and what an evaluation of the terms gives.
+
+The penalty is `sum of factor * mean energy` over terms, one for each neuron group. The regularizer makes them, a
+budget draws some of them, an engine evaluates them, and the log counts what came out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from hf_mhe.energy import Potential
+from hf_mhe.neurons import NeuronGroup
+from hf_mhe.training.engines.plan import operations
+
+
+class Sample(NamedTuple):
+    """A random sample of `rows` neurons, drawn with a seed."""
+
+    rows: int
+    seed: int
+
+
+class Term(NamedTuple):
+    """A group, the factor of its mean energy in the penalty, and how that energy is computed.
+
+    `potential` is the energy of one pair of its neurons; with a `sample` the mean energy is estimated from it.
+    """
+
+    group: NeuronGroup
+    factor: float
+    potential: Potential
+    sample: Sample | None = None
+
+    @property
+    def operations(self) -> int:
+        """Floating-point operations of the walk over the group, or over the sample of it, with its gradient."""
+        return operations(self.group.n, self.group.d, None if self.sample is None else self.sample.rows)
+
+
+class PenaltyTerms(NamedTuple):
+    """One evaluation of the penalty: the weighted sum, differentiable, and each group's mean energy, detached.
+
+    With `ranks` above 1 the work was divided: the penalty and the energies are `ranks` times this rank's share, which
+    is zero for the groups that others computed, and their mean over the ranks is what they would be undivided. Groups
+    that no rank computed, because a budget left them out, are not `computed`; their energy is zero here.
+    """
+
+    penalty: Tensor
+    energies: Tensor
+    groups: Sequence[NeuronGroup] = ()
+    ranks: int = 1
+    computed: Sequence[int] | None = None  # indices of the groups; None: all of them
+
+    def among(self, groups: Sequence[NeuronGroup]) -> PenaltyTerms:
+        """The same terms among all groups, of which a budget may have left some out."""
+        if len(groups) == len(self.groups):
+            return self
+        index = {group.name: number for number, group in enumerate(groups)}
+        computed = [index[group.name] for group in self.groups]
+        energies = self.energies.new_zeros(len(groups))
+        energies[computed] = self.energies
+        return PenaltyTerms(self.penalty, energies, groups, self.ranks, computed)
+
+
+def trained(groups: Iterable[NeuronGroup]) -> list[Tensor]:
+    """The tensors of groups that the optimizer may have."""
+    return [tensor for group in groups if group.requires_grad for tensor in group.tensors() if tensor.requires_grad]
