@@ -24,7 +24,7 @@ from hf_mhe.analysis.report.unseen import unseen_note, unseen_share
 from hf_mhe.analysis.vectors import find_vectors
 from hf_mhe.analysis.vocabulary.describe import vocabulary_of
 from hf_mhe.energy import PairStatistics, Potential
-from hf_mhe.energy.near_duplicates import check_duplicate_cosine
+from hf_mhe.energy.near_duplicates import check_duplicate_cosine, check_max_pairs
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import Adapters, Coverage, NeuronGroup, WeightCache, coverage, select_groups
 from hf_mhe.text import listed
@@ -49,6 +49,7 @@ def analyze(
     by_head: bool = False,
     adapters: Adapters = "effective",
     duplicate_cosine: float = 0.95,
+    max_pairs: int = 20,
     column: str | None = None,
     spectrum: bool = False,
     variants: bool = False,
@@ -87,6 +88,7 @@ def analyze(
         adapters: of a model with adapters of peft, "effective" measures a layer by the weight that it computes with,
             "own" by its base weight, with the adapter's matrices as groups of their own (see `neuron_groups`).
         duplicate_cosine: pairs whose cosine reaches it are near-duplicates, in (0, 1].
+        max_pairs: how many near-duplicate pairs of a group to list, the closest first.
         column: of a dataset, the column of vectors.
         spectrum: also measure the spectral norm and the ranks of each group, from its singular values.
         variants: also measure each group under the paper's twelve potentials (s of 0, 1 and 2, chords and angles, full
@@ -105,7 +107,9 @@ def analyze(
     are defined at `GroupEnergy`.
     """
     potential = Potential(s, distance, space)  # type: ignore[arg-type]
-    measuring = Measuring(potential, check_duplicate_cosine(duplicate_cosine), spectrum, variants)
+    measuring = Measuring(
+        potential, check_duplicate_cosine(duplicate_cosine), check_max_pairs(max_pairs), spectrum, variants
+    )
     settings = _Settings(measuring, include, exclude, progress)
     vectors = find_vectors(model, column)
     if vectors is not None:

@@ -17,7 +17,7 @@ from hf_mhe.analysis.report.group_energy import GroupEnergy
 from hf_mhe.analysis.report.tokens import Vocabulary
 from hf_mhe.analysis.report.variant import variant_of
 from hf_mhe.energy import VARIANTS, PairStatistics, Potential, energy_score, pair_statistics
-from hf_mhe.energy.near_duplicates import check_duplicate_cosine
+from hf_mhe.energy.near_duplicates import check_duplicate_cosine, check_max_pairs
 from hf_mhe.energy.spectrum import spectrum as spectrum_of
 from hf_mhe.errors import MHEError
 from hf_mhe.extras import require_extra
@@ -32,6 +32,7 @@ class Measuring:
 
     potential: Potential
     duplicate_cosine: float = 0.95
+    max_pairs: int = 20
     spectrum: bool = False
     variants: bool = False
 
@@ -60,7 +61,11 @@ def group_row(
     """
     variants = VARIANTS if measuring.variants else ()
     pairs = pair_statistics(
-        matrix, measuring.potential, duplicate_cosine=measuring.duplicate_cosine, variants=variants
+        matrix,
+        measuring.potential,
+        duplicate_cosine=measuring.duplicate_cosine,
+        max_pairs=measuring.max_pairs,
+        variants=variants,
     )
     meaning = energy_score(pairs.energy, pairs.n, pairs.d, measuring.potential)
     found: list[Any] = [pairs, meaning]
@@ -82,6 +87,8 @@ def group_row(
         "nearest_pair": (int(pairs.nearest_pair[0]), int(pairs.nearest_pair[1])),
         "dead": len(pairs.dead),
         "dead_rows": tuple(int(row) for row in pairs.dead),
+        "near_dead": len(pairs.near_dead),
+        "near_dead_rows": pairs.near_dead,
         "histogram": tuple(int(count) for count in pairs.histogram.tolist()),
     }
     if pairs.coincident and meaning.score is not None:
@@ -101,6 +108,7 @@ def measure(
     distance: str = "euclidean",
     space: str = "full",
     duplicate_cosine: float = 0.95,
+    max_pairs: int = 20,
     spectrum: bool = False,
     variants: bool = False,
     name: str = "matrix",
@@ -129,6 +137,7 @@ def measure(
         spectrum: Also measure the spectral norm and the ranks, from the singular values.
         variants: Also measure the paper's twelve potentials, in the same walk.
         duplicate_cosine: Pairs whose cosine reaches it, in (0, 1], are counted as near-duplicates.
+        max_pairs: How many near-duplicate pairs to list, the closest first.
         name: What the matrix is called, in the result and in errors.
 
     Raises:
@@ -138,7 +147,9 @@ def measure(
     Source: as `analyze`; Liu et al., "Learning towards Minimum Hyperspherical Energy", NeurIPS 2018, arXiv:1805.09298.
     """
     potential = Potential(s, distance, space)  # type: ignore[arg-type]
-    measuring = Measuring(potential, check_duplicate_cosine(duplicate_cosine), spectrum, variants)
+    measuring = Measuring(
+        potential, check_duplicate_cosine(duplicate_cosine), check_max_pairs(max_pairs), spectrum, variants
+    )
     if not isinstance(name, str) or not name:
         raise MHEError(f"name must be a text that is not empty; got {name!r}")
     rows = as_matrix(matrix, name)
@@ -151,7 +162,7 @@ def measure(
     if row_names is None:
         return found
     mentioned = {row for i, j, _ in found.duplicate_pairs for row in (i, j)}
-    mentioned.update(*found.clusters, found.nearest_pair, found.dead_rows)
+    mentioned.update(*found.clusters, found.nearest_pair, found.dead_rows, found.near_dead_rows)
     return replace(found, row_names={row: row_names[row] for row in sorted(mentioned)})
 
 

@@ -17,7 +17,7 @@ from hf_mhe.energy.observers.excess import Excess
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.precision import product_dtype, without_autocast
 from hf_mhe.energy.reference.crowding import dimension_of_excess
-from hf_mhe.energy.rows import check_weight, unit_rows
+from hf_mhe.energy.rows import NEGLIGIBLE, check_weight, unit_rows
 from hf_mhe.energy.walks.blocked import walk
 from hf_mhe.energy.walks.panels import PanelBatch
 from hf_mhe.energy.walks.workspace import scratch
@@ -39,6 +39,7 @@ class PairStatistics:
             half space by absolute value.
         coincident: unordered pairs at distance zero, which the energy leaves out.
         dead: rows of zeros, numbered as in the weight.
+        near_dead: other rows shorter than 2^-12 of the longest, which training takes for dead (`energy/rows.py`).
         nearest_cosine: `(n,)` float32, each live neuron's largest cosine.
         histogram: `(bins,)` int64, unordered pairs per bin of equal width over cosines in [-1, 1].
         equivalent_dimension: the dimension in which random directions would be as crowded, coincident pairs included.
@@ -60,6 +61,7 @@ class PairStatistics:
     near_duplicates: int
     coincident: int
     dead: tuple[int, ...]
+    near_dead: tuple[int, ...]
     nearest_cosine: Tensor
     histogram: Tensor
     equivalent_dimension: float
@@ -121,11 +123,13 @@ def pair_statistics(
 
     first, second = _nearest_pair(rows.unit, seen.nearest)
     listed, clusters = duplicates.pairs(), duplicates.clusters()
+    near_dead = (rows.norm < NEGLIGIBLE * rows.norm.amax()).flatten().nonzero().flatten().tolist()
     dead: list[int] = []
     if rows.live is not None:
         row = rows.live.tolist()
         first, second = row[first], row[second]
         listed = tuple((row[i], row[j], cosine) for i, j, cosine in listed)
+        near_dead = [row[each] for each in near_dead]
         clusters = tuple(tuple(row[each] for each in cluster) for cluster in clusters)
         is_dead = torch.ones(len(weight), dtype=torch.bool, device=weight.device).index_fill_(0, rows.live, False)
         dead = is_dead.nonzero().flatten().tolist()
@@ -139,6 +143,7 @@ def pair_statistics(
         near_duplicates=duplicates.count,
         coincident=pairs.coincident,
         dead=tuple(dead),
+        near_dead=tuple(near_dead),
         nearest_cosine=seen.nearest.clamp(-1, 1).float().cpu(),
         histogram=seen.histogram.cpu(),
         equivalent_dimension=dimension_of_excess(excess.mean),

@@ -249,3 +249,29 @@ def test_the_example_prints_what_it_says() -> None:
     assert any(example.want for example in test.examples)
     said: list[str] = []
     assert doctest.DocTestRunner().run(test, out=said.append).failed == 0, "".join(said)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_near_dead_rows_are_named(dtype: torch.dtype) -> None:
+    """If this failed, neurons that weight decay has all but removed would look like all others."""
+    rows = torch.randn(30, 16, generator=torch.Generator().manual_seed(0))
+    rows[[3, 17]] *= 1e-6
+    rows[9] = 0
+    rows[20] *= 2.0**-11
+    found = measure(rows.to(dtype), names=[f"n{row}" for row in range(30)])
+    assert (found.dead_rows, found.near_dead, found.near_dead_rows) == ((9,), 2, (3, 17))
+    assert found.n == 29, "a direction is a direction, however short the row"
+    assert found.row_names[17] == "n17"
+    assert measure(1e-20 * rows.double()).near_dead_rows == (3, 17), "what counts is the length beside the others'"
+
+
+def test_as_many_pairs_are_listed_as_were_asked_for() -> None:
+    """If this failed, a layer of a thousand copies would list all of them, or none."""
+    rows = torch.randn(12, 16, generator=torch.Generator().manual_seed(0)).repeat(4, 1)
+    assert len(measure(rows).duplicate_pairs) == 20
+    found = measure(rows, max_pairs=3)
+    assert [(i, j) for i, j, _ in found.duplicate_pairs] == [(0, 12), (0, 24), (0, 36)]
+    assert found.near_duplicates == 12 * 6
+    assert measure(rows, max_pairs=0).duplicate_pairs == ()
+    with pytest.raises(MHEError, match="max_pairs"):
+        measure(rows, max_pairs=-1)

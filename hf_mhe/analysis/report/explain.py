@@ -30,6 +30,12 @@ def explain(group: GroupEnergy, *, duplicate_cosine: float = 0.95) -> list[str]:
             "of the summary, the ranking and the checks."
         )
     found += [_SAID[cause](group, duplicate_cosine) for cause in group.verdict.split(", ")]
+    if group.near_dead:
+        short = _rows(group, group.near_dead_rows)
+        found.append(
+            f"{_counted(group.near_dead, 'row')} shorter than 2^-12 of the longest: {short}. Their direction may be a "
+            "rounding error; training takes them for dead."
+        )
     found += _closest(group)
     if group.vocabulary is not None:
         found += _of_vocabulary(group.vocabulary)
@@ -109,18 +115,23 @@ _SAID = {
 
 def _closest(group: GroupEnergy) -> list[str]:
     """The first near-duplicate pairs and clusters, by row and by what the row is called."""
-
-    def called(row: int) -> str:
-        return f"{row} ({escaped(group.row_names[row])})" if row in group.row_names else str(row)
-
     found = []
     if group.duplicate_pairs:
-        pairs = [f"{called(i)} and {called(j)} at {cosine:.4f}" for i, j, cosine in group.duplicate_pairs[:_PAIRS]]
+        listed = group.duplicate_pairs[:_PAIRS]
+        pairs = [f"{_called(group, i)} and {_called(group, j)} at {cosine:.4f}" for i, j, cosine in listed]
         found.append(f"Closest rows: {_listed(pairs, group.near_duplicates)}.")
     if group.clusters:
-        clusters = [f"[{_listed(map(called, rows[:_ROWS]), len(rows))}]" for rows in group.clusters[:_CLUSTERS]]
+        clusters = [f"[{_rows(group, rows)}]" for rows in group.clusters[:_CLUSTERS]]
         found.append(f"Clusters: {_listed(clusters, len(group.clusters))}.")
     return found
+
+
+def _called(group: GroupEnergy, row: int) -> str:
+    return f"{row} ({escaped(group.row_names[row])})" if row in group.row_names else str(row)
+
+
+def _rows(group: GroupEnergy, rows: tuple[int, ...]) -> str:
+    return _listed((_called(group, row) for row in rows[:_ROWS]), len(rows))
 
 
 def _of_vocabulary(vocabulary: Vocabulary) -> list[str]:

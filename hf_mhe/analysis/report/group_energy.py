@@ -139,6 +139,13 @@ class GroupEnergy:
     """Rows of zeros."""
     dead_rows: tuple[int, ...] = column(Shown.NOWHERE, repr=False)
     """Which rows they are."""
+    near_dead: int | None = column(
+        Shown.CSV | Shown.PAGE, label="near-dead", help="rows shorter than 2^-12 of the longest", default=None
+    )
+    """Further rows shorter than 2^-12 of the longest, whose direction may be a rounding error; they are measured, and
+    training takes them for dead."""
+    near_dead_rows: tuple[int, ...] = column(Shown.NOWHERE, default=(), repr=False)
+    """Which rows they are."""
     histogram: tuple[int, ...] = column(Shown.NOWHERE, repr=False)
     """Unordered pairs per bin of cosine, equal bins on [−1, 1]."""
     stack: str | None = column(Shown.CSV, is_name=True, default=None)
