@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from hf_mhe import text
 from hf_mhe.cli.console import cell, plain_table
+from hf_mhe.text import number as number_text
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -61,7 +61,7 @@ def comparison_table(comparison: Comparison) -> Table:
 
 def number(value: float | None, digits: int) -> str:
     """A number for a terminal, in characters that every encoding has."""
-    return text.number(value, digits, undefined="-", infinite="inf")
+    return number_text(value, digits, undefined="-", infinite="inf")
 
 
 def _add(table: Table, column: Column, heading: str) -> None:

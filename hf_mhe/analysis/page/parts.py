@@ -9,9 +9,9 @@ from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from hf_mhe import text
 from hf_mhe.analysis.page.plots import INK, figure_bytes
 from hf_mhe.errors import MHEError
+from hf_mhe.text import number as number_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -130,7 +130,7 @@ def number(value: float | int | str | None, digits: int | None = None) -> str:
     """A number for people, thousands apart; a dash where undefined; a text as it is."""
     if isinstance(value, str):
         return value
-    return text.number(value, 4 if digits is None else digits, thousands=True)
+    return number_text(value, 4 if digits is None else digits, thousands=True)
 
 
 def definitions(summary: str, entries: Mapping[str, str], heads: tuple[str, str]) -> str:

@@ -9,8 +9,9 @@ import evaluate
 import numpy as np
 import torch
 
-import hf_mhe
 from hf_mhe.analysis.as_matrix import as_matrix, of_arrow
+from hf_mhe.analysis.measure import measure
+from hf_mhe.errors import MHEError
 
 _DESCRIPTION = """
 The hyperspherical energy of a set of vectors: embeddings, predictions, prototypes, hidden states. The directions of
@@ -120,7 +121,7 @@ class HypersphericalEnergy(evaluate.Measurement):
         # Of process 0 where several add vectors: the others' are of the same kind.
         dtype, self._dtype = self._dtype or torch.float64, None
         vectors = of_arrow(data, "data").to(dtype)
-        return hf_mhe.measure(
+        return measure(
             vectors, names=names, s=s, distance=distance, space=space, duplicate_cosine=duplicate_cosine
         ).to_dict()
 
@@ -128,9 +129,9 @@ class HypersphericalEnergy(evaluate.Measurement):
 def _named(predictions: Any, references: Any, others: dict[str, Any]) -> dict[str, Any]:
     """The inputs by the one name that the features have."""
     if references is not None:
-        raise hf_mhe.MHEError("references were given: the energy is of one set of vectors, data")
+        raise MHEError("references were given: the energy is of one set of vectors, data")
     if predictions is None:
         return others
     if others.get("data") is not None:
-        raise hf_mhe.MHEError("data and predictions were given: they are two names for the same vectors")
+        raise MHEError("data and predictions were given: they are two names for the same vectors")
     return {**others, "data": predictions}
