@@ -91,7 +91,7 @@ def group_row(
         "near_dead_rows": pairs.near_dead,
         "histogram": tuple(int(count) for count in pairs.histogram.tolist()),
     }
-    if pairs.coincident and meaning.score is not None:
+    if pairs.coincident and math.isfinite(meaning.expected):
         # The energy of the other pairs stands beside it; all of them together have an infinite one.
         values |= {"score": math.inf, "z": math.inf}
     values |= crowding_columns(pairs, measuring.potential, measuring.duplicate_cosine)

@@ -250,6 +250,8 @@ def test_copies_have_an_infinite_score(space: str, s: float, tmp_path: Path) -> 
     assert (copied.score, copied.z, copied.coincident) == (math.inf, math.inf, 40)
     assert copied.energy == pytest.approx(hf_mhe.measure(rows, s=s, space=space).energy, rel=0.2), "of the other pairs"
     assert copied.verdict == "copies"
+    collapsed = hf_mhe.measure(rows[:1].repeat(9, 1), s=s, space=space)
+    assert (collapsed.score, collapsed.verdict, collapsed.equivalent_dimension) == (math.inf, "copies", 1.0)
     layer = nn.Linear(16, 80)
     layer.weight.data = rows.repeat(2, 1)
     report = hf_mhe.analyze(nn.Sequential(layer, nn.Linear(80, 9)), s=s, space=space)

@@ -30,6 +30,7 @@ def verdict(weight: Tensor, space: str = "full") -> str:
         mean_cosine=pairs.mean_cosine,
         mean_square_cosine=pairs.mean_square_cosine,
         near_duplicates=pairs.near_duplicates,
+        coincident=pairs.coincident,
         clustered=sum(map(len, pairs.clusters)),
         duplicate_cosine=0.95,
         mirrored=space == "half",
@@ -49,6 +50,10 @@ PLANTED = {
         with_copies(2048, 256, 0.05, 0.01),
         random(32, 64).repeat(8, 1),
         random(64, 64).repeat(2, 1) + 0.02 * random(128, 64, 1),
+        random(1, 32).repeat(50, 1),
+        random(1, 32).repeat(50, 1) + 1e-3 * random(50, 32, 1),
+        random(1, 32).repeat(2, 1),
+        random(40, 2).repeat(3, 1),
     ],
     "spread": [torch.eye(64)[:10], minimize_energy(128, 16), torch.linalg.qr(random(64, 64))[0]],
     "as random": [random(512, 64), random(2000, 27), random(10, 64), random(2, 2), random(3, 768), random(300, 2)],
@@ -71,6 +76,14 @@ def test_the_largest_cause_comes_first() -> None:
     narrow, leaning = 0.4 * random(1, 128, 2), 4.0 * random(1, 128, 2)
     assert verdict(rows + narrow).split(", ")[0] == "few dimensions"
     assert verdict(rows + leaning).split(", ")[0] == "shared direction"
+
+
+def test_two_bundles_that_are_opposite_are_copies_on_one_line() -> None:
+    """If this fails, neurons of which two are left are not called copies."""
+    line = random(1, 32)
+    both = torch.cat([line.repeat(25, 1), -line.repeat(25, 1)])
+    assert set(verdict(both).split(", ")) == {"copies", "few dimensions"}
+    assert verdict(both, "half") == "copies"
 
 
 def test_rare_copies_are_not_named() -> None:

@@ -22,6 +22,7 @@ def crowding_columns(pairs: PairStatistics, potential: Potential, duplicate_cosi
         equivalent_dimension=dimension,
         **moments,
         near_duplicates=pairs.near_duplicates,
+        coincident=pairs.coincident,
         clustered=sum(map(len, pairs.clusters)),
         duplicate_cosine=duplicate_cosine,
         mirrored=potential.space == "half",

@@ -28,7 +28,8 @@ Copies are named where more than one neuron in a hundred is in a cluster of near
 each of them can be merged; where fewer are, only as the largest cause: the embeddings of a vocabulary have words of
 one stem, at a cosine of 0.8, and hardly a copy. In a few dimensions neurons come close to each other by chance: 500
 directions in a plane are all near-duplicates of some other, and yet a random draw. So near-duplicates count only as
-far as there are more of them than chance makes in the dimension that the neurons fill.
+far as there are more of them than chance makes in the dimension that the neurons fill; where they fill less than a
+plane, as in a collapsed layer, in the layer's own. Neurons that coincide are copies whatever chance makes.
 
 Rejected: the parts of the excess of the report's own energy, which grow without a bound as two neurons approach each
 other, and which have no shared direction in half space.
@@ -49,6 +50,7 @@ _OF_RANDOM = 0.1  # a cause counts from this share of a random draw's own concen
 _OF_ALL = 0.1  # and from this share of all causes
 _DEVIATIONS = 4.0
 _CLUSTERED = 0.01  # a share of the neurons
+_PLANE = 1.5  # dimensions: random neurons of a plane, even ten of them, fill more
 _SLOPE, _CURVATURE = 2 / 2.1, 4 / 2.1**2  # K'(0) / K(0), ½ K''(0) / K(0)
 
 
@@ -60,6 +62,7 @@ def crowding_verdict(
     mean_cosine: float,
     mean_square_cosine: float,
     near_duplicates: int,
+    coincident: int,
     clustered: int,
     duplicate_cosine: float,
     mirrored: bool,
@@ -73,6 +76,7 @@ def crowding_verdict(
         mean_cosine: over pairs, coincident ones included.
         mean_square_cosine: the same of the squares.
         near_duplicates: pairs whose cosine reaches `duplicate_cosine`; its absolute value, if `mirrored`.
+        coincident: those of them that are at distance zero.
         clustered: neurons that are in one of them.
         duplicate_cosine: in (0, 1].
         mirrored: whether a neuron and its mirror image count alike.
@@ -80,9 +84,12 @@ def crowding_verdict(
     Source: Note [The verdict].
     """
     pairs = n * (n - 1) / 2
-    chance = pairs * _share_of_pairs(_filled(mean_square_cosine), duplicate_cosine, mirrored)
-    has_copies = near_duplicates > 2 * chance + _DEVIATIONS * math.sqrt(chance)
-    copies = near_duplicates if has_copies and near_duplicates < pairs else 0
+    filled = _filled(mean_square_cosine)
+    chance = pairs * _share_of_pairs(filled if filled > _PLANE else d, duplicate_cosine, mirrored)
+    has_copies = near_duplicates > 2 * chance + _DEVIATIONS * math.sqrt(chance) or coincident > _CLUSTERED * n / 2
+    if has_copies and near_duplicates == pairs:
+        return COPIES
+    copies = near_duplicates if has_copies else 0
     # A near-duplicate has a cosine of about 1, and where mirror images count perhaps of -1.
     first = max(0.0, (mean_cosine * pairs - copies) / (pairs - copies))
     second = max(0.0, (mean_square_cosine * pairs - copies) / (pairs - copies))
