@@ -70,14 +70,14 @@ def analyze_command(
         Optional[float],  # noqa: UP045
         typer.Option(
             metavar="SPREAD",
-            help="Exit with status 1 if any layer's spread is below this, or over 5% of the weights are not read.",
+            help="Exit with status 1 if any layer's spread is below this, or over 5% of the weights (or nobody knows how many) are not read.",
         ),
     ] = None,
     fail_above: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option(
             metavar="SCORE",
-            help="Exit with status 1 if any layer's score is above this, or over 5% of the weights are not read.",
+            help="Exit with status 1 if any layer's score is above this, or over 5% of the weights (or nobody knows how many) are not read.",
         ),
     ] = None,
     revision: options.Revision = None,

@@ -32,7 +32,7 @@ def introduction(config: MHEConfig | None, before: EnergyReport | None, after: E
     which = f"{summary.groups} of its groups" if after.left_out else f"its {summary.groups} groups"
     measured = f"The mean spread of {which} of neurons is **{number(summary.mean_spread)}**"
     if summary.apart:
-        measured += f" ({summary.apart} more do not count: their neurons never stand in for each other)"
+        measured += f" ({summary.apart} more do not count, because their neurons do not compete)"
     if before is not None:
         measured += f"; it was **{number(before.summary.mean_spread)}** before"
     done = (

@@ -49,7 +49,7 @@ class Column:
         is_text: whether it is a text, and not a number.
         is_name: whether it is a dotted name.
         shown: where.
-        on_request: whether a table without one value of it leaves it out.
+        on_request: whether the tables of people leave it out where no row has a value.
     """
 
     key: str

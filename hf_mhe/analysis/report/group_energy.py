@@ -45,7 +45,7 @@ class GroupEnergy:
         default=None,
     )
     """The dimension in which independent random directions would be as crowded; inf where no two neurons are closer
-    than a right angle on average. None: a report of before 0.1 had it."""
+    than a right angle on average. None: an earlier version wrote the report, and did not have it."""
     spread: float | None = column(
         Shown.TABLES | Shown.CARD | Shown.COMPARISONS,
         digits=3,
@@ -150,7 +150,9 @@ class GroupEnergy:
     """Unordered pairs per bin of cosine, equal bins on [−1, 1]."""
     stack: str | None = column(Shown.CSV, is_name=True, default=None)
     """Name of the stack of experts or heads that it is one of, `*` in the place of its number; None: stands alone."""
-    apart: str | None = column(Shown.CSV, is_text=True, default=None)
+    apart: str | None = column(
+        Shown.CSV | Shown.TERMINAL, help="why the neurons do not compete", is_text=True, default=None, on_request=True
+    )
     """Why the neurons do not compete, so that none of them is superfluous for being like another: the group stays out
     of the summary, the ranking and checks. None: they compete."""
     duplicate_pairs: tuple[tuple[int, int, float], ...] = column(Shown.NOWHERE, default=(), repr=False)

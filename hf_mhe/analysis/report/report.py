@@ -197,7 +197,7 @@ class EnergyReport:
         import pandas
 
         rows: list[StackEnergy] | list[GroupEnergy] = self.aggregated if aggregate else self.groups
-        shown = columns(StackEnergy if aggregate else GroupEnergy, Shown.CSV, rows)
+        shown = columns(StackEnergy if aggregate else GroupEnergy, Shown.CSV)
         values = [[each.of(row) for each in shown] for row in rows]
         return pandas.DataFrame(values, columns=[each.key for each in shown])
 

@@ -25,7 +25,7 @@ from hf_mhe.neurons.reasons import Unseen
 from hf_mhe.text import listed
 
 CONSIDERABLE = 0.05
-"""The share of a model from which on a report says that it was not seen. See Note [A considerable part]."""
+"""A report says so of a model of which more than this share was not seen. See Note [A considerable part]."""
 
 
 def unseen_share(

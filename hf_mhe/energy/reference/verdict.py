@@ -11,8 +11,8 @@ The words are few, and mean:
 
 Whatever potential a report is asked for, the sizes of the three causes are of one fixed pair function, the one of the
 equivalent dimension without its mirror image, `K(c) = 1 / (2.1 − 2c)`, in units of K(0), so that a layer has one
-verdict in full space and in half space. In half space the energy does not see a shared direction as such; to a user
-it is still what is there.
+verdict in full space and in half space, but for neurons that are copies across the sign, which count in half space
+alone. In half space the energy does not see a shared direction as such; to a user it is still what is there.
 
 - shared direction: `K'(0) m₁`, with m₁ the mean cosine of the pairs that are no near-duplicates.
 - few dimensions: `½ K''(0) m₂`, with m₂ the mean squared cosine of the same pairs beyond what a shared direction of
@@ -27,9 +27,10 @@ layer would use a tenth more of its dimensions.
 Copies are named where more than one neuron in a hundred is in a cluster of near-duplicates, whatever they weigh, for
 each of them can be merged; where fewer are, only as the largest cause: the embeddings of a vocabulary have words of
 one stem, at a cosine of 0.8, and hardly a copy. In a few dimensions neurons come close to each other by chance: 500
-directions in a plane are all near-duplicates of some other, and yet a random draw. So near-duplicates count only as
-far as there are more of them than chance makes in the dimension that the neurons fill; where they fill less than a
-plane, as in a collapsed layer, in the layer's own. Neurons that coincide are copies whatever chance makes.
+directions in a plane are all near-duplicates of some other, and yet a random draw. So near-duplicates count only if
+there are more than twice as many as chance makes, and four standard deviations, in the dimension that the neurons fill;
+where they fill less than a plane, as in a collapsed layer, in the layer's own. Pairs that coincide count whatever
+chance makes, from one for two hundred neurons on. Where every pair is a near-duplicate, copies is all there is to say.
 
 Rejected: the parts of the excess of the report's own energy, which grow without a bound as two neurons approach each
 other, and which have no shared direction in half space.
