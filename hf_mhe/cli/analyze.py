@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from hf_mhe.analysis import EnergyReport, GroupEnergy, StackEnergy
 
 
+_UNREAD = "or over 5% of the weights, or an unknown share, are not read"
+
+
 def analyze_command(
     model: Annotated[
         str,
@@ -70,14 +73,14 @@ def analyze_command(
         Optional[float],  # noqa: UP045
         typer.Option(
             metavar="SPREAD",
-            help="Exit with status 1 if any layer's spread is below this, or over 5% of the weights (or nobody knows how many) are not read.",
+            help=f"Exit with status 1 if any layer's spread is below this, {_UNREAD}.",
         ),
     ] = None,
     fail_above: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option(
             metavar="SCORE",
-            help="Exit with status 1 if any layer's score is above this, or over 5% of the weights (or nobody knows how many) are not read.",
+            help=f"Exit with status 1 if any layer's score is above this, {_UNREAD}.",
         ),
     ] = None,
     revision: options.Revision = None,

@@ -3,8 +3,8 @@
 Note [Where 1/accumulation comes from]
 A loop divides its loss itself before the regularizer sees it, or leaves that to `accelerator.backward` or to
 DeepSpeed's `engine.backward`. These two divide the penalty too, which was added to the loss, so it is multiplied by
-their divisor first (`Moment.add`). `by_loop` finds the divisor for every engine that leaves the steps to the loop; DeepSpeed
-counts and divides by itself: `hf_mhe/training/engines/deepspeed/engine.py`.
+their divisor first (`Moment.add`). `by_loop` finds the divisor for every engine that leaves the steps to the loop;
+DeepSpeed counts and divides by itself: `hf_mhe/training/engines/deepspeed/engine.py`.
 """
 
 from __future__ import annotations

@@ -10,8 +10,9 @@ keeps its digits where neurons are nearly orthogonal: in dimension δ, c² ~ Bet
 
 for every real δ >= 1. E g falls from z / (1 − z) at δ = 1, where all neurons are collinear, to 0. Its inverse at the
 excess of a layer is the dimension in which independent random directions would be as crowded. A mean over pairs, it
-does not grow with their number, as a score does, and as a share of the layer's own dimension it is the spread; bounded, it is continuous where neurons coincide. Small cosines enter
-as c², close pairs more. Rejected: `1 / mean c²` alone, to which a pair of copies is no more than ten right angles.
+does not grow with their number, as a score does; bounded, it is continuous where neurons coincide. Small cosines enter
+as c², close pairs more. Divided by the layer's own dimension it is the spread. Rejected: `1 / mean c²` alone, to which
+a pair of copies is no more than ten right angles.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ Copies are named where more than one neuron in a hundred is in a cluster of near
 each of them can be merged; where fewer are, only as the largest cause: the embeddings of a vocabulary have words of
 one stem, at a cosine of 0.8, and hardly a copy. In a few dimensions neurons come close to each other by chance: 500
 directions in a plane are all near-duplicates of some other, and yet a random draw. So near-duplicates count only if
-there are more than twice as many as chance makes, and four standard deviations, in the dimension that the neurons fill;
-where they fill less than a plane, as in a collapsed layer, in the layer's own. Pairs that coincide count whatever
+there are more than chance makes, twice and four standard deviations, in the dimension that the neurons fill; where
+they fill less than a plane, as in a collapsed layer, in the layer's own. Pairs that coincide count whatever
 chance makes, from one for two hundred neurons on. Where every pair is a near-duplicate, copies is all there is to say.
 
 Rejected: the parts of the excess of the report's own energy, which grow without a bound as two neurons approach each
