@@ -1,18 +1,18 @@
 """Which modules give a model's output, asked of the model itself.
 
-Note [Output layers]. In order:
+Note [Output layers]. All of these together:
 1. what `get_output_embeddings()` returns, for the model and every model nested in it (language-model heads);
 2. the layers outside a transformers model's base model that have one neuron per label or vocabulary entry of its
    config (`num_labels`, `num_qa_labels` and the like, `vocab_size`, `output_vocab_size`), or where there is no such
    layer, one more, for the "no object" class of detectors: heads of classification, token classification, question
    answering, segmentation and CTC. A square layer that another such layer of the same head follows is the head's
-   hidden layer (RobertaClassificationHead, where num_labels happens to equal the hidden size). Where the class has no
-   base model under its prefix (CLIPForImageClassification), that is outside the models nested in it; below its own
-   direct layers, only those whose outputs no layer takes.
-   Inside the base model, where it holds the head (Perceiver, RTDetr) or another one like that outside of it (D-FINE):
-   those whose outputs no layer takes, if they are more than the coordinates of a box, which detectors compute so too;
+   hidden layer (RobertaClassificationHead, where num_labels happens to equal the hidden size). A class that has no
+   base model under its prefix (CLIPForImageClassification) is searched outside the models nested in it: its own direct
+   layers, and of deeper ones those whose outputs no other layer takes.
+   A base model that holds the head itself (Perceiver, RTDetr), or a second head like the one outside of it (D-FINE), is
+   searched too: layers whose outputs no other layer takes, with more outputs than the four coordinates of a box;
 3. what timm's `get_classifier()` returns;
-4. the last layer of a plain `nn.Sequential`, if only a softmax, a sigmoid or a reshaping follows.
+4. the last `nn.Linear` of a plain `nn.Sequential`, if only a softmax, a sigmoid or a reshaping follows.
 The last Linear in registration order is *not* a rule: registration need not follow the forward pass, and an auxiliary
 projection is often registered last. Where none of these finds the head, name it with `output=`.
 """
