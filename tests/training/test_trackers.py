@@ -60,7 +60,8 @@ def test_trainers_own_callback(tmp_path: Path) -> None:
     trainer.train()
     Trainer(make_tiny(), logged_arguments(tmp_path / "plain", **changes), **data).train()
     ours, plain = scalars(tmp_path / "mhe"), scalars(tmp_path / "plain")
-    added = {"loss", "mean_energy", "score", "factor", "gradient_ratio", *(f"energy/{name}" for name in GROUPS)}
+    added = {"spread", "loss", "mean_energy", "score", "factor", "gradient_ratio"}
+    added |= {f"{kind}/{name}" for kind in ("energy", "spread") for name in GROUPS}
     assert ours.keys() - plain.keys() == {f"train/mhe_{name}" for name in added}
     assert plain.keys() <= ours.keys()
     for key in (key for key in ours if key.startswith("train/mhe_")):
