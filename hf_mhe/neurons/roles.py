@@ -9,8 +9,8 @@ Note [Output layers]. All of these together:
    hidden layer (RobertaClassificationHead, where num_labels happens to equal the hidden size). A class that has no
    base model under its prefix (CLIPForImageClassification) is searched outside the models nested in it: its own direct
    layers, and of deeper ones those whose outputs no other layer takes.
-   A base model that holds the head itself (Perceiver, RTDetr), or a second head like the one outside of it (D-FINE), is
-   searched too: layers whose outputs no other layer takes, with more outputs than the four coordinates of a box;
+   A base model that holds the head itself (Perceiver, RTDetr), or a second head like the one outside of it (D-FINE),
+   is searched too: layers whose outputs no other layer takes, with more outputs than the four coordinates of a box;
 3. what timm's `get_classifier()` returns;
 4. the last `nn.Linear` of a plain `nn.Sequential`, if only a softmax, a sigmoid or a reshaping follows.
 The last Linear in registration order is *not* a rule: registration need not follow the forward pass, and an auxiliary
