@@ -6,20 +6,33 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from hf_mhe import analyze
+from hf_mhe import GroupEnergy, analyze
 
-_KEPT = ("name", "role", "n", "d", "energy", "score", "max_cosine", "near_duplicates", "coincident", "dead")
+_KEPT = ("name", "role", "n", "d", "spread", "energy", "score", "max_cosine", "near_duplicates", "coincident", "dead")
 
 
 def energies(model: PreTrainedModel) -> dict[str, Any]:
-    """The summary of the hidden groups and the rows of all: scores, near-duplicates and, where known, dimensions."""
-    report = analyze(model).to_dict()
-    groups = [{key: row[key] for key in (*_KEPT, "equivalent_dimension") if key in row} for row in report["groups"]]
-    hidden = [row for row in groups if row["role"] == "hidden"]
-    scores = [row["score"] for row in hidden if row["score"] is not None]
+    """The summary of the hidden groups and the rows of all: spreads, scores, near-duplicates, dimensions."""
+    report = analyze(model)
+    hidden = [group for group in report.competing if group.role == "hidden"]
+    scores = [score for group in hidden if (score := _score(group)) is not None]
+    spreads = [group.spread for group in hidden if group.spread is not None]
+    crowding = sum(1 / spread for spread in spreads)
     return {
+        "mean_spread": len(spreads) / crowding if crowding else None,
         "mean_score": sum(scores) / len(scores) if scores else None,
-        "near_duplicates": sum(row["near_duplicates"] for row in hidden),
-        "coincident": sum(row["coincident"] for row in hidden),
-        "groups": groups,
+        "near_duplicates": sum(group.near_duplicates for group in hidden),
+        "coincident": sum(group.coincident for group in hidden),
+        "groups": [
+            {key: row[key] for key in (*_KEPT, "equivalent_dimension") if key in row}
+            for row in (group.to_dict() for group in report.groups)
+        ],
     }
+
+
+def _score(group: GroupEnergy) -> float | None:
+    """The score of the pairs that do not coincide; with those that do it is infinite, and says nothing of the rest."""
+    if not group.coincident:
+        return group.score
+    span = group.expected - group.lower_bound
+    return (group.energy - group.lower_bound) / span if 0 < span < float("inf") else None
