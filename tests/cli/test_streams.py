@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -198,7 +199,8 @@ def test_a_stream_that_cannot_be_written(tmp_path: Path, shell: str, status: int
     Remarks that cannot be written change nothing: the check that was asked for has failed here, status 1."""
     folder = checkpoint(tmp_path, "layer")
     done = process("analyze", folder, "--fail-above", "0", shell=shell)
-    assert (done.returncode, done.stderr) == (status, said)
+    stderr = re.sub(rb"^\[\d/\d\] .*\n", b"", done.stderr)  # a line of progress, where the machine is busy
+    assert (done.returncode, stderr) == (status, said)
 
 
 @POSIX
