@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from hf_mhe import MHEConfig, MHERegularizer, with_mhe
+from tests.engines.launch import leave_processes
 from tests.training.cases import CASES, TinyClassifier, make_tiny, tiny_data
 
 GLOBAL_BATCH, STEPS, LEARNING_RATE = 16, 3, 0.5
@@ -158,3 +159,4 @@ if __name__ == "__main__":
     results = {name: run(name) for name in (sys.argv[2:] or RUNS)}
     if int(os.environ["RANK"]) == 0:
         torch.save(results, sys.argv[1])
+    leave_processes()
