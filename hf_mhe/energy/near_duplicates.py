@@ -107,7 +107,7 @@ class NearDuplicates:
 
     def clusters(self) -> tuple[tuple[int, ...], ...]:
         """The neurons that near-duplicate pairs connect, the largest cluster first, then by its first neuron."""
-        return self._clusters.listed()
+        return self._clusters.listed() if self.count else ()
 
     def _add(self, cos: Tensor, part: Panel, sign: int, band: float) -> None:
         """Add the pairs of a part of a panel whose `sign` times the cosine reaches the threshold."""
