@@ -130,6 +130,15 @@ def test_texts_are_escaped(report: EnergyReport, tmp_path: Path) -> None:
     assert f"{bad}0" in page.cells
 
 
+def test_explanations_are_escaped(report: EnergyReport) -> None:
+    """If this fails, a token or a class name in a folded explanation runs its script in the reader's browser."""
+    bad = "<img src=x onerror=alert(1)>"
+    row = dataclasses.replace(report.groups[0], row_names={0: bad}, duplicate_pairs=((0, 1, 0.99),), apart=bad)
+    page = Page(dataclasses.replace(report, groups=[row, *report.groups[1:]]).to_html())
+    assert "img" not in page.tags
+    assert any(bad in said for said in page.explanations)
+
+
 def test_facts_lead_the_summary(comparison: Comparison) -> None:
     """If this fails, the page of a training run cannot say what the training was for."""
     page = Page(comparison.to_html(facts={"Accuracy": ("0.91 → 0.93", "<test> images")}))
