@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 from hf_mhe.analysis.page.parts import PageColumn, definitions, figure, number, page, paragraphs, table, tiles
 from hf_mhe.analysis.page.plots import MOST_ROWS, comparison_figure, cosine_figure, report_figure
+from hf_mhe.analysis.page.subjects import Comparison, Report, Row
 from hf_mhe.analysis.report.columns import LEADING, Column, Shown, columns
 from hf_mhe.analysis.report.explain import explain
 from hf_mhe.analysis.report.group_energy import GroupEnergy
 from hf_mhe.analysis.report.stacks import StackEnergy
-
-if TYPE_CHECKING:
-    from hf_mhe.analysis.report.comparison import Comparison, ComparisonRow
-    from hf_mhe.analysis.report.report import EnergyReport
-    from hf_mhe.analysis.report.summary import ReportSummary
+from hf_mhe.analysis.report.summary import ReportSummary
 
 _EXPLANATION = (
     "A neuron is a row of a layer's weight matrix; what matters is the direction in which it points. The spread of a "
@@ -37,7 +33,7 @@ _APART = (
 )
 
 
-def report_page(report: EnergyReport) -> str:
+def report_page(report: Report) -> str:
     """The page of one report: summary, figures, a sortable table of all groups, what was skipped and why."""
     drawn = f"The {MOST_ROWS} most crowded layers. " if len(report.competing) > MOST_ROWS else ""
     sections = [
@@ -64,7 +60,7 @@ def report_page(report: EnergyReport) -> str:
     return page("Hyperspherical energy report", f"{lede} · {report.potential.describe()}", sections, _versions(report))
 
 
-def _stacks(stacks: list[StackEnergy]) -> str:
+def _stacks(stacks: Sequence[StackEnergy]) -> str:
     if not stacks:
         return ""
     return table(
@@ -72,7 +68,7 @@ def _stacks(stacks: list[StackEnergy]) -> str:
     )
 
 
-def _apart(report: EnergyReport) -> str:
+def _apart(report: Report) -> str:
     if not report.apart:
         return ""
     why = PageColumn("why", lambda group: group.apart, is_text=True)
@@ -82,7 +78,7 @@ def _apart(report: EnergyReport) -> str:
     )
 
 
-def _variants(report: EnergyReport) -> str:
+def _variants(report: Report) -> str:
     """The scores under further potentials, where the report has them."""
     rows = [group for group in report.competing if group.variants]
     if not rows:
@@ -99,7 +95,7 @@ def _score_at(place: int, group: GroupEnergy) -> float | None:
     return group.variants[place].score
 
 
-def _group_columns(report: EnergyReport) -> list[PageColumn]:
+def _group_columns(report: Report) -> list[PageColumn]:
     """The columns of a table of layers, of which each can be unfolded into its explanation."""
     name, *others = _page_columns(GroupEnergy, report.groups)
     return [replace(name, more=lambda group: explain(group, duplicate_cosine=report.duplicate_cosine)), *others]
@@ -132,16 +128,16 @@ def comparison_page(comparison: Comparison, facts: Mapping[str, tuple[str, str]]
     return page("Hyperspherical energy, before and after", lede, sections, _versions(after))
 
 
-def _explanation(report: EnergyReport) -> str:
+def _explanation(report: Report) -> str:
     lines = (line.format(duplicate_cosine=report.duplicate_cosine) for line in _EXPLANATION)
     return paragraphs(lines, "explain")
 
 
-def _from(report: EnergyReport) -> str:
+def _from(report: Report) -> str:
     return f"{report.source} @ {report.revision[:10]}" if report.revision else report.source
 
 
-def _versions(report: EnergyReport) -> str:
+def _versions(report: Report) -> str:
     return f"hf_mhe {report.hf_mhe_version}, torch {report.torch_version}. Energy: Liu et al., arXiv:1805.09298."
 
 
@@ -214,7 +210,7 @@ def _side(column: Column, side: str) -> PageColumn:
     )
 
 
-def _verdict_css(row: ComparisonRow) -> str:
+def _verdict_css(row: Row) -> str:
     return {"improved": "good", "worsened": "bad"}.get(row.verdict, "")
 
 

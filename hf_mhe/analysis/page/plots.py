@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from hf_mhe.analysis.report.comparison import Comparison, ComparisonRow
+    from hf_mhe.analysis.page.subjects import Comparison, Report, Row
     from hf_mhe.analysis.report.group_energy import GroupEnergy
-    from hf_mhe.analysis.report.report import EnergyReport
 
 # Okabe and Ito's palette, told apart with every common kind of colour blindness; shapes repeat what colours say.
 BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"
@@ -43,7 +42,7 @@ _ROW_INCHES = 0.19
 _LABEL_CHARACTERS = 62
 
 
-def report_figure(report: EnergyReport) -> Figure:
+def report_figure(report: Report) -> Figure:
     """The spread of every group whose neurons compete, most crowded at the top, from a random draw.
 
     Raises:
@@ -97,7 +96,7 @@ def comparison_figure(comparison: Comparison) -> Figure:
     return figure
 
 
-def _dumbbells(axes: Axes, rows: list[ComparisonRow]) -> None:
+def _dumbbells(axes: Axes, rows: list[Row]) -> None:
     for verdict, colour in _VERDICTS.items():
         at = [place for place, row in enumerate(rows) if row.verdict == verdict]
         if not at:
@@ -111,7 +110,7 @@ def _dumbbells(axes: Axes, rows: list[ComparisonRow]) -> None:
     axes.scatter([], [], s=28, color=INK, linewidths=0, label="after")
 
 
-def cosine_figure(report: EnergyReport, most: int = 6) -> Figure:
+def cosine_figure(report: Report, most: int = 6) -> Figure:
     """How the cosines of all pairs spread in the most crowded groups, beside what independent directions would give.
 
     Raises:
