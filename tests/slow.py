@@ -5,11 +5,17 @@ A case is slow when its call takes more than a second on an idle machine. A busy
 if that were measured by the clock alone. So the processor time of the process and of the processes that it waited for
 counts too, and the smaller of the two. Rejected: the clock alone, for that reason; processor time alone, which several
 threads multiply. It is a warning in the summary and never a failure: no machine is the measure of another.
+
+Note [Quick cases]
+A property over a hundred cases of a twentieth of a second each is slow too, and no case of it is. Its test says how
+many of them stay with `quick_cases(n)`: those are spread evenly over all, both ends among them, and the others are
+slow. Rejected: to mark the whole test, for then nobody would see in the quick loop that it fails.
 """
 
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 
 import pytest
@@ -30,9 +36,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest applies `-m`
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    many: dict[tuple[object, ...], list[pytest.Item]] = defaultdict(list)
     for item in items:
         if any(mark.name in LONG for mark in item.iter_markers()):
             item.add_marker("slow")
+        if (mark := item.get_closest_marker("quick_cases")) and not item.get_closest_marker("slow"):
+            many[(*item.listchain()[1:-1], item.originalname, *mark.args)].append(item)
+    for (*_, quick), cases in many.items():
+        stay = {round(place * (len(cases) - 1) / max(quick - 1, 1)) for place in range(quick)}
+        for place, case in enumerate(cases):
+            if place not in stay:
+                case.add_marker("slow")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,7 +73,39 @@ def registered() -> set[str]:
     """The markers of pyproject.toml."""
     project = PROJECT.read_text(encoding="utf-8")
     markers = project[project.index("\nmarkers = [") :].partition("\n]")[0]
-    return set(re.findall(r'^    "(\w+):', markers, flags=re.MULTILINE))
+    return set(re.findall(r'^    "(\w+)[(:]', markers, flags=re.MULTILINE))
+
+
+MANY = """
+import pytest
+
+@pytest.mark.quick_cases(3)
+@pytest.mark.parametrize("case", [0, 1, 2, 3, pytest.param(4, marks=pytest.mark.slow), 5, 6, 7, 8, 9])
+def test_property(case):
+    pass
+
+@pytest.mark.quick_cases(2)
+@pytest.mark.parametrize("case", [0])
+def test_of_one(case):
+    pass
+"""
+
+
+def test_of_many_cases_the_first_the_last_and_those_between_stay_quick(tmp_path: Path) -> None:
+    """If this failed, the quick loop would lose a property whole, or wait for all cases of it."""
+    (tmp_path / "test_many.py").write_text(MANY, encoding="utf-8")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    slow: s\n    quick_cases: q\n", encoding="utf-8")
+    options = ["-q", "--collect-only", "-p", "tests.slow", "-p", "no:cacheprovider", "-m", "not slow", str(tmp_path)]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", *options], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert re.findall(r"::(\w+\[\d+\])", run.stdout) == [
+        "test_property[0]",
+        "test_property[5]",
+        "test_property[9]",
+        "test_of_one[0]",
+    ]
 
 
 def test_no_test_of_training_imports_another() -> None:

@@ -61,6 +61,7 @@ def _base(model: nn.Module) -> nn.Module | None:
     return base if isinstance(base, nn.Module) and base is not model else None
 
 
+@pytest.mark.quick_cases(6)
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_a_bare_model_is_matched_with_itself_under_a_head(name: str, tmp_path: Path) -> None:
     """Else a fine-tuned model could not be compared with the model that it was fine-tuned from."""

@@ -240,6 +240,7 @@ def test_random_shares_are_those_of_random_directions() -> None:
     assert random_shares(edges, 6) == pytest.approx(drawn / 200_000, abs=0.004)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(("suffix", "start"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".PDF", b"%PDF")])
 def test_figures_are_saved_in_the_suffix_format(
     suffix: str, start: bytes, shown: EnergyReport | Comparison, tmp_path: Path

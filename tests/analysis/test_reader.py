@@ -50,6 +50,7 @@ def test_headers_and_tensors_are_what_was_saved(tmp_path: Path) -> None:
             reader.get("d.weight")
 
 
+@pytest.mark.slow
 def test_memory_stays_at_about_one_tensor(tmp_path: Path) -> None:
     """If this fails, a checkpoint larger than the machine's memory cannot be analyzed."""
     tensor = torch.randn(1000, 4000)  # 16 MB

@@ -13,11 +13,13 @@ from safetensors.torch import save_file
 Refused = Callable[..., str]
 
 
+@pytest.mark.slow
 def test_a_path_that_is_not_there(refused_in_process: Refused) -> None:
     """Else a typo in a path would be looked up on the Hub, or end in a traceback."""
     assert "no/such/folder" in refused_in_process("analyze", "no/such/folder")
 
 
+@pytest.mark.slow
 def test_a_name_that_is_no_repository_in_the_cache(refused_in_process: Refused) -> None:
     """Else offline machines would get a stack of HTTP errors instead of the reason."""
     line = refused_in_process("analyze", "nobody/nothing")
@@ -60,6 +62,7 @@ def test_a_pickle(refused: Refused, tmp_path: Path, name: str) -> None:
     assert "save_pretrained" in line  # how to convert it
 
 
+@pytest.mark.slow
 def test_a_tensor_with_nan_is_named(refused_in_process: Refused, tmp_path: Path) -> None:
     """Else one diverged layer would turn the whole summary into NaN, and nobody would know which."""
     broken = torch.randn(8, 4)

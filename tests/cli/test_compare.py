@@ -62,6 +62,7 @@ def assert_matched(comparison: dict) -> None:
     assert len(moved) >= 36
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_model_is_compared_with_its_base(
     hf_mhe: Run, base: Path, fine_tuned: Path, tmp_path: Path
 ) -> None:

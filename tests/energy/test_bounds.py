@@ -190,6 +190,7 @@ def test_below_the_thomson_energies_and_close(n: int, energy: float) -> None:
     assert bound >= energy * 0.994
 
 
+@pytest.mark.quick_cases(7)
 @pytest.mark.parametrize(("s", "distance", "space"), VARIANTS)
 @pytest.mark.parametrize(("n", "d"), [(2, 3), (4, 3), (5, 3), (7, 3), (9, 4), (13, 5), (11, 7), (24, 4)])
 def test_no_descent_gets_below_it(n: int, d: int, s: float, distance: str, space: str) -> None:

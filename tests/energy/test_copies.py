@@ -68,6 +68,7 @@ def test_close_pairs_count_by_the_tangent(s: float, distance: str, space: str) -
     assert graded(rows, potential)[0] == pytest.approx(total / (n * (n - 1)), rel=1e-9)
 
 
+@pytest.mark.quick_cases(5)
 @pytest.mark.parametrize(("s", "distance", "space"), VARIANTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("n", "d"), [(40, 3), (300, 4), (1200, 6)])

@@ -53,6 +53,7 @@ def cone_with_copies(n: int, d: int) -> Tensor:
     return weight
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("potential", POTENTIALS, ids=Potential.describe)
 @pytest.mark.parametrize(("n", "d"), [(12, 6), (90, 24), (700, 48)])
 def test_each_part_by_sums_over_pairs(n: int, d: int, potential: Potential) -> None:

@@ -19,6 +19,7 @@ from tests.oracle import DISTANCES, SPACES, VARIANTS, quick_energy, slow_energy
 SHAPES = [(2, 2), (7, 3), (65, 33), (300, 17), (129, 1000)]
 
 
+@pytest.mark.quick_cases(6)
 @pytest.mark.parametrize(
     ("dtype", "shape"),
     [(torch.float32, shape) for shape in SHAPES[:4]]
@@ -90,6 +91,7 @@ def test_many_panels_agree_with_one_matrix(s: float, distance: str, space: str, 
     assert alone.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
+@pytest.mark.quick_cases(22)
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("s", [0, 0.5, 1, 2, 3.7, 12, 60])
@@ -170,6 +172,7 @@ def test_simplex_by_its_formula() -> None:
     assert float(hyperspherical_energy(simplex, 0)) == pytest.approx(-0.5 * math.log(square), rel=1e-13)
 
 
+@pytest.mark.quick_cases(7)
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("gap", [1e-7, 1e-5, 1e-3])
@@ -192,6 +195,7 @@ def test_near_duplicates_keep_their_digits(distance: str, space: str, gap: float
     assert float((error[:2] / reference.grad[:2].norm(dim=1)).max()) < 1e-4
 
 
+@pytest.mark.quick_cases(7)
 @pytest.mark.parametrize("s", [0, 1, 2])
 @pytest.mark.parametrize("shape", [(130, 4096), (600, 4096), (700, 1024), (600, 64)], ids=str)
 @pytest.mark.parametrize("noise", [0.11, 0.12, 0.2])
@@ -456,6 +460,7 @@ def test_no_block_grows_with_the_number_of_rows(n: int, gradient: bool) -> None:
     assert sum(batch.pairs // (2 if batch.first.diagonal else 1) for batch in batches) == n * (n - 1) // 2
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("n", [513, 1100, pytest.param(1403, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("copies", ["pairs", "block"])
 def test_close_neurons_anywhere_in_the_matrix(n: int, copies: str) -> None:

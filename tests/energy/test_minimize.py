@@ -83,6 +83,7 @@ def test_sharp_codes_attain_the_bound(n: int, d: int, space: str) -> None:
         assert energy == pytest.approx(energy_lower_bound(n, d, s, space=space), rel=1e-9)
 
 
+@pytest.mark.quick_cases(6)
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("s", [0, 0.7, 1, 2, 12])

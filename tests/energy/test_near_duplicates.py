@@ -78,6 +78,7 @@ def at_every_distance(n: int, d: int, seed: int) -> Tensor:
     return weight
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize(("n", "d"), [(2, 3), (12, 2), (60, 5), (90, 40)])

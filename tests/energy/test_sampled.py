@@ -118,6 +118,7 @@ def test_a_collapsed_layer_keeps_its_digits() -> None:
     assert float(error) < 1e-4 * float(reference.grad.abs().max())
 
 
+@pytest.mark.quick_cases(9)
 @pytest.mark.parametrize("softening", [0.0, 0.2])
 @pytest.mark.parametrize(
     ("s", "distance", "space"),

@@ -47,6 +47,7 @@ def test_the_twelve_are_the_papers() -> None:
     assert [(each.s, each.distance, each.space) for each in VARIANTS] == oracle.VARIANTS
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("case", CASES)
 def test_each_is_what_it_is_alone(case: str, dtype: torch.dtype) -> None:
@@ -63,6 +64,7 @@ def test_each_is_what_it_is_alone(case: str, dtype: torch.dtype) -> None:
     assert together.equivalent_dimension == plain.equivalent_dimension
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_each_is_its_definition(case: str) -> None:
     """If this failed, all would be wrong alike."""

@@ -40,6 +40,7 @@ def texts(folder: Path) -> str:
     return "".join(path.read_text() for path in folder.rglob("*") if path.suffix in (".json", ".md"))
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name", ["base", "./base", "runs/base", "{tmp}/base", "../{here}/base"])
 def test_a_base_in_a_folder_is_named_nowhere(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If this fails, a path of the user's disk is published as the base model, or a number that nobody can repeat."""

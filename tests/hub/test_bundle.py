@@ -52,6 +52,7 @@ def test_folder_holds_what_was_given(resnet: PreTrainedModel, baseline: PreTrain
     assert left == ours | {"config.json", "model.safetensors"}, "files of the earlier bundle would now be false claims"
 
 
+@pytest.mark.slow
 def test_language_model_with_tokenizer(minilm_path: Path, tmp_path: Path) -> None:
     """If this fails, a real checkpoint with its tokenizer is not a folder that loads, or a path of ours gets out."""
     from transformers import AutoModel, AutoTokenizer
@@ -104,6 +105,7 @@ def test_bad_models_write_nothing(resnet: PreTrainedModel, baseline: PreTrainedM
         save_for_hub(baseline, target)
 
 
+@pytest.mark.slow
 def test_bad_folders_are_refused_before_the_hub_is_asked(resnet: PreTrainedModel, tmp_path: Path) -> None:
     """If this fails, a truncated, partial or pickled model reaches the Hub. (These tests run offline: asking would
     raise another error.)"""
@@ -191,6 +193,7 @@ def reads(folder: Path) -> Counter[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", ["5GB", "10KB"])
 def test_a_push_reads_every_weight_once(shard: str, resnet: PreTrainedModel, tmp_path: Path) -> None:
     """If this fails, publishing a large folder reads it twice, or leaves a weight unread that may be NaN."""
@@ -198,6 +201,7 @@ def test_a_push_reads_every_weight_once(shard: str, resnet: PreTrainedModel, tmp
     assert reads(tmp_path) == Counter(dict.fromkeys(resnet.state_dict(), 1))
 
 
+@pytest.mark.slow
 @pytest.mark.integrations
 def test_a_pipeline_and_a_variant_are_read_once(tmp_path: Path) -> None:
     """If this fails, the parts of a pipeline are read twice, or weights that the analysis does not need never."""

@@ -75,6 +75,7 @@ WRAPPINGS: list[Callable[[Any], Any]] = [
 ]
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("wrap", WRAPPINGS)
 def test_a_wrapped_model_is_published_as_the_model_in_it(wrap: Callable[[Any], Any], tmp_path: Path) -> None:
     """If this fails, a compiled model is refused with its own report, or its folder loads with fresh weights."""
@@ -90,6 +91,7 @@ def test_a_wrapped_model_is_published_as_the_model_in_it(wrap: Callable[[Any], A
     }
 
 
+@pytest.mark.slow
 def test_a_report_is_the_models_own_however_it_was_made(tmp_path: Path) -> None:
     """If this fails, a good model is refused because its report has other names: of a file, a part, a wrapper, an
     adapter that is merged by now, or a weight norm that came later."""
@@ -203,6 +205,7 @@ BAD = {
 }
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("case", BAD)
 def test_a_damaged_model_is_refused_and_leaves_nothing(case: str, tmp_path: Path) -> None:
     """If this fails, allowing -inf in masks lets a broken weight through, in memory or in a file; or a refusal leaves
@@ -222,6 +225,7 @@ def test_a_damaged_model_is_refused_and_leaves_nothing(case: str, tmp_path: Path
     assert tree(tmp_path) == before
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     ("name", "value", "sound"),
     [

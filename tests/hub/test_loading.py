@@ -151,6 +151,7 @@ hf_mhe.push_to_hub(Plain(width=6), "alice/plain")
     assert found["alice/plain"]["state"] == ["first.bias", "first.weight", "second.bias", "second.weight"]
 
 
+@pytest.mark.slow
 @pytest.mark.integrations
 def test_components_and_pipelines_of_diffusers(hub: HubServer, tmp_path: Path) -> None:
     """If this fails, a card of diffusers has lines that do not load it, or the path that it was loaded from."""
@@ -222,6 +223,7 @@ def assert_says_nothing_of(path: Path, hub: HubServer, repo: str) -> None:
             assert str(path) not in content, name
 
 
+@pytest.mark.slow
 def test_an_auto_class_is_named_only_where_it_chooses_that_class() -> None:
     """If this fails, a card's line loads a model without its heads, or as another class."""
     chosen = {

@@ -174,6 +174,7 @@ def test_what_a_key_found_by_itself_does_not_know_better() -> None:
     assert written(merge_readme(readme, card, "here"))["base_model"] == "a/guess"
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     ("readme", "message"),
     [

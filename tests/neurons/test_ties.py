@@ -85,6 +85,7 @@ def save(model: Any, folder: Path, changed: tuple[str, ...], dropped: tuple[str,
     return state
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("case", STORED)
 def test_a_folder_has_the_matrices_of_the_model_that_loads_it(
     case: str, tied: Callable[[str], Any], tmp_path: Path

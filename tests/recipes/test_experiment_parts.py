@@ -145,6 +145,7 @@ def formula(name: str, weight: Tensor) -> Tensor:
     return RIVALS[name](weight, **options)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name", PENALTIES)
 def test_an_arm_adds_its_penalty_once_to_the_hidden_layers(name: str) -> None:
     plainly, penalized, start = one_step(None), one_step(PENALTIES[name]), model("mlp")

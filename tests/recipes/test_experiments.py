@@ -189,6 +189,7 @@ def test_processes_that_append_at_once_do_not_mix_their_lines(tmp_path: Path) ->
 SMALL = {10: 0.14, 11: 0.16, 12: 0.15}  # what ours has more than the second, by seed: far from zero at this spread
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     ("ahead", "other", "nothing", "verdict", "better"),
     [
@@ -251,6 +252,7 @@ def test_an_outside_arm_is_compared_and_is_no_rival() -> None:
 # The documents.
 
 
+@pytest.mark.slow
 def test_the_documents_agree_with_the_runs() -> None:
     program(TABLES, "--check")
 
@@ -333,6 +335,7 @@ def test_every_experiment_runs(name: str, tmp_path: Path) -> None:
     assert len(figures) == len(own), "two arms did the same"
 
 
+@pytest.mark.slow
 def test_an_unknown_name_is_one_clear_line() -> None:
     said = program(RUN, "nothing", rc=2).stderr
     assert "no experiment 'nothing'; declared: growing_cnn, growing_mlp" in said

@@ -32,6 +32,7 @@ def without_accelerator() -> Iterator[None]:
     forget_accelerate()
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize(
     ("count", "batch", "accumulation", "step"),

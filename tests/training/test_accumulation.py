@@ -67,6 +67,7 @@ def without_accelerator() -> Iterator[None]:
     forget_accelerate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "split", "dtype"), cases(list(ALL_CASES), list(ALL_CASES)))
 def test_trainer(name: str, split: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """Lambda would be another one for every split of the batch and every kind of model."""
@@ -145,6 +146,7 @@ class Stream(IterableDataset):
         return iter(self.rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "tiny"])
 def test_a_stream_that_ends_within_an_accumulation(name: str, tmp_path: Path) -> None:
     """Micro-batches left over at the end of a stream, which Trainer carries on, would add a penalty of their own."""
@@ -202,6 +204,7 @@ class TwiceOfMHE(MHETrainer):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", [with_mhe(Twice), TwiceOfMHE], ids=["with_mhe(Twice)", "Twice(MHETrainer)"])
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_a_step_of_two_passes_has_one_penalty(cls: type[Trainer], accumulation: int, tmp_path: Path) -> None:
@@ -283,6 +286,7 @@ def test_evaluation_and_prediction_to_the_bit(name: str, tmp_path: Path) -> None
     assert (ours.predictions == theirs.predictions).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "bert", "plain"])
 def test_the_logged_loss_is_the_tasks(name: str, tmp_path: Path) -> None:
     """The curve of the loss would jump by the penalty, once in every accumulation."""

@@ -143,6 +143,7 @@ def one_step(
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "face", "batch"),
     [

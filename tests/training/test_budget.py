@@ -52,6 +52,7 @@ def gradient(model: nn.Module, penalty: Tensor | None) -> Tensor:
 
 
 # Of the exact operations: groups in turn; the largest sampled; the largest two sampled, and few drawn at a time.
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.75, 0.4, 0.12])
 def test_value_and_gradient_are_unbiased(share: float) -> None:
     """A biased estimate trains another objective: means over draws against the exact one, within 4 standard errors."""

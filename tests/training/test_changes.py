@@ -104,6 +104,7 @@ FOLLOWED: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("change", FOLLOWED)
 def test_followed(change: str) -> None:
     """The penalty would pull at tensors that the model no longer computes with, and nothing would say so."""
@@ -184,6 +185,7 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
 }
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
 @pytest.mark.parametrize("change", REFUSED)
 def test_refused_with_the_remedy(change: str) -> None:

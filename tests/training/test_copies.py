@@ -185,6 +185,7 @@ def trained(folder: Path, length: float, clip: float, **changes: Any) -> tuple[M
     return trainer, before
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("length", [0.0, 1e-25, 1e-12, 1e-6, 1e-4])
 @pytest.mark.parametrize("clip", [1.0, 0.0])
 def test_a_neuron_that_decayed_stops_nothing(length: float, clip: float, tmp_path: Path) -> None:

@@ -184,6 +184,7 @@ def ratio_by_hand(model: Any, loss: Tensor, penalty: Tensor) -> float:
     return (norms[0] / norms[1]).item()
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(("per_device", "accumulation"), [(16, 1), (4, 4), (2, 8)])
 @pytest.mark.parametrize("every", [1, 3])
 def test_the_ratio_is_of_the_whole_steps_gradients(

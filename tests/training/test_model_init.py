@@ -66,6 +66,7 @@ def test_a_trainer_without_a_model_trains(emptied: bool, trainings: int, tmp_pat
     assert trainer.mhe_regularizer.model is trainer.model
 
 
+@pytest.mark.slow
 def test_switched_off_it_trains_as_trainer(tmp_path: Path) -> None:
     """The baseline of the search would not be Trainer's own."""
     ends = []
@@ -86,6 +87,7 @@ def test_a_budget_is_counted_in_a_model_made_late(tmp_path: Path) -> None:
     assert trainer.mhe_regularizer.budget.step_operations > 0
 
 
+@pytest.mark.slow
 def test_each_training_has_its_own_architecture(tmp_path: Path) -> None:
     """A search over architectures would regularize the layers of the first one."""
     made: list[Any] = [make_tiny(), make_tiny(), make_bert()]
@@ -106,6 +108,7 @@ def test_each_training_has_its_own_architecture(tmp_path: Path) -> None:
 CASES_BERT = [{"input_ids": row["input_ids"], "labels": index % 3} for index, row in enumerate(CASES["gpt2"].data(16))]
 
 
+@pytest.mark.slow
 def test_what_there_is_to_refuse_is_refused_in_train(tmp_path: Path) -> None:
     """A trial whose model has nothing to regularize would be one without MHE, reported as one with."""
     made: list[Any] = [make_tiny(), make_tiny(), make_tiny()]

@@ -190,6 +190,7 @@ def test_master_weights_in_float32() -> None:
     assert relative_difference(found, expected) < 4 * BFLOAT16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("name", ["gpt2", "bert"])
 def test_gradient_checkpointing(name: str, reentrant: bool, tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ class Gradients(TrainerCallback):
         self.steps.append({key: value.grad.clone() for key, value in model.named_parameters()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_step_of_trainer_gets_its_share(name: str, accumulation: int, tmp_path: Path) -> None:
@@ -85,6 +86,7 @@ def test_a_step_of_trainer_gets_its_share(name: str, accumulation: int, tmp_path
             assert relative_difference(added, {key: share * value for key, value in gradient.items()}) < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_hand_written_loop_gets_its_shares(name: str) -> None:
     """The same config would be another schedule without Trainer."""

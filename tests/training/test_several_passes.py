@@ -86,6 +86,7 @@ class TwoLosses(Trainer):
         return loss.detach()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cleared", [(), ("",)], ids=["added up", "cleared"])
 def test_several_losses_of_a_trainer(cleared: tuple[str, ...], tmp_path: Path) -> None:
     """The penalty would count twice, or be cleared with the first loss."""
@@ -112,6 +113,7 @@ def test_gradients_cleared_in_part_are_refused(tmp_path: Path) -> None:
         trainer.train()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("set_to_none", [True, False])
 def test_a_last_pass_without_the_penalty_is_refused(set_to_none: bool, tmp_path: Path) -> None:
     """The log would have a penalty that no parameter has seen."""
@@ -131,6 +133,7 @@ def test_a_last_pass_without_the_penalty_is_refused(set_to_none: bool, tmp_path:
     assert all(torch.equal(value, before[key]) for key, value in trainer.model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_mhe_trainer_is_one_of_them(tmp_path: Path) -> None:
     """Somebody who starts from MHETrainer, and not from Trainer, would have no penalty."""
 

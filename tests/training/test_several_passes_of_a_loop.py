@@ -139,6 +139,7 @@ LOOPS = [
 ]  # fmt: skip
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.filterwarnings("ignore:a second penalty")
 @pytest.mark.parametrize("step", LOOPS)
 def test_whatever_the_passes_are_it_counts_once(step: Any) -> None:

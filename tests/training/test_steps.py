@@ -170,6 +170,7 @@ def without_repetition(values: list[float]) -> list[float]:
     return [value for place, value in enumerate(values) if not place or value != values[place - 1]]
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.filterwarnings("ignore:a second penalty", "ignore:an optimizer steps", "ignore:the gradient of MHE")
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_schedule_follows_the_optimizer(loop: Callable[[Loop], None]) -> None:
@@ -182,6 +183,7 @@ def test_a_schedule_follows_the_optimizer(loop: Callable[[Loop], None]) -> None:
     assert without_repetition(run.shares) == [1.0, round(2 / 3, 6), round(1 / 3, 6)]
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.filterwarnings("ignore:a second penalty", "ignore:an optimizer steps", "ignore:the gradient of MHE")
 @pytest.mark.parametrize("loop", LOOPS)
 def test_every_second_step_is_an_optimizers(loop: Callable[[Loop], None]) -> None:

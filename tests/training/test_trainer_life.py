@@ -22,6 +22,7 @@ from tests.training.cases import CASES, CONFIG, make_tiny, slow_penalty, tiny_da
 from tests.training.trainers import logged_arguments, records
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_logs_keep_the_task_loss_and_add_the_penalty(name: str, tmp_path: Path) -> None:
     """Loss curves with and without MHE could not be compared, and nobody would see what the penalty does."""
@@ -79,6 +80,7 @@ def test_config_lies_beside_every_checkpoint(tmp_path: Path) -> None:
         assert (tmp_path / folder / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_resume_continues_as_if_never_stopped(tmp_path: Path) -> None:
     """A training that was interrupted would end in other weights than one that was not."""
     data = tiny_data(48)
@@ -93,6 +95,7 @@ def test_resume_continues_as_if_never_stopped(tmp_path: Path) -> None:
     assert [record["mhe_loss"] for record in records(resumed)][2:] == tail
 
 
+@pytest.mark.slow
 def test_model_init_is_followed(tmp_path: Path) -> None:
     """`model_init` makes a new model for each training: the penalty would pull at the one that is thrown away."""
 

@@ -71,6 +71,7 @@ def test_step_is_the_same_whatever_scales_the_loss(name: str, feature: str, tmp_
     assert relative_difference(found, {key: -LEARNING_RATE * value for key, value in gradient.items()}) < 1e-9
 
 
+@pytest.mark.slow
 def test_all_weights_zero_trains_as_trainer(tmp_path: Path) -> None:
     """A sweep over lambda would have no baseline in it."""
     case = CASES["tiny"]

@@ -96,6 +96,7 @@ class Opening(TrainerCallback):
             self.gradient = energy_gradient(self.model, "middle")
 
 
+@pytest.mark.slow
 def test_a_callback_that_opens_layers(tmp_path: Path) -> None:
     """A Trainer with an unfreezing callback would be refused before it starts, or say numbers of nothing."""
     ends, settings = [], {"per_device_train_batch_size": 8, "logging_strategy": "steps", "logging_steps": 1}

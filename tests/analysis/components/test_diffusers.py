@@ -19,6 +19,7 @@ diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.integrations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "saved", [{}, {"max_shard_size": "100KB"}, {"variant": "fp16"}], ids=["one", "shards", "fp16"]
 )
@@ -35,6 +36,7 @@ def test_a_unet_on_disk_is_the_unet_in_memory(unet: Any, saved: dict[str, Any], 
     assert "unknown" not in {group.kind for group in found.groups}
 
 
+@pytest.mark.slow
 def test_a_pipeline_on_disk_is_the_pipeline_in_memory(pipeline: Any, pipeline_folder: Path) -> None:
     """If this fails, a pipeline's layers are lost, mixed up between components, or named otherwise in memory."""
     found = hf_mhe.analyze(pipeline_folder)

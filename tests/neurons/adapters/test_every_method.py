@@ -46,6 +46,7 @@ def test_no_method_of_the_installed_peft_is_unknown() -> None:
     assert tuners <= set(METHODS) | OF_THE_INPUT | prompts | mixtures | others
 
 
+@pytest.mark.quick_cases(16)
 @pytest.mark.parametrize(("case", "kind"), EVERY)
 def test_weight_is_the_merged_one(case: Case, kind: str) -> None:
     """The energies of a model with adapters would not be those of the model that is published."""

@@ -42,6 +42,7 @@ def _assert_gone(found: Parts, whole: Parts, shown: Shown) -> None:
         assert torch.equal(value[..., ~gone], whole[part][..., ~gone]), part
 
 
+@pytest.mark.quick_cases(13)
 @pytest.mark.parametrize("name", WITH_ATTENTION)
 def test_a_zeroed_projection_vanishes_where_attention_consumes_it(name: str) -> None:
     """If this failed, a group called q would hold keys or values, or rows of another projection."""
@@ -56,6 +57,7 @@ def test_a_zeroed_projection_vanishes_where_attention_consumes_it(name: str) -> 
                 _assert_gone(_forward(family, model, owner), whole, shown)
 
 
+@pytest.mark.quick_cases(13)
 @pytest.mark.parametrize("name", WITH_ATTENTION)
 def test_a_zeroed_head_vanishes_alone(name: str) -> None:
     """If this failed, `by_head` would cut through heads, or number them otherwise than attention does."""

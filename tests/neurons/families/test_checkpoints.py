@@ -25,6 +25,7 @@ def _saved(name: str, folder: Path, shards: str = "one", dtype: torch.dtype = to
     return type(model)
 
 
+@pytest.mark.quick_cases(7)
 @pytest.mark.parametrize("shards", sorted(SHARDS))
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_groups_on_disk_are_the_groups_in_memory(name: str, shards: str, tmp_path: Path) -> None:
@@ -36,6 +37,7 @@ def test_groups_on_disk_are_the_groups_in_memory(name: str, shards: str, tmp_pat
             assert_same(model, found, shapes, get, by_head=by_head)
 
 
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_energies_on_disk_are_the_energies_in_memory(name: str, tmp_path: Path) -> None:
     """If this failed, the same weights would get different numbers depending on where they lie."""
@@ -43,6 +45,7 @@ def test_energies_on_disk_are_the_energies_in_memory(name: str, tmp_path: Path) 
     assert_alike(hf_mhe.analyze(model, by_head=True), hf_mhe.analyze(tmp_path, by_head=True))
 
 
+@pytest.mark.quick_cases(6)
 @pytest.mark.parametrize("loaded", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_a_checkpoint_in_bfloat16_has_the_energies_of_its_values(

@@ -35,6 +35,7 @@ HEADS = ["DFineForObjectDetection", "PerceiverForSequenceClassification", "UperN
          "Wav2Vec2ForXVector"]  # fmt: skip
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name", HEADS)
 def test_heads_in_unusual_places(name: str) -> None:
     """If this failed, class vectors inside the base model, in a loss or below a decoder would be mirrored."""

@@ -127,6 +127,7 @@ def _fp8_model(name: str, block: tuple[int, int] | None) -> tuple[Any, nn.Module
     return model, with_weights(plain, dense)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
 @pytest.mark.parametrize("block", [(8, 32), (40, 48), None])
 def test_live_modules_of_transformers(name: str, block: tuple[int, int] | None) -> None:
