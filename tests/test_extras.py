@@ -63,6 +63,7 @@ def distributions(*, inside: bool) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_what_a_module_imports_is_declared() -> None:
     """If this failed, a fresh installation would stop at an import, wherever no other package brings it along."""
     at_load = distributions(inside=False)

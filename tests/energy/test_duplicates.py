@@ -114,6 +114,7 @@ def test_neither_order_nor_length_nor_width_matters(space: str, threshold: float
         assert counted(mirrored, space, threshold).near_duplicates == expected
 
 
+@pytest.mark.slow
 def test_a_layer_that_has_collapsed() -> None:
     """Else the layer where every pair is a duplicate, many blocks of them, would be the one that is miscounted."""
     row = torch.randn(1, 60, generator=torch.Generator().manual_seed(1))

@@ -65,6 +65,7 @@ def test_a_base_in_a_folder_is_named_nowhere(name: str, tmp_path: Path, monkeypa
     assert {"adapter_model.safetensors", "adapter_config.json", "energy_report.json", "README.md"} <= plan
 
 
+@pytest.mark.slow
 def test_an_adapters_report_is_of_its_weights(tmp_path: Path) -> None:
     """If this fails, a folder is pushed with the energies of an adapter that it held before."""
     base = tmp_path / "base"

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+@pytest.mark.slow
 def test_folder_holds_what_was_given(resnet: PreTrainedModel, baseline: PreTrainedModel, tmp_path: Path) -> None:
     """If this fails, the folder that quickstart makes does not load, or its reports are not those of its weights."""
     from transformers import AutoModelForImageClassification

@@ -78,6 +78,7 @@ out |= {"oid": info.oid, "digest": digest(model), "mean": after.summary.mean_sco
     return Pushed(out, list(_hub_server.log))
 
 
+@pytest.mark.slow
 def test_everything_arrives_in_one_commit(pushed: Pushed, hub: HubServer) -> None:
     """If this fails, a reader can see a repository with half of a model, or a part of the bundle is missing."""
     commits = [entry for entry in pushed.log if entry.method == "POST" and "/commit/" in entry.path]

@@ -213,6 +213,7 @@ def test_what_cannot_be_read_is_refused_before_anything_is_written(
         plan_push(folder, "alice/x")
 
 
+@pytest.mark.slow
 def test_a_byte_order_mark_hides_nothing(resnet: PreTrainedModel, tmp_path: Path) -> None:
     """If this fails, a README from Notepad loses its licence, and its metadata becomes its text."""
     owned = "---\r\nlicense: mit\r\nlanguage: [no]\r\n---\r\n# Mein Modell für alle\r\n"

@@ -92,6 +92,7 @@ def write(folder: Path, *files: str, **texts: str) -> None:
 MODEL = ("config.json", "model.safetensors")
 
 
+@pytest.mark.slow
 def test_what_is_left_out_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """If this fails, a file that somebody wanted on the Hub is missing there, and nobody said so."""
     bert().save_pretrained(tmp_path)

@@ -251,6 +251,7 @@ def test_a_run_is_the_same_alone_and_after_another() -> None:
     assert after == alone
 
 
+@pytest.mark.slow
 def test_a_tuning_run_does_not_read_the_test_set() -> None:
     assert perform(quick_run(stage="tune"))["result"]["test"] is None
     assert perform(quick_run())["result"]["test"] is not None

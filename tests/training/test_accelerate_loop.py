@@ -71,6 +71,7 @@ def test_plain_torch_loop(steps: int) -> None:
     assert relative_difference(found, starting_gradient("tiny", HIDDEN, OUTPUT)) < 1e-9
 
 
+@pytest.mark.slow
 def test_accumulation_that_nobody_told_of_is_warned_of() -> None:
     """Lambda would be multiplied by the number of micro-batches, in a loop that looks right."""
 

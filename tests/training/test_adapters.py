@@ -165,6 +165,7 @@ def test_a_step_changes_the_adapters_by_the_formula(name: str, face: str, batch:
     check_close({key: (plain[key] - pushed[key]) / 0.1 for key in gradient}, gradient, 1e-9)
 
 
+@pytest.mark.slow
 def test_training_from_the_start_value_spreads_the_neurons(tmp_path: Path) -> None:
     """From LoRA's start, where B is zero, the penalty would not get hold of the adapter."""
 

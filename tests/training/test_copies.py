@@ -63,6 +63,7 @@ def widened(times: int) -> nn.Sequential:
     return wide
 
 
+@pytest.mark.slow
 def test_a_widened_network_parts_and_learns() -> None:
     """Copies would stay copies, or the penalty that parts them would end the task."""
     start = widened(8)
@@ -79,6 +80,7 @@ def test_a_widened_network_parts_and_learns() -> None:
             assert low < sum(cosines) / 8 < high, (index, cosines)
 
 
+@pytest.mark.slow
 def test_a_head_that_starts_at_zero_waits_for_its_classes() -> None:
     """After one step the rows of the classes that are missing coincide: training ended there."""
     torch.manual_seed(0)

@@ -54,6 +54,7 @@ def test_two_processes_do_what_one_does(kind: str, two_processes: Results) -> No
     assert moved > 1e-3  # or the penalty did nothing, in one process and in two
 
 
+@pytest.mark.slow
 def test_a_layer_that_the_forward_pass_skips_is_regularized(two_processes: Results) -> None:
     """DDP would be told that nothing arrives for such a layer, and stop when the penalty's gradient does."""
     before = dict(worker.make("unused").double().named_parameters())["unused.weight"]

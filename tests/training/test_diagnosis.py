@@ -61,6 +61,7 @@ def test_a_task_that_reaches_nothing_is_said() -> None:
     assert "the task's gradient is zero over all parameters" in message
 
 
+@pytest.mark.slow
 def test_an_overflow_under_a_gradient_scaler_is_none_of_ours() -> None:
     """Every training in float16 begins with some, and would begin with a warning."""
     assert not steps(make_tiny(), MHEConfig(hidden_weight=1e-3), 4, lambda m: task(m) * 1e38 * 1e3)
@@ -132,6 +133,7 @@ def test_a_model_without_a_head_is_no_reason_to_speak(case: str) -> None:
     assert not messages
 
 
+@pytest.mark.slow
 def test_a_trainer_says_it_once(tmp_path: Path) -> None:
     """A Trainer binds the model when it is made, and again for each training."""
     args = arguments(tmp_path, max_steps=1)

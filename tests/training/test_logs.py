@@ -239,6 +239,7 @@ def test_a_penalty_that_dwarfs_the_task_is_warned_of_once(tmp_path: Path) -> Non
         quiet.train()
 
 
+@pytest.mark.slow
 def test_taking_the_ratio_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The diagnosis would disturb what it looks at."""
     ends = []

@@ -206,6 +206,7 @@ def test_gradient_checkpointing(name: str, reentrant: bool, tmp_path: Path) -> N
     assert relative_difference(found, by_formula(name)) < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param("gpt2", marks=pytest.mark.engines), "tiny"])
 def test_trainer_compiles_the_model(name: str, tmp_path: Path) -> None:
     """The penalty would pull at other tensors than the compiled model holds."""
@@ -284,6 +285,7 @@ def test_the_penalty_is_one_graph(name: str) -> None:
         assert relative_difference(found, expected) < 1e-9
 
 
+@pytest.mark.slow
 def test_a_compiled_penalty_is_checked() -> None:
     """In a compiled graph an infinite energy, or a NaN in the weights, would go on into every parameter."""
     model = make_tiny().double().train()

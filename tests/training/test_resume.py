@@ -89,6 +89,7 @@ def test_trainer_goes_on(config: str, tmp_path: Path) -> None:
         assert penalties(resumed, cut) == penalties(whole, cut), CUTS[cut]
 
 
+@pytest.mark.slow
 def test_the_same_trainer_goes_on_after_another_training(tmp_path: Path) -> None:
     """Training on would begin with the steps, or the state, of the training before."""
     args = arguments(tmp_path, save_steps=4, save_total_limit=1)

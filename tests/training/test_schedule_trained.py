@@ -111,6 +111,7 @@ def test_a_hand_written_loop_gets_its_shares(name: str) -> None:
 RESUMED = MHEConfig(hidden_weight=0.7, output_weight=0.3, warmup_steps=2, schedule="cosine", every_n_steps=2)
 
 
+@pytest.mark.slow
 def test_a_resumed_training_goes_on_with_the_schedule(tmp_path: Path) -> None:
     """A training that was interrupted would warm up again, and end in other weights."""
     data = tiny_data(64)

@@ -264,6 +264,7 @@ def last_pass_without(model: Any, optimizer: Any, loss: Any, hook: Any) -> None:
     optimizer.step()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_told_is_refused_or_said() -> None:
     """Gradients put together by hand would have lambda times the number of tasks, or none, without a word."""
     with pytest.raises(MHEError, match="put together from 2 backward passes"):

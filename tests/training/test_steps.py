@@ -291,6 +291,7 @@ def test_two_regularizers_count_for_themselves() -> None:
     assert [regularizer.step for regularizer in regularizers] == [2, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the gradient of MHE")
 def test_a_compiled_optimizer_step_is_seen() -> None:
     """The schedule would stand still for who compiles his optimizer, or the compiler would fail."""

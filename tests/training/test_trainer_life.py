@@ -41,6 +41,7 @@ def test_logs_keep_the_task_loss_and_add_the_penalty(name: str, tmp_path: Path) 
     assert records(trainer)[1]["mhe_loss"] < first["mhe_loss"]
 
 
+@pytest.mark.slow
 def test_a_record_is_the_mean_over_its_steps(tmp_path: Path) -> None:
     """With logging every N steps the curve would show a sum, or only the last step."""
     data = tiny_data(32)

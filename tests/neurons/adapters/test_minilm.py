@@ -86,6 +86,7 @@ def trained(request: pytest.FixtureRequest, minilm_path: Path) -> tuple[str, Tra
     return request.param, found
 
 
+@pytest.mark.slow
 def test_energy_does_as_the_method_says(trained: tuple[str, Trained]) -> None:
     """OFT's theorem would fail on real weights, or LoRA's change of the energy would go unseen."""
     method, found = trained
@@ -102,6 +103,7 @@ def test_energy_does_as_the_method_says(trained: tuple[str, Trained]) -> None:
         assert sorted(drifts.values())[len(drifts) // 2] > 1e-6, "half of the layers kept their energy"
 
 
+@pytest.mark.slow
 def test_energy_is_that_of_the_merged_model(trained: tuple[str, Trained]) -> None:
     """The report of a model in training would not be the report of the model that is published."""
     _, found = trained
