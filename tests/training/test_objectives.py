@@ -75,7 +75,7 @@ def test_a_step_is_that_of_the_formula(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["minimal_angle", "gram_determinant", "soft_orthogonality", "srip"])
 def test_groups_of_every_kind(name: str) -> None:
-    """Fused, tied, convolutional, transposed and derived weights would be penalized by other rows than their neurons."""
+    """Fused, tied, convolutional, transposed and derived weights would be penalized by rows that are no neurons."""
     model = zoo.make(torch.float64)
     config = config_of(name, embedding_weight=0.5, output=["back"])
     regularizer = MHERegularizer(model, config)

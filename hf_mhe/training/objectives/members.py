@@ -51,7 +51,8 @@ from hf_mhe.errors import MHEError
 
 Options = Mapping[str, Any]
 
-_ENERGY = ("s", "distance", "space", "softening")  # the settings of a config that say what the energy of a pair is
+# The fields of a config that say what the energy of a pair is.
+ENERGY_SETTINGS = ("s", "distance", "space", "softening")
 
 ObjectiveName = Literal[
     "energy",
@@ -107,8 +108,8 @@ def check_objective(name: object, options: object, changed: Mapping[str, object]
     """
     check_option("objective", name, get_args(ObjectiveName))
     name = str(name)
-    useful = MEMBERS[name].settings if name in MEMBERS else _ENERGY
-    for setting in (each for each in _ENERGY if each in changed and each not in useful):
+    useful = MEMBERS[name].settings if name in MEMBERS else ENERGY_SETTINGS
+    for setting in (each for each in ENERGY_SETTINGS if each in changed and each not in useful):
         those = [each for each in get_args(ObjectiveName) if each not in MEMBERS or setting in MEMBERS[each].settings]
         raise MHEError(
             f"{setting}={changed[setting]!r} has no effect with objective={name!r}: leave it at its default; it is a "
@@ -270,7 +271,7 @@ MEMBERS: dict[str, Member] = {
         _LIN,
         partial(_projected, random_projection_energy_of),
         _random,
-        settings=_ENERGY,
+        settings=ENERGY_SETTINGS,
         options={"dim": 40, "projections": 20},
         draws=True,
     ),
@@ -279,7 +280,7 @@ MEMBERS: dict[str, Member] = {
         _LIN,
         partial(_projected, angle_preserving_projection_energy_of),
         partial(_moved, _distortion),
-        settings=_ENERGY,
+        settings=ENERGY_SETTINGS,
         options={"dim": 30, "steps": 1, "step_size": 0.01, "unroll": True},
         draws=True,
     ),
@@ -288,7 +289,7 @@ MEMBERS: dict[str, Member] = {
         _LIN,
         partial(_projected, adversarial_projection_energy_of),
         partial(_moved, _projected_energy),
-        settings=_ENERGY,
+        settings=ENERGY_SETTINGS,
         options={"dim": 30, "steps": 1, "step_size": 0.001, "unroll": True},
         draws=True,
     ),
