@@ -32,7 +32,8 @@ def cells() -> list[Cell]:
         made += [Cell(stage, "adamw", accumulation=2, bind="before", flags=("clip", objective)) for stage in range(4)]
         for stage in (1, 2, 3):
             made += [Cell(stage, flags=(flag, objective)) for flag in ("frozen", "every", "whole")]
-            made += [Cell(stage, accumulation=2, flags=(flag, objective)) for flag in ("overlap", "lora", "direct")]
+            made += [Cell(stage, accumulation=2, flags=(flag, objective)) for flag in ("overlap", "direct")]
+            made += [Cell(stage, accumulation=2, flags=("once", "lora", objective))]
             made += [Cell(stage, "adamw", accumulation=2, flags=("offload", objective))]
         made += [Cell(3, accumulation=2, flags=("offload", "params", "every", objective))]
         made += [Cell(3, accumulation=2, bind="before", flags=("init", objective))]

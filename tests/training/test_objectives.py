@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +11,12 @@ from typing import Any, get_args
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import HfArgumentParser
 
-from hf_mhe import MHEArguments, MHEConfig, MHEError, MHERegularizer, MHETrainer, neuron_groups
+from hf_mhe import MHEConfig, MHEError, MHERegularizer, MHETrainer, neuron_groups
 from hf_mhe.training.objectives.members import MEMBERS, ObjectiveName
 from tests.engines import zoo
 from tests.training.cases import HIDDEN, LEARNING_RATE, OUTPUT, TinyClassifier, make_tiny, tiny_data
-from tests.training.definitions import DEFINITIONS, OF_ENERGY, OPTIONS, penalty
+from tests.training.definitions import DEFINITIONS, OPTIONS, penalty
 from tests.training.loops import forget_accelerate, loop
 from tests.training.trainers import logged_arguments, records
 
@@ -205,56 +203,6 @@ def test_an_overflow_is_named() -> None:
         MHERegularizer(model, config_of("soft_orthogonality")).penalty()
 
 
-# --- the config
-
-
-def test_an_unknown_name_lists_all() -> None:
-    """A typing error would have to be looked up in the source."""
-    with pytest.raises(MHEError) as error:
-        MHEConfig(objective="mma")  # type: ignore[arg-type]
-    for name in ("energy", *NAMES, "mma"):
-        assert repr(name) in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("srip", {"dim": 3}, "objective='srip' has no option 'dim' in objective_options; options: iterations"),
-        ("separation", {"dim": 3}, "it has none"),
-        ("energy", {"dim": 3}, "objective='energy' has no option 'dim'"),
-        ("srip", {"iterations": 0}, "iterations in objective_options must be an integer >= 1; got 0"),
-        ("comhe_random", {"dim": 1}, "dim in objective_options must be an integer >= 2; got 1"),
-        ("comhe_random", {"projections": 2.5}, "projections in objective_options must be an integer >= 1; got 2.5"),
-        ("gram_determinant", {"epsilon": 0}, "epsilon in objective_options must be a finite number > 0; got 0"),
-        ("gram_determinant", {"jitter": -1}, "jitter in objective_options must be a finite number >= 0; got -1"),
-        ("comhe_adversarial", {"unroll": 1}, "unroll in objective_options must be True or False; got 1"),
-        ("comhe_adversarial", {"step_size": math.nan}, "step_size in objective_options must be"),
-        ("srip", "iterations=3", "objective_options must be a dict"),
-        ("srip", [3], "objective_options must be a dict"),
-    ],
-)
-def test_options_are_checked_when_the_config_is_made(name: Any, options: Any, message: str) -> None:
-    """A slip would be found at the first step, or be ignored."""
-    with pytest.raises(MHEError) as error:
-        MHEConfig(objective=name, objective_options=options)
-    assert message in str(error.value)
-
-
-SETTINGS = {"s": 1.0, "distance": "angular", "space": "full", "softening": 0.1}
-TAKES = {"minimal_angle": {"space"}, "separation": {"distance", "space"}, "gram_determinant": {"space"}}
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_setting_that_means_nothing_is_refused(name: str) -> None:
-    """A training would be taken for one of an exponent or a distance that it never had."""
-    for setting, value in SETTINGS.items():
-        if name in OF_ENERGY or setting in TAKES.get(name, set()):
-            assert getattr(MHEConfig(objective=name, **{setting: value}), setting) == value
-        else:
-            with pytest.raises(MHEError, match=f"^{setting}={value!r} has no effect with objective='{name}'"):
-                MHEConfig(objective=name, **{setting: value})
-
-
 def test_settings_reach_the_members_that_take_them() -> None:
     """`space="full"` would be taken, and half space trained in."""
     model = make_tiny().double()
@@ -265,46 +213,9 @@ def test_settings_reach_the_members_that_take_them() -> None:
     steeper = {s: float(MHERegularizer(model, config_of("comhe_random", s=s)).penalty().detach()) for s in (1.0, 2.0)}
     assert steeper[1.0] != steeper[2.0]
     chord, arc = (
-        float(MHERegularizer(model, config_of("separation", distance=d)).penalty()) for d in ("euclidean", "angular")
+        MHERegularizer(model, config_of("separation", distance=each)).penalty() for each in ("euclidean", "angular")
     )
     assert arc < chord  # an arc is longer than its chord
-
-
-@pytest.mark.parametrize("name", ["energy", *NAMES])
-def test_a_saved_config_is_the_same(name: str, tmp_path: Path) -> None:
-    """A published config would name another objective than the model was trained with."""
-    config = MHEConfig(objective=name, objective_options=OPTIONS.get(name))  # type: ignore[arg-type]
-    config.save_pretrained(tmp_path)
-    assert MHEConfig.from_pretrained(tmp_path) == config
-    saved = json.loads((tmp_path / "mhe_config.json").read_text())
-    assert (saved["objective"], saved["objective_options"]) == (name, OPTIONS.get(name))
-    older = {key: value for key, value in saved.items() if not key.startswith("objective")}
-    assert MHEConfig.from_dict(older).objective == "energy"
-
-
-def test_one_word_switches_the_objective() -> None:
-    """Whoever compares regularizers would have to change more than one word of a config."""
-    for name in NAMES:
-        assert dataclasses.replace(MHEConfig(hidden_weight=0.1, budget=0.1), objective=name).objective == name
-
-
-def test_on_a_command_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """A sweep over objectives would need a script of its own."""
-
-    def parse(*line: str) -> MHEConfig:
-        (arguments,) = HfArgumentParser(MHEArguments).parse_args_into_dataclasses(list(line))  # type: ignore[arg-type]
-        return arguments.to_config()
-
-    assert parse("--mhe_objective", "minimal_angle") == MHEConfig(objective="minimal_angle")
-    chosen = parse("--mhe_objective", "srip", "--mhe_objective_options", '{"iterations": 5}')
-    assert chosen == MHEConfig(objective="srip", objective_options={"iterations": 5})
-    (from_file,) = HfArgumentParser(MHEArguments).parse_dict(  # type: ignore[arg-type]
-        {"mhe_objective": "srip", "mhe_objective_options": {"iterations": 5}}
-    )
-    assert from_file.to_config() == chosen
-    with pytest.raises(SystemExit):
-        parse("--mhe_objective", "mma")
-    assert "'soft_orthogonality'" in capsys.readouterr().err
 
 
 # --- what is said of it
@@ -319,7 +230,7 @@ def test_repr_and_energies() -> None:
     assert "energy" not in repr(MHERegularizer(model, MHEConfig()))
 
 
-@pytest.mark.parametrize("name", ["soft_orthogonality", "comhe_random"])
+@pytest.mark.parametrize("name", ["soft_orthogonality", pytest.param("comhe_random", marks=pytest.mark.slow)])
 def test_trainer_minimizes_and_logs_it(name: str, tmp_path: Path) -> None:
     """A tracker would show an energy that was not minimized, or nothing of what was."""
     args = logged_arguments(tmp_path, num_train_epochs=4)
@@ -329,7 +240,8 @@ def test_trainer_minimizes_and_logs_it(name: str, tmp_path: Path) -> None:
     groups = [f"mhe_{name}/{group.name}" for group in neuron_groups(model)]
     trainer = MHETrainer(model, args, train_dataset=tiny_data(32), mhe_config=config)
     trainer.train()
-    first, *_, last = records(trainer)
+    logged = records(trainer)
+    first, values = logged[0], [record[f"mhe_{name}"] for record in logged]
     keys = {key for key in first if key.startswith("mhe") and not key.startswith("mhe_spread")}
     assert keys - {"mhe_gradient_ratio"} == {"mhe_loss", f"mhe_{name}", *groups}
     expected = [float(penalty(name, {group: each}, seed=args.seed)) for group, each in rows.items()]
@@ -337,7 +249,7 @@ def test_trainer_minimizes_and_logs_it(name: str, tmp_path: Path) -> None:
     assert first["mhe_loss"] == pytest.approx(2 * sum(expected), rel=1e-4)
     assert [first[group] for group in groups] == pytest.approx(expected, rel=1e-4)
     assert {"mhe_spread", "loss"} <= first.keys()
-    assert last[f"mhe_{name}"] < first[f"mhe_{name}"]
+    assert sum(values[-4:]) < sum(values[:4])  # each step of CoMHE has other projections
     trainer.save_model(str(tmp_path / "saved"))
     assert MHEConfig.from_pretrained(tmp_path / "saved") == config
     assert isinstance(model, TinyClassifier)
@@ -357,7 +269,7 @@ def test_a_budget_draws_groups_without_bias(name: str) -> None:
     drawn = MHERegularizer(
         model, dataclasses.replace(config, budget=0.5), step_operations=1.5 * allowance / 0.5, seed=3
     )
-    steps, spent, total = 3000, 0, 0.0
+    steps, spent, total = 1500, 0, 0.0
     for step in range(steps):
         terms = exact._exact(exact.groups, 0)
         assert drawn.budget is not None
