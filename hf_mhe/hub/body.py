@@ -10,6 +10,7 @@ from hf_mhe.analysis import EnergyReport, GroupEnergy
 from hf_mhe.analysis.report.columns import LEADING, Shown, columns
 from hf_mhe.hub.markdown import code, number, table, text
 from hf_mhe.training import MHEConfig
+from hf_mhe.training.objectives import in_words
 
 TOP_ROWS = 10
 _PACKAGES = ("hf-mhe", "torch", "transformers", "safetensors", "huggingface_hub")
@@ -36,8 +37,7 @@ def introduction(config: MHEConfig | None, before: EnergyReport | None, after: E
     if before is not None:
         measured += f"; it was **{number(before.summary.mean_spread)}** before"
     done = (
-        "This model was trained with minimum hyperspherical energy (MHE), a regularizer that pushes the directions of "
-        f"a layer's neurons apart ([arXiv:1805.09298](https://arxiv.org/abs/1805.09298)). {measured}."
+        f"This model was trained with {_regularizer(config)}. {measured}."
         if config is not None and any(config.weight(role) > 0 for role in summary.by_role)
         else f"How redundantly the neurons of this model point, measured by their hyperspherical energy. {measured}."
     )
@@ -50,18 +50,28 @@ def introduction(config: MHEConfig | None, before: EnergyReport | None, after: E
     return f"{done}\n\n{meaning}"
 
 
+def _regularizer(config: MHEConfig) -> str:
+    paper = f"[arXiv:{in_words.source(config)}](https://arxiv.org/abs/{in_words.source(config)})"
+    if config.objective == "energy":
+        return (
+            "minimum hyperspherical energy (MHE), a regularizer that pushes the directions of a layer's neurons apart "
+            f"({paper})"
+        )
+    return f"a penalty on the neurons of its layers, {in_words.title(config)} ({paper})"
+
+
 def regularized(config: MHEConfig, after: EnergyReport) -> str:
     """Which objective was minimized, with every setting and how many groups each weight applied to."""
-    rows = [[code(key), code(value)] for key, value in config.to_dict().items()]
+    rows = [[code(key), code(value)] for key, value in in_words.in_use(config).items()]
     parts = [
         "### What was regularized\n",
-        "Task loss + Σ over groups of (weight of the group's role) × mean energy.\n",
+        f"Task loss + Σ over groups of (weight of the group's role) × {in_words.title(config)}.\n",
     ]
     parts.append(table(["setting", "value"], rows))
     if config.include is None and config.exclude is None:
         counts = {role: summary.groups for role, summary in after.summary.by_role.items() if config.weight(role) > 0}
         spread = [
-            f"{count} {role} (weight {config.weight(role):g}, {config.potential(role).describe()})"
+            f"{count} {role} (weight {config.weight(role):g}, {in_words.of_role(config, role)})"
             for role, count in sorted(counts.items())
         ]
         parts.append(f"\nGroups with a weight above 0: {'; '.join(spread) or 'none'}.")

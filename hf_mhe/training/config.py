@@ -17,7 +17,8 @@ from hf_mhe.energy import Potential
 from hf_mhe.errors import MHEError
 from hf_mhe.json_files import read_json
 from hf_mhe.neurons import Adapters
-from hf_mhe.text import one_line
+from hf_mhe.training.find_config import find_config
+from hf_mhe.training.objectives.members import ObjectiveName, check_objective, options_of
 from hf_mhe.training.schedule import Decay, Schedule
 
 CONFIG_NAME = "mhe_config.json"
@@ -58,7 +59,8 @@ class MHEConfig:
 
     The objective is `task loss + sum over neuron groups of weight(role) * mean energy`, once per optimizer step.
     Source: Liu et al., "Learning towards Minimum Hyperspherical Energy", NeurIPS 2018, arXiv:1805.09298, eq. for L:
-    the `lambda_h` of the paper is `hidden_weight`, its `lambda_o` is `output_weight`.
+    the `lambda_h` of the paper is `hidden_weight`, its `lambda_o` is `output_weight`. The value of another `objective`
+    stands in place of the mean energy.
 
     A weight of 0 leaves a role out. All three at 0 switch the penalty off, so that a sweep over a weight can contain
     the baseline.
@@ -95,6 +97,12 @@ class MHEConfig:
             unbiased estimate of it and of its gradient: some of the groups in turn, the largest by a sample of their
             neurons. It stands for `every_n_steps`, which has to be 1.
         log_groups: log each group's mean energy too, as `mhe_energy/<group>`.
+        objective: what is minimized in place of the mean energy, with the same engines, schedules and budget; see
+            `hf_mhe.training.objectives.members` for what each is and what its weight multiplies. `s`, `distance`,
+            `space` and `softening` are refused where it has no use for them, unless they are at their defaults. A
+            budget draws groups, and no samples of neurons.
+        objective_options: of the objective, such as `{"iterations": 2}` of `"srip"`; by default those of its function
+            in `hf_mhe.energy.family`. Also as JSON text.
 
     Raises:
         MHEError: an option is unknown, a number is negative or not finite, or a value has the wrong type.
@@ -135,6 +143,12 @@ class MHEConfig:
         default=None, metadata={"help": "Share of a training step's operations that the penalty may take, in (0, 1]."}
     )
     log_groups: bool = field(default=False, metadata={"help": "Log each group's mean energy too."})
+    objective: ObjectiveName = field(
+        default="energy", metadata={"help": "What is minimized: the energy, or another member of the family."}
+    )
+    objective_options: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Options of the objective, as JSON, instead of its defaults."}
+    )
 
     def __post_init__(self) -> None:
         auto = isinstance(self.softening, _Auto) or self.softening == AUTO
@@ -153,6 +167,11 @@ class MHEConfig:
             if not isinstance(getattr(self, name), bool):
                 raise MHEError(f"{name} must be True or False; got {getattr(self, name)!r}")
         self.potential("hidden")  # the potential knows which distances and spaces there are
+        values = {item.name: (getattr(self, item.name), item.default) for item in fields(self)}
+        # As text, in which both forms of softening's default are alike.
+        changed = {name: value for name, (value, default) in values.items() if str(value) != str(default)}
+        options = check_objective(self.objective, self.objective_options, changed)
+        object.__setattr__(self, "objective_options", options)
         self.over(math.inf)  # and the schedule which decays
         if self.budget is not None and self.every_n_steps > 1:
             raise MHEError(
@@ -181,6 +200,11 @@ class MHEConfig:
             return Potential(self.s, self.distance, space, closest=CLOSEST, parts=self.part_copies)
         parts = self.part_copies and self.softening > 0
         return Potential(self.s, self.distance, space, self.softening, parts=parts)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All options of the objective: those of `objective_options`, and the defaults of the others."""
+        return options_of(self.objective, self.objective_options)
 
     def over(self, total_steps: float) -> Schedule:
         """The schedule of the weights over a training of `total_steps` optimizer steps; `inf` for one without end.
@@ -271,7 +295,9 @@ class MHEConfig:
         Raises:
             MHEError: the folder, the repository or the file is not there, or the file is not a valid config.
         """
-        path = _find(pretrained_model_name_or_path, revision=revision, token=token, cache_dir=cache_dir)
+        path = find_config(
+            CONFIG_NAME, pretrained_model_name_or_path, revision=revision, token=token, cache_dir=cache_dir
+        )
         values = read_json(path)
         try:
             return cls.from_dict(values)
@@ -287,26 +313,3 @@ def _patterns(name: str, value: object) -> list[str] | None:
     if not patterns or len(patterns) < len(given):
         raise MHEError(f"{name} must be a pattern or a list of patterns (strings), or None; got {value!r}")
     return patterns
-
-
-def _find(source: str | Path, *, revision: str | None, token: str | bool | None, cache_dir: str | Path | None) -> Path:
-    folder = Path(source)
-    if folder.is_dir():
-        path = folder / CONFIG_NAME
-        if not path.is_file():
-            raise MHEError(f"{str(folder)!r} has no {CONFIG_NAME}; MHETrainer and save_pretrained write one")
-        return path
-    if folder.is_file():
-        raise MHEError(f"{str(folder)!r} is a file; give the folder that {CONFIG_NAME} is in, or a repo id")
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HFValidationError
-
-    from hf_mhe.hub_errors import HUB_ERRORS, unreadable_source
-
-    try:
-        found = hf_hub_download(str(source), CONFIG_NAME, revision=revision, token=token, cache_dir=cache_dir)
-    except HFValidationError as error:
-        raise MHEError(f"{str(source)!r} is neither a folder nor a repo id: {one_line(error)}") from error
-    except HUB_ERRORS as error:
-        raise MHEError(f"cannot read {CONFIG_NAME}: {unreadable_source(error, str(source), revision)}") from error
-    return Path(found)

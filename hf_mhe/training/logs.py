@@ -71,13 +71,15 @@ class PenaltyLog:
         record = {
             "mhe_loss": sum(total for total, _ in penalties) / sum(steps for _, steps in penalties),
         }
+        objective = self.config.objective
         if means:
-            record["mhe_mean_energy"] = sum(mean for _, mean in means) / len(means)
+            name = "mhe_mean_energy" if objective == "energy" else f"mhe_{objective}"
+            record[name] = sum(mean for _, mean in means) / len(means)
         scores = [score for group, mean in means if (score := self._score(group, mean)) is not None]
         if scores:
             record["mhe_score"] = sum(scores) / len(scores)
         if self.config.log_groups:
-            record.update({f"mhe_energy/{group.name}": mean for group, mean in means})
+            record.update({f"mhe_{objective}/{group.name}": mean for group, mean in means})
         return record
 
     def _settle(self) -> None:
@@ -99,4 +101,8 @@ class PenaltyLog:
     def _score(self, group: NeuronGroup, energy: float) -> float | None:
         potential = self.config.potential(group.role)
         # What a random draw and the optimum would have is known for exact energies only.
-        return None if potential.softening else energy_score(energy, group.n, group.d, potential).score
+        return (
+            None
+            if potential.softening or self.config.objective != "energy"
+            else energy_score(energy, group.n, group.d, potential).score
+        )

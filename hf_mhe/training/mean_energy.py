@@ -12,7 +12,7 @@ from hf_mhe.energy.estimators.sampled import sampled_energy_of
 from hf_mhe.energy.functional import energy_of
 from hf_mhe.energy.rows import DeadRows, TooFewLiveRowsError
 from hf_mhe.energy.walks.exact import matrices_at_a_time
-from hf_mhe.training.terms import Sample
+from hf_mhe.training.objectives.objective import Sample
 
 _DEAD: DeadRows = "skip_negligible"
 
@@ -38,15 +38,17 @@ def mean_energy(matrix: Tensor, potential: Potential, sample: Sample | None = No
 _TOGETHER = 1 << 22
 
 
-def alike(indices: Sequence[int], matrices: Sequence[Tensor], potentials: Sequence[Potential]) -> list[list[int]]:
-    """Batches of indices, at least two in each, whose matrices take less time in one call than one by one."""
+def alike(matrices: Sequence[Tensor], potentials: Sequence[Potential | None]) -> list[list[int]]:
+    """Batches of indices, at least two in each, whose matrices take less time in one call than one by one.
+
+    Those without a potential are in none.
+    """
     calls: list[list[int]] = []
     latest: dict[tuple[object, ...], list[int]] = {}
-    for index in indices:
-        matrix = matrices[index]
-        if matrices_at_a_time(matrix) == 1:
+    for index, (matrix, potential) in enumerate(zip(matrices, potentials, strict=True)):
+        if potential is None or matrices_at_a_time(matrix) == 1:
             continue
-        key = (matrix.shape, matrix.dtype, matrix.device, potentials[index])
+        key = (matrix.shape, matrix.dtype, matrix.device, potential)
         if key not in latest or (len(latest[key]) + 1) * matrix.numel() > _TOGETHER:
             latest[key] = []
             calls.append(latest[key])

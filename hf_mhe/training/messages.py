@@ -143,15 +143,12 @@ def in_eval_mode(model: nn.Module) -> str:
     )
 
 
-def not_finite(groups: Sequence[str], energies: Sequence[float], softening: str) -> str:
-    """Which group's energy is not finite, of groups by name, and what can be done."""
+def not_finite(groups: Sequence[str], energies: Sequence[float], noun: str, cure: str) -> str:
+    """Of which group, of those named, the energy or what is called so is not finite, and what can be done."""
     name, energy = next(
         (name, value) for name, value in zip(groups, energies, strict=True) if not math.isfinite(value)
     )
-    return (
-        f"the energy of neuron group {name!r} is {energy}: two of its neurons coincide; leave softening at its "
-        f"default, which bounds what such a pair counts (it is {softening}), or the group out (exclude={name!r})"
-    )
+    return f"the {noun} of neuron group {name!r} is {energy}: {cure}, or leave the group out (exclude={name!r})"
 
 
 def no_end(decay: str) -> str:

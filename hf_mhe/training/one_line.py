@@ -35,6 +35,8 @@ def _facts(groups: Sequence[NeuronGroup], config: MHEConfig, find_engine: Callab
         for role, count in counts.items()
         if count
     )
+    if config.objective != "energy":
+        yield config.objective
     if config.budget is not None:
         yield f"budget {config.budget:g}"
     try:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_mhe.checks import check_integer
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import NeuronGroup
 from hf_mhe.neurons.model.unwrap import unwrap
@@ -28,6 +29,7 @@ from hf_mhe.training.engines.protocol import Engine
 from hf_mhe.training.engines.refuse import refuse_model
 from hf_mhe.training.logs import PenaltyLog
 from hf_mhe.training.messages import check_loss, check_state, in_eval_mode, no_end, nothing_left
+from hf_mhe.training.objectives.choose import energy_terms, exact_terms, inflation
 from hf_mhe.training.one_line import in_one_line
 from hf_mhe.training.spread import SpreadLog
 from hf_mhe.training.terms import PenaltyTerms, Term, trained
@@ -35,6 +37,8 @@ from hf_mhe.training.terms import PenaltyTerms, Term, trained
 
 class MHERegularizer:
     """The penalty `sum over groups of weight(role) * mean energy` of a model, and the hook that adds it to a loss.
+
+    `MHEConfig(objective=...)` puts another member of the family in place of the mean energy.
 
     Binds the neuron groups once. A group is computed while at least one of its parameters requires a gradient, so
     freezing and unfreezing layers during training is followed, also where none trains at first. Dead neurons (of
@@ -71,7 +75,7 @@ class MHERegularizer:
             of the loss over the ranks is as undivided. Say False in a loop that reduces gradients in its own way.
         step_operations: with `MHEConfig(budget=...)`, the floating-point operations of one optimizer step on one
             process, forward and backward passes of all its micro-batches; by default the first step's are counted.
-        seed: of what a budget draws at each step.
+        seed: of what a budget and an objective draw at each step.
         total_steps: optimizer steps of the whole training, at whose end a decay arrives at 0: needed where the config
             has one (`schedule="linear"` or `"cosine"`). `math.inf` is a training without end.
 
@@ -104,7 +108,7 @@ class MHERegularizer:
         if total_steps is None and self.config.schedule != "constant":
             raise MHEError(no_end(self.config.schedule))
         self.schedule = self.config.over(math.inf if total_steps is None else total_steps)
-        self.step = 0
+        self.step, self._seed = 0, check_integer("seed", seed, at_least=0)
         self._bound: list[NeuronGroup] = []
         self._log = PenaltyLog(self.config)
         self._ratio = GradientRatio()
@@ -133,7 +137,7 @@ class MHERegularizer:
         return in_one_line(self.model, self._bound, self.config, self.find_engine)
 
     def weight(self, role: str) -> float:
-        """The weight of a group's mean energy in the penalty, by the group's role."""
+        """The weight of a group's objective in the penalty, by the group's role."""
         return self.config.weight(role)
 
     @property
@@ -145,13 +149,13 @@ class MHERegularizer:
         """The penalty of the current weights: a 0-dim tensor, differentiable with respect to the groups' parameters.
 
         Raises:
-            MHEError: a group's energy is not finite, a parameter is sharded or on the meta device, or a parameter
+            MHEError: a group's objective is not finite, a parameter is sharded or on the meta device, or a parameter
                 changed its shape.
         """
         return self.evaluate().penalty
 
     def evaluate(self) -> PenaltyTerms:
-        """The penalty and, from the same walk, each group's mean energy in the order of `groups` (shape `(groups,)`).
+        """The penalty and, from the same walk, each group's objective in the order of `groups` (shape `(groups,)`).
 
         Raises:
             MHEError: as `penalty`.
@@ -198,7 +202,7 @@ class MHERegularizer:
         groups = self._left() if multiplier else []
         if not groups:
             return None
-        terms = self._exact(groups)
+        terms = self._exact(groups, step)
         if self.budget is not None:
             terms = self.budget.draw(terms, engine.workload(groups), step)
             if not terms:
@@ -209,7 +213,7 @@ class MHERegularizer:
         every = self.schedule.every_n_steps
         if is_due(step // every + 1) and not torch.compiler.is_compiling() and engine.fills_grad:
             anew = lambda: multiplier * engine.evaluate(terms).penalty  # noqa: E731
-            penalty = self._ratio.watch(penalty, self.model, anew, steps=every * self._inflation(groups, terms))
+            penalty = self._ratio.watch(penalty, self.model, anew, steps=every * inflation(self.config, groups, terms))
         if penalty.requires_grad and not torch.compiler.is_compiling():
             penalty = self.delivery.carry(penalty, trained_as_updated(self.model, [term.group for term in terms]))
         return penalty
@@ -218,9 +222,10 @@ class MHERegularizer:
         """What a log record says of the penalty, as means over the optimizer steps since the last call.
 
         `mhe_spread` is the mean spread of the groups at the current weights, 1 for a random draw and below 1 crowded,
-        in the first record of each ten steps. `mhe_loss` is what the penalty adds to the objective, `mhe_mean_energy`
-        and `mhe_score` are means over the groups of the mean energy and of its score (not with softening), with
-        `MHEConfig(log_groups=True)` each group's are `mhe_energy/<group>` and `mhe_spread/<group>`;
+        in the first record of each ten steps. `mhe_loss` is what the penalty adds to the task's, `mhe_mean_energy` and
+        `mhe_score` are means over the groups of the mean energy and of its score (not with softening), with
+        `MHEConfig(log_groups=True)` each group's are `mhe_energy/<group>` and `mhe_spread/<group>`. Another objective
+        is logged in place of the energy, as it is minimized: `mhe_srip` is its mean, `mhe_srip/<group>` each group's;
         `mhe_gradient_ratio` is the norm of the penalty's gradient over that of the task's
         (`hf_mhe.training.diagnosis`), where it was taken. Only the steps that computed the penalty count, and with
         none the record has none of these. Where λ has a schedule, `mhe_factor` is what the weights were multiplied by
@@ -257,7 +262,7 @@ class MHERegularizer:
         self._ratio.drain()  # what it has warned of it does not say again
 
     def energies(self) -> dict[str, float]:
-        """Each group's mean energy at the current weights, by the group's name; no gradient.
+        """Each group's mean energy at the current weights, by the group's name, whatever the objective; no gradient.
 
         Raises:
             MHEError: as `penalty`.
@@ -266,7 +271,7 @@ class MHERegularizer:
         if not groups:
             return {}
         with torch.no_grad():
-            values = self.find_engine().evaluate(self._exact(groups)).energies.tolist()
+            values = self.find_engine().evaluate(energy_terms(self.config, groups)).energies.tolist()
         return {group.name: value for group, value in zip(groups, values, strict=True)}
 
     @torch.compiler.disable
@@ -341,10 +346,5 @@ class MHERegularizer:
             self._said.add(about)
             warnings.warn(message, UserWarning, stacklevel=4)
 
-    def _exact(self, groups: list[NeuronGroup]) -> list[Term]:
-        return [Term(group, self.weight(group.role), self.config.potential(group.role)) for group in groups]
-
-    def _inflation(self, groups: list[NeuronGroup], terms: list[Term]) -> float:
-        """The norm of a drawn penalty's gradient over that of the exact one's, if all groups' are alike."""
-        exact = math.hypot(*(self.weight(group.role) for group in groups))
-        return math.hypot(*(term.factor for term in terms)) / exact
+    def _exact(self, groups: list[NeuronGroup], step: int | None = None) -> list[Term]:
+        return exact_terms(self.config, groups, self.step if step is None else step, self._seed)

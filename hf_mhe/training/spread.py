@@ -11,6 +11,7 @@ from hf_mhe.energy import Potential
 from hf_mhe.energy.reference.crowding import ORTHOGONAL, dimension_of_excess
 from hf_mhe.neurons import NeuronGroup
 from hf_mhe.training.engines.protocol import Engine
+from hf_mhe.training.objectives.energy import Energy
 from hf_mhe.training.terms import Term
 
 # Note [Spread by an engine]
@@ -65,7 +66,9 @@ def spreads(engine: Engine, groups: Sequence[NeuronGroup]) -> dict[str, float]:
     if not groups:
         return {}
     with torch.no_grad():
-        energies = engine.evaluate([Term(group, 1.0, _CROWDING) for group in groups]).energies.double().tolist()
+        energies = (
+            engine.evaluate([Term(group, 1.0, Energy(_CROWDING)) for group in groups]).energies.double().tolist()
+        )
     return {group.name: _spread(group, energy) for group, energy in zip(groups, energies, strict=True)}
 
 

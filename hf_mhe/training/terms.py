@@ -1,7 +1,7 @@
 """A term of the penalty, and what an evaluation of the terms gives.
 
-The penalty is `sum of factor * mean energy` over terms, one for each neuron group. The regularizer makes them, a
-budget draws some of them, an engine evaluates them, and the log counts what came out.
+The penalty is `sum of factor * objective` over terms, one for each neuron group. The regularizer makes them, a budget
+draws some of them, an engine evaluates them, and the log counts what came out.
 """
 
 from __future__ import annotations
@@ -11,41 +11,30 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from hf_mhe.energy import Potential
 from hf_mhe.neurons import NeuronGroup
-from hf_mhe.training.engines.plan import operations
-
-
-class Sample(NamedTuple):
-    """A random sample of `rows` neurons, drawn with a seed."""
-
-    rows: int
-    seed: int
+from hf_mhe.training.objectives.objective import Objective
 
 
 class Term(NamedTuple):
-    """A group, the factor of its mean energy in the penalty, and how that energy is computed.
-
-    `potential` is the energy of one pair of its neurons; with a `sample` the mean energy is estimated from it.
-    """
+    """A group, the number of its neurons that the penalty adds up, and the factor of that."""
 
     group: NeuronGroup
     factor: float
-    potential: Potential
-    sample: Sample | None = None
+    objective: Objective
 
     @property
     def operations(self) -> int:
-        """Floating-point operations of the walk over the group, or over the sample of it, with its gradient."""
-        return operations(self.group.n, self.group.d, None if self.sample is None else self.sample.rows)
+        """Floating-point operations of the objective with its gradient."""
+        return self.objective.operations(self.group.n, self.group.d)
 
 
 class PenaltyTerms(NamedTuple):
-    """One evaluation of the penalty: the weighted sum, differentiable, and each group's mean energy, detached.
+    """One evaluation of the penalty: the weighted sum, differentiable, and each group's objective, detached.
 
-    With `ranks` above 1 the work was divided: the penalty and the energies are `ranks` times this rank's share, which
-    is zero for the groups that others computed, and their mean over the ranks is what they would be undivided. Groups
-    that no rank computed, because a budget left them out, are not `computed`; their energy is zero here.
+    `energies` are the mean energies, or the values of the objective in their place. With `ranks` above 1 the work was
+    divided: the penalty and the energies are `ranks` times this rank's share, which is zero for the groups that others
+    computed, and their mean over the ranks is what they would be undivided. Groups that no rank computed, because a
+    budget left them out, are not `computed`; their energy is zero here.
     """
 
     penalty: Tensor

@@ -37,7 +37,7 @@ class Cell:
         where autograd put it, reduced by all-reduce); `sums` (gradients in bfloat16 summed in float32); `once` (a
         single step); `overflow` (the loss scale begins too large); `direct` (`loss.backward()` of torch);
         `unmanaged` (the loop says which micro-batch is the last); `nosync` (and keeps the others from being reduced);
-        `lora` (two layers with adapters of peft, everything trained).
+        `lora` (two layers with adapters of peft, everything trained); `objective=...` (what is minimized).
     """
 
     stage: int | None
@@ -64,7 +64,7 @@ def run(cell: Cell) -> dict[str, Tensor]:
     model = initial(cell)
     if "frozen" in cell.flags:
         model.hidden.requires_grad_(False)
-    config = MHEConfig(**CONFIG, every_n_steps=2 if "every" in cell.flags else 1)
+    config = MHEConfig(**CONFIG, every_n_steps=2 if "every" in cell.flags else 1, objective=objective(cell))
     divide = "whole" not in cell.flags
     if "init" in cell.flags:
         import deepspeed
@@ -110,6 +110,10 @@ def run(cell: Cell) -> dict[str, Tensor]:
     if engine is not None:
         engine.destroy()
     return result
+
+
+def objective(cell: Cell) -> Any:
+    return next((flag.removeprefix("objective=") for flag in cell.flags if "=" in flag), "energy")
 
 
 def micro_batch(

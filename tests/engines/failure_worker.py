@@ -1,13 +1,13 @@
 """One step on weights that have no energy, for each cell named; what every rank raised is what comes back.
 
-torchrun --standalone --nproc_per_node 2 -m tests.engines.failure_worker OUTPUT.pt ENGINE/LAYER/WHAT...
+torchrun --standalone --nproc_per_node 2 -m tests.engines.failure_worker OUTPUT.pt ENGINE/LAYER/WHAT/OBJECTIVE...
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,20 +18,23 @@ from tests.engines import deepspeed_worker, zoo
 from tests.engines.launch import leave_processes
 from tests.engines.wrapping import part_of_batch, wrap
 
-CONFIG = MHEConfig(hidden_weight=0.7, output_weight=0.3, output=["back"], softening=0)
+CONFIG = MHEConfig(hidden_weight=0.7, output_weight=0.3, output=["back"])
 
 
 @dataclass(frozen=True)
 class Cell:
-    """`engine` as `wrapping.wrap` has it, or `zero-N`; `layer` is spoiled: its weight has a `nan` or a `pair`."""
+    """`engine` as `wrapping.wrap` has it, or `zero-N`; `layer` is spoiled: its weight has a `nan` or a `pair`, or is
+    `huge`.
+    """
 
     engine: str
     layer: str
     what: str
+    objective: str = "energy"
 
     @property
     def name(self) -> str:
-        return f"{self.engine}/{self.layer}/{self.what}"
+        return f"{self.engine}/{self.layer}/{self.what}/{self.objective}"
 
 
 def spoil(model: nn.Module, layer: str, what: str) -> None:
@@ -44,6 +47,8 @@ def spoil(model: nn.Module, layer: str, what: str) -> None:
             rows[0] = 2 * rows[1]  # both in the first rank's shard
         elif what == "far pair":
             rows[0] = 2 * rows[-1]
+        elif what == "huge":
+            rows *= 1e12
 
 
 def run(cell: Cell) -> str:
@@ -58,7 +63,9 @@ def run(cell: Cell) -> str:
             model: Any = wrap(inner, cell.engine)
         else:
             model = deepspeed_worker.initialize(deepspeed_worker.Cell(stage), inner)
-        regularizer = MHERegularizer(model, CONFIG, divide_work=cell.engine != "ddp-whole")
+        exact = {"softening": 0} if cell.objective == "energy" else {}
+        config = replace(CONFIG, objective=cell.objective, **exact)
+        regularizer = MHERegularizer(model, config, divide_work=cell.engine != "ddp-whole")
         regularizer.step = 2  # at the first two steps the ratio of gradients is taken, for which every rank walks all
         inputs = zoo.part(zoo.batch(0, 16), *part_of_batch(cell.engine))
         try:

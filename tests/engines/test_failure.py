@@ -20,6 +20,8 @@ ENGINES = {
 SPOILED = [("hidden", "nan"), ("back", "nan"), ("hidden", "pair"), ("back", "far pair")]
 
 FEW = SPOILED[1:3]
+# One rank has the whole matrix, and it alone can tell.
+WHOLE = [("hidden", "nan", "minimal_angle"), ("back", "nan", "srip"), ("hidden", "huge", "soft_orthogonality")]
 
 
 @pytest.mark.parametrize("library", ENGINES)
@@ -28,11 +30,12 @@ def test_every_rank_says_why(library: str) -> None:
     if library == "deepspeed" and find_spec("deepspeed") is None:
         pytest.skip("needs deepspeed (DS_BUILD_OPS=0 pip install deepspeed)")
     cells = [Cell(engine, *one) for engine in ENGINES[library] for one in SPOILED if engine == "ddp" or one in FEW]
+    cells += [Cell(engine, *one) for engine in ENGINES[library] for one in WHOLE]
     results: dict[str, Any] = run_in_processes(cells, 2, worker="tests.engines.failure_worker", timeout=280)
     for cell in cells:
         ranks = results[cell.name]
         assert len(ranks) == 2
-        reason = "not finite" if cell.what == "nan" else "softening"
+        reason = {"nan": "not finite", "huge": "the soft_orthogonality of"}.get(cell.what, "softening")
         for said in ranks:
             assert reason in said, (cell, ranks)
             assert f"neuron group '{cell.layer}'" in said, (cell, ranks)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -32,7 +32,8 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 class Cell:
     """One training: how the model is wrapped (`wrapping.wrap`), and what is done with it.
 
-    `once`: a single step. `copies`: of neurons that coincide, and that have next to no length.
+    `once`: a single step. `copies`: of neurons that coincide, and that have next to no length. `objective`: what is
+    minimized.
     """
 
     engine: str
@@ -45,6 +46,7 @@ class Cell:
     checkpointing: bool = False
     once: bool = False
     copies: bool = False
+    objective: str = "energy"
 
     @property
     def name(self) -> str:
@@ -52,8 +54,9 @@ class Cell:
 
     @staticmethod
     def of(name: str) -> Cell:
-        engine, optimizer, dtype, accumulation, bind, *flags = name.split("/")
-        return Cell(engine, optimizer, dtype, int(accumulation), bind, *(flag == "True" for flag in flags))
+        engine, optimizer, dtype, accumulation, bind, *flags, objective = name.split("/")
+        chosen = (flag == "True" for flag in flags)
+        return Cell(engine, optimizer, dtype, int(accumulation), bind, *chosen, objective=objective)
 
 
 def without_sync(model: nn.Module, micro: int, accumulation: int) -> contextlib.AbstractContextManager[Any]:
@@ -76,9 +79,10 @@ def run(cell: Cell) -> dict[str, Tensor]:
     if cell.checkpointing:  # within what FSDP2 wraps
         inner.attention = checkpoint_wrapper(inner.attention)
     divide = cell.engine != "ddp-whole"
-    regularizer = MHERegularizer(inner, CONFIG, divide_work=divide) if cell.bind == "before" else None
+    config = replace(CONFIG, objective=cell.objective)
+    regularizer = MHERegularizer(inner, config, divide_work=divide) if cell.bind == "before" else None
     model = wrap(inner, cell.engine)
-    regularizer = regularizer or MHERegularizer(model, CONFIG, divide_work=divide)
+    regularizer = regularizer or MHERegularizer(model, config, divide_work=divide)
     parameters = list(model.parameters())
     # torch's loops over all parameters at once do not mix DTensors with plain tensors, as tensor parallel does.
     mixed = cell.engine.startswith("tp") or cell.engine == "fsdp2-ignored"

@@ -127,6 +127,43 @@ def test_config_and_other_potentials_are_stated(resnet: PreTrainedModel) -> None
     assert call == 'report = hf_mhe.analyze("alice/x", s=0, distance="angular", space="half")'
 
 
+OTHERS: dict[str, tuple[str, str, dict[str, str]]] = {
+    "soft_orthogonality": ("soft orthogonality (SO)", "1810.09102", {}),
+    "minimal_angle": ("minimal angle (MMA)", "2006.06527", {"space": "half"}),
+    "srip": ("spectral restricted isometry (SRIP)", "1810.09102", {"objective_options": "{'iterations': 2}"}),
+    "comhe_random": (
+        "random-projection CoMHE",
+        "1906.04892",
+        {
+            "s": "2.0",
+            "distance": "euclidean",
+            "space": "half",
+            "softening": "auto",
+            "part_copies": "True",
+            "objective_options": "{'dim': 40, 'projections': 20}",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_objective_is_not_passed_off_as_the_energy(name: Any, resnet: PreTrainedModel) -> None:
+    """If this fails, a card says that a model was trained with an energy that nothing minimized."""
+    title, paper, settings = OTHERS[name]
+    config = hf_mhe.MHEConfig(objective=name, hidden_weight=2.5, output_weight=0.0)
+    card = model_card(hf_mhe.analyze(resnet), config=config)
+    rows = {row[0]: row[1:] for row in rendered(card.text).rows}
+    assert rows["objective"] == [name]
+    shown = {key: rows[key][0] for key in OTHERS["comhe_random"][2] if rows.get(key, ["None"]) != ["None"]}
+    assert shown == settings
+    assert (
+        f"This model was trained with a penalty on the neurons of its layers, {title} ([arXiv:{paper}](" in card.text
+    )
+    assert f"(weight of the group's role) × {title}." in card.text
+    assert f"6 hidden (weight 2.5, {title}" in card.text
+    assert "trained with minimum hyperspherical energy" not in card.text
+
+
 def test_partial_report_is_not_passed_off_as_the_whole(resnet: PreTrainedModel) -> None:
     """If this fails, a card promises a mean score of the model that is only that of some of its layers."""
     part = hf_mhe.analyze(resnet, include="resnet.encoder.*")

@@ -24,6 +24,8 @@ CONFIGS = {
     "scheduled": MHEConfig(**WEIGHTS, warmup_steps=5, schedule="cosine"),
     "every 3": MHEConfig(**WEIGHTS, warmup_steps=5, schedule="linear", every_n_steps=3),
     "budget": MHEConfig(**WEIGHTS, warmup_steps=3, budget=0.2),
+    "projections": MHEConfig(**WEIGHTS, objective="comhe_random", objective_options={"dim": 3, "projections": 2}),
+    "drawn groups": MHEConfig(**WEIGHTS, warmup_steps=3, budget=0.2, objective="srip"),
 }
 # 26 examples by twos, two micro-batches a step: 7 steps an epoch, the last of them of one micro-batch
 COUNT, STEPS = 26, 14

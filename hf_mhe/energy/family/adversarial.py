@@ -74,9 +74,38 @@ def adversarial_projection_energy(
     authors' code (rmlin/CoMHE). Deviation: there the ascent is in full space while the value is in half space; here
     both follow `space`.
     """
+    potential = Potential(s, distance, space, softening)
+    return adversarial_projection_energy_of(
+        weight,
+        potential,
+        dim=dim,
+        projection=projection,
+        steps=steps,
+        step_size=step_size,
+        unroll=unroll,
+        generator=generator,
+        seed=seed,
+        dead=dead,
+    )
+
+
+@without_autocast
+def adversarial_projection_energy_of(
+    weight: Tensor,
+    potential: Potential,
+    *,
+    dim: int = 30,
+    projection: Tensor | None = None,
+    steps: int = 1,
+    step_size: float = 0.001,
+    unroll: bool = True,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+    dead: DeadRows = "error",
+) -> Tensor:
+    """`adversarial_projection_energy` of a potential."""
     check_count("steps", steps, at_least=0)
     check_number("step_size", step_size)
-    potential = Potential(s, distance, space, softening)
     unit = directions(weight, dead=dead, exact=True)
     start = given_or_drawn(projection, dim, unit, generator, seed)
     keep_graph = unroll and unit.requires_grad

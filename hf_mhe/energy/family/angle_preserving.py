@@ -63,9 +63,38 @@ def angle_preserving_projection_energy(
     unsquared Frobenius norm; here squares of the paper and cosines of the code, because the derivative of arccos, and
     of the norm at zero, is not finite; divided by n^2, so that a step size means the same for every layer.
     """
+    potential = Potential(s, distance, space, softening)
+    return angle_preserving_projection_energy_of(
+        weight,
+        potential,
+        dim=dim,
+        projection=projection,
+        steps=steps,
+        step_size=step_size,
+        unroll=unroll,
+        generator=generator,
+        seed=seed,
+        dead=dead,
+    )
+
+
+@without_autocast
+def angle_preserving_projection_energy_of(
+    weight: Tensor,
+    potential: Potential,
+    *,
+    dim: int = 30,
+    projection: Tensor | None = None,
+    steps: int = 1,
+    step_size: float = 0.01,
+    unroll: bool = True,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+    dead: DeadRows = "error",
+) -> Tensor:
+    """`angle_preserving_projection_energy` of a potential."""
     check_count("steps", steps, at_least=0)
     check_number("step_size", step_size)
-    potential = Potential(s, distance, space, softening)
     unit = directions(weight, dead=dead, exact=True)
     start = given_or_drawn(projection, dim, unit, generator, seed)
     keep_graph = unroll and unit.requires_grad

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 from torch import Tensor
 
@@ -35,7 +37,7 @@ def directions(weight: Tensor, *, dead: DeadRows = "error", exact: bool = False)
             fewer than two live rows.
     """
     check_weight(weight, ranks=(2,))
-    check_option("dead", dead, ("error", "skip"))
+    check_option("dead", dead, get_args(DeadRows))
     dtype = torch.float64 if exact and weight.device.type != "mps" else energy_dtype(weight)
     live = unit_rows(weight.detach(), dtype, dead=dead).live
     rows = (weight if live is None else weight[live]).to(dtype)

@@ -53,8 +53,25 @@ def random_projection_energy(
     Source: Lin et al., "Regularizing Neural Networks via Minimizing Hyperspherical Energy", CVPR 2020
     (arXiv:1906.04892), section 4, random-projection CoMHE; constants from the authors' code (rmlin/CoMHE).
     """
-    check_count("projections", projections, at_least=1)
     potential = Potential(s, distance, space, softening)
+    return random_projection_energy_of(
+        weight, potential, dim=dim, projections=projections, generator=generator, seed=seed, dead=dead
+    )
+
+
+@without_autocast
+def random_projection_energy_of(
+    weight: Tensor,
+    potential: Potential,
+    *,
+    dim: int = 40,
+    projections: int = 20,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+    dead: DeadRows = "error",
+) -> Tensor:
+    """`random_projection_energy` of a potential."""
+    check_count("projections", projections, at_least=1)
     unit = directions(weight, dead=dead)
     matrices = draw_projections(projections, dim, unit, generator, seed)
     projected = torch.einsum("nd,ckd->cnk", unit, matrices)

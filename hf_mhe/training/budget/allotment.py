@@ -3,9 +3,10 @@
 Note [What is computed]
 Everything where it fits. Otherwise each step draws some of the groups (`rotating_share`), whose energies count 1 / p
 times, p the probability of being drawn. A group that would exceed a rank's allowance by itself is computed, when it is
-drawn, on a sample of its neurons against all (`sampled_energy`). Both are unbiased, so over the draws the expectation
-of the penalty and of its gradient is that of the exact one. A draw is a function of the seed, the step and the groups
-alone: all ranks come to the same one, and so does a resumed training.
+drawn, on a sample of its neurons against all (`sampled_energy`); another objective than the energy has no estimate
+from a sample, and its group is drawn less often. All of this is unbiased, so over the draws the expectation of the
+penalty and of its gradient is that of the exact one. A draw is a function of the seed, the step and the groups alone:
+all ranks come to the same one, and so does a resumed training.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from dataclasses import dataclass, replace
 
 from hf_mhe.energy.estimators.rotating import inclusion_probabilities, rotating_share
 from hf_mhe.energy.estimators.sampled import sampled_operations
-from hf_mhe.training.engines.plan import Cost, GroupShape, Workload, make_plan, operations, operations_of
-from hf_mhe.training.terms import Sample
+from hf_mhe.training.engines.plan import Cost, GroupShape, Workload, make_plan, operations_of
+from hf_mhe.training.objectives.objective import Sample
 
 # On a CPU an operation of the walk took as long as the average one of a training step, whose own products are far from
 # the processor's rate too, and those of small groups, which a budget draws more often, 1.4 times as long (MiniLM,
@@ -60,7 +61,7 @@ class Allotment:
     @property
     def exact(self) -> int:
         """The operations of the exact penalty."""
-        return sum(operations(shape.n, shape.d) for shape in self.workload.groups)
+        return sum(shape.cost(None, self.workload.ranks).whole for shape in self.workload.groups)
 
     @property
     def is_exact(self) -> bool:
@@ -109,7 +110,7 @@ def allot(workload: Workload, factors: tuple[float, ...], allowance: float) -> A
         return everything
     alone = [everything.busiest([index]) for index in range(len(shapes))]
     rows = [
-        None if shape.together or cost <= allowed else _rows(shape, allowed)
+        None if shape.together or shape.whole is not None or cost <= allowed else _rows(shape, allowed)
         for shape, cost in zip(shapes, alone, strict=True)
     ]
     made = Allotment(workload, factors, tuple(rows), math.inf)

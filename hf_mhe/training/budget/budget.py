@@ -20,7 +20,8 @@ from hf_mhe.errors import MHEError
 from hf_mhe.training.budget.allotment import allot, describe
 from hf_mhe.training.budget.operations import ForwardOperations
 from hf_mhe.training.engines.collectives import is_distributed
-from hf_mhe.training.engines.plan import Workload
+from hf_mhe.training.engines.plan import GroupShape, Workload
+from hf_mhe.training.objectives.objective import Sample
 from hf_mhe.training.terms import Term
 
 _OPERATIONS = "a finite number of operations > 0"
@@ -114,13 +115,14 @@ class Budget:
                 "tokens of a step on one process)"
             )
         factors = tuple(term.factor for term in terms)
+        workload = workload._replace(groups=tuple(map(_as_computed, workload.groups, terms)))
         allotment = allot(workload, factors, self.share * self.step_operations)
         if not self._announced:
             self._announced = True
             if not is_distributed() or torch.distributed.get_rank() == 0:
                 print(describe(allotment, self.share, self.step_operations), file=sys.stderr)
         return [
-            terms[index]._replace(factor=times * terms[index].factor, sample=allotment.sample(index, step, self._seed))
+            _drawn(terms[index], times, allotment.sample(index, step, self._seed))
             for index, times in allotment.draw(step, self._seed).items()
         ]
 
@@ -132,3 +134,15 @@ class Budget:
     def _stop(self) -> float:
         forward, self._forward = self._forward, None
         return 0.0 if forward is None else forward.stop()
+
+
+def _as_computed(shape: GroupShape, term: Term) -> GroupShape:
+    """The shape with what its term costs, where that is not the walk of the energy."""
+    if term.objective.by_rows is not None:
+        return shape
+    return shape._replace(whole=term.operations, together=False, rows=None)
+
+
+def _drawn(term: Term, times: float, sample: Sample | None) -> Term:
+    objective = term.objective if sample is None else term.objective.sampled(sample)
+    return term._replace(factor=times * term.factor, objective=objective)

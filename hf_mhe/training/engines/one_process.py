@@ -14,7 +14,7 @@ from hf_mhe.training.engines.plan import GroupShape, Workload
 from hf_mhe.training.engines.protocol import Stepper
 from hf_mhe.training.engines.refuse import refuse_parameter, refuse_without_values
 from hf_mhe.training.finite import finite
-from hf_mhe.training.mean_energy import alike, mean_energies, mean_energy
+from hf_mhe.training.mean_energy import alike, mean_energies
 from hf_mhe.training.messages import not_finite
 from hf_mhe.training.terms import PenaltyTerms, Term
 
@@ -46,7 +46,7 @@ class OneProcess:
 
 
 def energies_of_whole(terms: Sequence[Term]) -> Tensor:
-    """The mean energies of terms whose parameters this process holds whole, `(terms,)`, differentiable.
+    """The objectives of terms whose parameters this process holds whole, `(terms,)`, differentiable.
 
     Raises:
         MHEError: one is not finite, or a parameter is not whole or changed its shape.
@@ -58,7 +58,8 @@ def energies_of_whole(terms: Sequence[Term]) -> Tensor:
         matrices = [_matrix(term, cache) for term in terms]
         joined = torch.stack([energy.to(device) for energy in _walked(terms, matrices)])
     if torch.compiler.is_compiling():
-        return finite(joined, "\n".join(term.group.name for term in terms), _softening(terms))
+        said = terms[0].objective  # the same of all terms, as `MHEConfig` has it
+        return finite(joined, "\n".join(term.group.name for term in terms), said.noun, said.cure)
     check_finite(terms, joined.detach())
     return joined
 
@@ -70,19 +71,14 @@ def check_finite(terms: Sequence[Term], energies: Tensor) -> None:
         MHEError: names the group.
     """
     if not torch.isfinite(energies).all():
-        raise MHEError(not_finite([term.group.name for term in terms], energies.tolist(), _softening(terms)))
+        said = terms[0].objective
+        raise MHEError(not_finite([term.group.name for term in terms], energies.tolist(), said.noun, said.cure))
 
 
 def weighted(terms: Sequence[Term], energies: Tensor) -> Tensor:
     """`sum of factor * energy`, 0-dim, on the device of the energies."""
     factors = torch.tensor([term.factor for term in terms], dtype=energies.dtype)
     return (factors.to(energies.device) * energies).sum()
-
-
-def _softening(terms: Sequence[Term]) -> str:
-    """As `MHEConfig` has it, which gives it to all terms alike."""
-    potential = terms[0].potential
-    return "auto" if potential.closest else str(potential.softening)
 
 
 def _matrix(term: Term, cache: WeightCache) -> Tensor:
@@ -93,21 +89,22 @@ def _matrix(term: Term, cache: WeightCache) -> Tensor:
 
 
 def _walked(terms: Sequence[Term], matrices: list[Tensor]) -> list[Tensor]:
-    """The mean energies of matrices, those of small ones of one shape in one call."""
-    potentials = [term.potential for term in terms]
-    exact = [index for index, term in enumerate(terms) if term.sample is None]
+    """The objectives of matrices, those of small ones of one shape in one call where they are exact energies."""
+    potentials = [term.objective.by_rows for term in terms]
     found: dict[int, Tensor] = {}
-    for indices in alike(exact, matrices, potentials):
+    for indices in alike(matrices, potentials):
+        potential = potentials[indices[0]]
+        assert potential is not None  # or it would not be among them
         try:
-            energies = mean_energies([matrices[index] for index in indices], potentials[indices[0]])
+            energies = mean_energies([matrices[index] for index in indices], potential)
         except MHEError:
             continue  # retried one by one, to name the culprit, or because one of them is a layer of zeros
         found.update(zip(indices, energies, strict=True))
-    return [found[index] if index in found else _energy(term, matrices[index]) for index, term in enumerate(terms)]
+    return [found[index] if index in found else _value(term, matrices[index]) for index, term in enumerate(terms)]
 
 
-def _energy(term: Term, matrix: Tensor) -> Tensor:
+def _value(term: Term, matrix: Tensor) -> Tensor:
     try:
-        return mean_energy(matrix, term.potential, term.sample)
+        return term.objective.value(matrix)
     except MHEError as error:
         raise MHEError(f"neuron group {term.group.name!r}: {error}") from error

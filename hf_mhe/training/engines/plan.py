@@ -42,7 +42,8 @@ class GroupShape(NamedTuple):
 
     `together` says that all ranks walk it, each some of its neurons, and always all of them. Where its weight is
     sharded, `rows` are the neurons of the rank that holds most, if every rank could walk its own, and `size` are the
-    weight's bytes.
+    weight's bytes. `whole` are the operations where something else than the energy is computed, by one rank, and never
+    of a sample.
     """
 
     n: int
@@ -50,9 +51,12 @@ class GroupShape(NamedTuple):
     together: bool = False
     rows: int | None = None
     size: int = 0
+    whole: int | None = None
 
     def cost(self, sample: int | None, ranks: int) -> Cost:
         """What its walk costs, of all of it or of a sample of `sample` neurons."""
+        if self.whole is not None:
+            return Cost(self.whole, None, self.size)
         if sample is not None:
             return Cost(operations(self.n, self.d, sample), None, self.size)
         rows = -(-self.n // ranks) if self.together else self.rows

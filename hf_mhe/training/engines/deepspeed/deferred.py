@@ -87,6 +87,11 @@ class LateGradient:
         return total
 
 
+def everything(weight: Tensor) -> Tensor:
+    """All neurons of a parameter: what `rows_of` is for a gradient of full size."""
+    return weight
+
+
 def _add_rows(total: Tensor, rows_of: RowsOf, gradient: Tensor) -> None:
     rows = rows_of(total)
     if rows.untyped_storage().data_ptr() == total.untyped_storage().data_ptr():

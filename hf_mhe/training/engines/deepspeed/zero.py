@@ -1,5 +1,7 @@
 """DeepSpeed ZeRO: each rank walks some of the neurons of every group against all of them.
 
+An objective that needs the whole matrix is computed by one rank: see `whole.py`.
+
 Note [How the gradient gets to ZeRO]
 ZeRO averages the gradient of a parameter over the ranks, and keeps on each what is its own, as soon as autograd has
 accumulated it. So a rank gives autograd the gradient of its own neurons times the number of ranks, and zeros for the
@@ -19,6 +21,7 @@ made from several parameters (weight norm, LoRA) has gradients of full size.
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -32,7 +35,10 @@ from hf_mhe.energy.autograd.share import energy_share
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import NeuronGroup
 from hf_mhe.neurons.model.weight import AsStored
-from hf_mhe.training.engines.deepspeed.deferred import LateGradient, RowsOf, gathered
+from hf_mhe.training.engines.collectives import error_of_any
+from hf_mhe.training.engines.deepspeed.deferred import LateGradient, RowsOf, everything, gathered
+from hf_mhe.training.engines.deepspeed.whole import Reached, Whole
+from hf_mhe.training.engines.plan import balance
 from hf_mhe.training.mean_energy import with_range
 from hf_mhe.training.terms import Term
 
@@ -63,9 +69,10 @@ def partitioned_over(groups: Sequence[NeuronGroup]) -> torch.distributed.Process
 def divided_energies(
     model: nn.Module, terms: Sequence[Term], process_group: torch.distributed.ProcessGroup
 ) -> list[Tensor]:
-    """The mean energies of terms, 0-dim, on every rank; every rank of the process group has to call this.
+    """The objectives of terms, 0-dim, on every rank; every rank of the process group has to call this.
 
-    Their gradient on each rank is that of the rank's own neurons times the number of ranks: its mean is theirs.
+    Their gradient on each rank is that of the rank's own neurons times the number of ranks, or of the terms that it
+    computes: its mean is theirs.
 
     Args:
         model: the module that was given to `deepspeed.initialize`.
@@ -76,23 +83,54 @@ def divided_energies(
         MHEError: as `hyperspherical_energy`.
     """
     rank, ranks = torch.distributed.get_rank(process_group), torch.distributed.get_world_size(process_group)
-    shares = []
+    shares: list[Tensor] = []
+    walkers, mine = _walkers(terms, ranks), {}
     tensors_of = {id(tensor): tensor for term in terms for tensor in term.group.tensors()}
     late = {key: LateGradient(model, tensor) for key, tensor in tensors_of.items()}
     for _, neighbours in itertools.groupby(terms, key=lambda term: [id(tensor) for tensor in term.group.tensors()]):
         together = list(neighbours)
         tensors = together[0].group.tensors()
         with gathered(model, tensors):
-            for group, potential in ((term.group, term.potential) for term in together):
-                own = slice(group.n * rank // ranks, group.n * (rank + 1) // ranks)
+            for group, potential in ((term.group, term.objective.by_rows) for term in together):
                 group.check_in_use()
+                if potential is None:
+                    index = len(shares)
+                    whole = Whole(terms[index], tensors, mine=walkers[index] == rank)
+                    shares.append(Reached.apply(whole, [late[id(tensor)] for tensor in tensors], *tensors))
+                    if walkers[index] == rank:
+                        mine[index] = whole
+                    continue
+                own = slice(group.n * rank // ranks, group.n * (rank + 1) // ranks)
                 try:
                     shares.append(_share(group, tensors, own, potential, late))
                 except MHEError as error:
                     raise MHEError(f"neuron group {group.name!r}: {error}") from error
+    refused = _compute(terms, mine, shares)
     device = shares[0].device
     total: Tensor = _SumOverRanks.apply(torch.stack([share.to(device) for share in shares]), process_group)
+    if walkers and total.isnan().any():
+        why = error_of_any(refused, process_group)
+        if why is not None:  # or an objective came out so, of which the caller says which
+            raise why
     return list(total.unbind())
+
+
+def _walkers(terms: Sequence[Term], ranks: int) -> dict[int, int]:
+    """The ranks that compute the objectives that need a whole matrix, by the term's index."""
+    wholes = [index for index, term in enumerate(terms) if term.objective.by_rows is None]
+    return dict(zip(wholes, balance([terms[index].operations for index in wholes], ranks), strict=True))
+
+
+def _compute(terms: Sequence[Term], mine: Mapping[int, Whole], shares: list[Tensor]) -> MHEError | None:
+    """Add to the shares what this rank computes; what it refuses is a NaN there, and returned: all ranks raise it."""
+    refused: MHEError | None = None
+    for index, whole in mine.items():
+        try:
+            shares[index] = shares[index] + whole.compute().to(shares[index])
+        except MHEError as error:
+            shares[index] = shares[index] + math.nan
+            refused = refused or MHEError(f"neuron group {terms[index].group.name!r}: {error}")
+    return refused
 
 
 def _share(
@@ -180,9 +218,5 @@ class _FromSeveral(torch.autograd.Function):
         zeros: list[Tensor | None] = []
         for gradient, late, dtype in zip(ctx.gradients, ctx.late, ctx.dtypes, strict=True):
             own = None if gradient is None else (gradient * upstream).to(dtype)
-            zeros.append(None if own is None else late.add(_everything, own, own.shape))
+            zeros.append(None if own is None else late.add(everything, own, own.shape))
         return None, None, *zeros
-
-
-def _everything(weight: Tensor) -> Tensor:
-    return weight

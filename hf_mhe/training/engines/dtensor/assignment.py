@@ -87,8 +87,9 @@ class Assignment:
     def _cost(self, parcel: Parcel) -> Cost:
         terms = [self.terms[index] for index in parcel.terms]
         group = terms[0].group
-        is_alone = len(terms) == 1 and len(parcel.parameters) == 1 and terms[0].sample is None
-        rows = most_rows(group, self.holdings[parcel.parameters[0]]) if is_alone else None
+        is_alone = len(terms) == 1 and len(parcel.parameters) == 1
+        by_rows_at_all = is_alone and terms[0].objective.by_rows is not None
+        rows = most_rows(group, self.holdings[parcel.parameters[0]]) if by_rows_at_all else None
         by_rows = None if rows is None else operations_by_rows(rows, group.n, group.d)
         return Cost(sum(term.operations for term in terms), by_rows, self._bytes(parcel))
 

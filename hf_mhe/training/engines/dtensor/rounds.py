@@ -14,7 +14,6 @@ from hf_mhe.errors import MHEError
 from hf_mhe.training.engines.collectives import error_of_any
 from hf_mhe.training.engines.dtensor.assignment import Assignment, Parcel
 from hf_mhe.training.engines.dtensor.exchange import Arrival, Expected, exchange
-from hf_mhe.training.mean_energy import mean_energy
 
 Round = list[list[Parcel]]
 """By rank, the parcels that it walks whole in this round."""
@@ -29,8 +28,8 @@ class Rounds:
         wanted: whether a parameter's gradient is wanted; the same on every rank.
 
     Attributes:
-        values: the mean energies, float64, on the host; the same on every rank.
-        gradients: of `sum of factor * mean energy`, with respect to each local tensor; None where it is not wanted.
+        values: of the objectives, float64, on the host; the same on every rank.
+        gradients: of `sum of factor * objective`, with respect to each local tensor; None where it is not wanted.
     """
 
     def __init__(self, assignment: Assignment, local: Sequence[Tensor], wanted: Sequence[bool]) -> None:
@@ -134,7 +133,7 @@ class Rounds:
             term = self._assignment.terms[index]
             try:
                 with torch.set_grad_enabled(bool(inputs)):
-                    energy = mean_energy(term.group.assemble(leaves), term.potential, term.sample)
+                    energy = term.objective.value(term.group.assemble(leaves))
             except MHEError as error:
                 self._refuse(index, error)
                 continue
@@ -191,10 +190,12 @@ class Rounds:
             everyone = parameter.redistribute(placements=[Replicate()] * parameter.device_mesh.ndim).to_local()
         own = self._local[p].detach().requires_grad_(self._wanted[p])
         term = assignment.terms[index]
+        potential = term.objective.by_rows
+        assert potential is not None  # or the plan would not have it walked by rows
         gradient = torch.zeros_like(own)
         try:
             with torch.set_grad_enabled(own.requires_grad):
-                share = energy_share(own.flatten(1), everyone.flatten(1), run[0], term.potential)
+                share = energy_share(own.flatten(1), everyone.flatten(1), run[0], potential)
         except MHEError as error:
             self._refuse(index, error)
             return

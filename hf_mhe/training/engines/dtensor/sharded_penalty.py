@@ -35,7 +35,7 @@ from hf_mhe.training.terms import Term
 
 @torch.compiler.disable  # collectives among plans made on the host: nothing that a graph could hold
 def sharded_penalty(terms: Sequence[Term], parameters: Sequence[Parameters]) -> tuple[Tensor, Tensor]:
-    """`sum of factor * mean energy`, 0-dim, on every rank, whose gradient reaches each parameter's local tensor.
+    """`sum of factor * objective`, 0-dim, on every rank, whose gradient reaches each parameter's local tensor.
 
     Every rank of the parameters' meshes has to call this with the same terms, in the same order.
 
@@ -44,7 +44,7 @@ def sharded_penalty(terms: Sequence[Term], parameters: Sequence[Parameters]) -> 
         parameters: of each term's group, of which one at least is a DTensor.
 
     Returns:
-        The penalty, and the mean energies, `(terms,)`, detached: float64 if a parameter is, float32 otherwise.
+        The penalty, and the objectives, `(terms,)`, detached: float64 if a parameter is, float32 otherwise.
 
     Raises:
         MHEError: as `hyperspherical_energy`, or a parameter is placed in a way that is not supported.
