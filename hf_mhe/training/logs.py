@@ -7,6 +7,8 @@ was divided a reduction over the ranks as well, so both wait until somebody asks
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -71,13 +73,7 @@ class PenaltyLog:
         record = {
             "mhe_loss": sum(total for total, _ in penalties) / sum(steps for _, steps in penalties),
         }
-        if means:
-            record["mhe_mean_energy"] = sum(mean for _, mean in means) / len(means)
-        scores = [score for group, mean in means if (score := self._score(group, mean)) is not None]
-        if scores:
-            record["mhe_score"] = sum(scores) / len(scores)
-        if self.config.log_groups:
-            record.update({f"mhe_energy/{group.name}": mean for group, mean in means})
+        record.update(energy_record(means, self.config))
         return record
 
     def _settle(self) -> None:
@@ -96,7 +92,21 @@ class PenaltyLog:
         self._sum, self._steps, self._ranks = None, 0, 1
         self._times = [0] * len(self._groups)
 
-    def _score(self, group: NeuronGroup, energy: float) -> float | None:
-        potential = self.config.potential(group.role)
-        # What a random draw and the optimum would have is known for exact energies only.
-        return None if potential.softening else energy_score(energy, group.n, group.d, potential).score
+
+def energy_record(means: Sequence[tuple[NeuronGroup, float]], config: MHEConfig) -> dict[str, float]:
+    """What a record says of groups' mean energies: their mean, that of their scores, and if asked for each of them."""
+    record: dict[str, float] = {}
+    if means:
+        record["mhe_mean_energy"] = sum(mean for _, mean in means) / len(means)
+    scores = [score for group, mean in means if (score := _score(group, mean, config)) is not None]
+    if scores:
+        record["mhe_score"] = sum(scores) / len(scores)
+    if config.log_groups:
+        record.update({f"mhe_energy/{group.name}": mean for group, mean in means})
+    return record
+
+
+def _score(group: NeuronGroup, energy: float, config: MHEConfig) -> float | None:
+    potential = config.potential(group.role)
+    # What a random draw and the optimum would have is known for exact energies only.
+    return None if potential.softening else energy_score(energy, group.n, group.d, potential).score
