@@ -20,7 +20,7 @@ class TimeShare:
         self._limit = limit
         self._begun = time.perf_counter()
         self._spent = 0.0
-        self._latest = 0.0
+        self._slowest = 0.0
 
     @property
     def taken(self) -> float:
@@ -31,10 +31,10 @@ class TimeShare:
     def has_room(self) -> bool:
         """Whether one more measurement stays within the limit, and with it the one at the end, which comes anyway.
 
-        Each is expected to take as long as the latest did.
+        Each is expected to take as long as the slowest did, for what else the machine does is not known beforehand.
         """
         elapsed = time.perf_counter() - self._begun
-        return self._limit is None or self._spent + 2 * self._latest <= self._limit * elapsed
+        return self._limit is None or self._spent + 2 * self._slowest <= self._limit * elapsed
 
     @contextmanager
     def measurement(self, device: torch.device) -> Iterator[None]:
@@ -44,5 +44,6 @@ class TimeShare:
         try:
             yield
         finally:
-            self._latest = time.perf_counter() - begun
-            self._spent += self._latest
+            took = time.perf_counter() - begun
+            self._spent += took
+            self._slowest = max(self._slowest, took)
