@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
@@ -69,12 +70,15 @@ def regularized(config: MHEConfig, after: EnergyReport) -> str:
     ]
     parts.append(table(["setting", "value"], rows))
     if config.include is None and config.exclude is None:
-        counts = {role: summary.groups for role, summary in after.summary.by_role.items() if config.weight(role) > 0}
+        counts = Counter(group.role for group in (after.competing if config.only_competing else after.groups))
         spread = [
             f"{count} {role} (weight {config.weight(role):g}, {in_words.of_role(config, role)})"
             for role, count in sorted(counts.items())
+            if config.weight(role) > 0
         ]
-        parts.append(f"\nGroups with a weight above 0: {'; '.join(spread) or 'none'}.")
+        left_out = sum(config.weight(group.role) > 0 for group in after.apart) if config.only_competing else 0
+        more = f"; {left_out} more, whose neurons do not compete, were left out" if left_out else ""
+        parts.append(f"\nGroups with a weight above 0: {'; '.join(spread) or 'none'}{more}.")
     return "\n".join(parts)
 
 

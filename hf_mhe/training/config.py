@@ -83,6 +83,9 @@ class MHEConfig:
         include: pattern or patterns of group names to regularize (glob; regular expression with the prefix `re:`);
             None means all.
         exclude: pattern or patterns of group names to leave out.
+        only_competing: whether layers are left out whose neurons do not compete (`NeuronGroup.apart`): depthwise
+            kernels, positions, token types. A pattern of `include` that matches no others takes them in as well. See
+            Note [Neurons that do not compete] in `hf_mhe/training/binding.py`.
         output: pattern or patterns of the output layers of a model that does not name them itself.
         adapters: in a model with adapters of peft, whether a layer's neurons are those of the weight it computes with
             (`"effective"`), or those of the adapter's own matrices (`"own"`), as over a quantized base; see
@@ -125,6 +128,9 @@ class MHEConfig:
         default=None, metadata={"help": "Patterns of group names to regularize; all if not given."}
     )
     exclude: list[str] | None = field(default=None, metadata={"help": "Patterns of group names to leave out."})
+    only_competing: bool = field(
+        default=True, metadata={"help": "Leave out layers whose neurons do not compete, such as depthwise kernels."}
+    )
     output: list[str] | None = field(
         default=None, metadata={"help": "Patterns of the output layers, for a model that does not name them itself."}
     )
@@ -163,7 +169,7 @@ class MHEConfig:
         for name in ("include", "exclude", "output"):
             object.__setattr__(self, name, _patterns(name, getattr(self, name)))
         check_option("adapters", self.adapters, get_args(Adapters))
-        for name in ("part_copies", "log_groups"):
+        for name in ("part_copies", "only_competing", "log_groups"):
             if not isinstance(getattr(self, name), bool):
                 raise MHEError(f"{name} must be True or False; got {getattr(self, name)!r}")
         self.potential("hidden")  # the potential knows which distances and spaces there are

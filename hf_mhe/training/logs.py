@@ -7,6 +7,8 @@ was divided a reduction over the ranks as well, so both wait until somebody asks
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -71,15 +73,7 @@ class PenaltyLog:
         record = {
             "mhe_loss": sum(total for total, _ in penalties) / sum(steps for _, steps in penalties),
         }
-        objective = self.config.objective
-        if means:
-            name = "mhe_mean_energy" if objective == "energy" else f"mhe_{objective}"
-            record[name] = sum(mean for _, mean in means) / len(means)
-        scores = [score for group, mean in means if (score := self._score(group, mean)) is not None]
-        if scores:
-            record["mhe_score"] = sum(scores) / len(scores)
-        if self.config.log_groups:
-            record.update({f"mhe_{objective}/{group.name}": mean for group, mean in means})
+        record.update(energy_record(means, self.config))
         return record
 
     def _settle(self) -> None:
@@ -98,11 +92,27 @@ class PenaltyLog:
         self._sum, self._steps, self._ranks = None, 0, 1
         self._times = [0] * len(self._groups)
 
-    def _score(self, group: NeuronGroup, energy: float) -> float | None:
-        potential = self.config.potential(group.role)
-        # What a random draw and the optimum would have is known for exact energies only.
-        return (
-            None
-            if potential.softening or self.config.objective != "energy"
-            else energy_score(energy, group.n, group.d, potential).score
-        )
+
+def energy_record(means: Sequence[tuple[NeuronGroup, float]], config: MHEConfig) -> dict[str, float]:
+    """What a record says of groups' mean energies: their mean, that of their scores, and if asked for each of them.
+
+    Of another objective its values stand in place of the energies, under its own name and without scores.
+    """
+    record: dict[str, float] = {}
+    if means:
+        name = "mhe_mean_energy" if config.objective == "energy" else f"mhe_{config.objective}"
+        record[name] = sum(mean for _, mean in means) / len(means)
+    scores = [score for group, mean in means if (score := _score(group, mean, config)) is not None]
+    if scores:
+        record["mhe_score"] = sum(scores) / len(scores)
+    if config.log_groups:
+        record.update({f"mhe_{config.objective}/{group.name}": mean for group, mean in means})
+    return record
+
+
+def _score(group: NeuronGroup, energy: float, config: MHEConfig) -> float | None:
+    potential = config.potential(group.role)
+    # What a random draw and the optimum would have is known for exact energies only.
+    if potential.softening or config.objective != "energy":
+        return None
+    return energy_score(energy, group.n, group.d, potential).score

@@ -43,10 +43,20 @@ UNUSED = (
 
 
 def nothing_left(
-    model: nn.Module, found: Sequence[NeuronGroup], weighted: Sequence[NeuronGroup], config: MHEConfig
+    model: nn.Module,
+    found: Sequence[NeuronGroup],
+    weighted: Sequence[NeuronGroup],
+    config: MHEConfig,
+    apart: Sequence[NeuronGroup] = (),
 ) -> str:
-    """Why nothing in the model is regularized: of the groups found, those weighted have a weight above 0."""
+    """Why nothing in the model is regularized: of the groups found, those weighted have a weight above 0.
+
+    Those apart are among them, and left out because their neurons do not compete.
+    """
     name = type(model).__name__
+    left_out = [group for group in apart if config.weight(group.role) > 0]
+    if not weighted and left_out:
+        return f"nothing to regularize in {name}: {not_competing(model, left_out)}"
     if not found and (config.include is not None or config.exclude is not None):
         return (
             f"nothing to regularize in {name}: include={config.include!r} and exclude={config.exclude!r} leave no "
@@ -68,6 +78,27 @@ def nothing_left(
     return (
         f"nothing to regularize in {name}: no group has a weight above 0 (groups by role: {counts}; {weights}): "
         "set the weight of a role that the model has"
+    )
+
+
+_WHY_APART = {
+    "different inputs": "each reads an input of its own, as depthwise kernels do",
+    "positions": "they are positions",
+    "types": "they are types of input",
+}
+
+
+def not_competing(model: nn.Module, groups: Sequence[NeuronGroup]) -> str:
+    """Which groups are left out because their neurons do not compete, and the word that takes them in."""
+    reasons = [
+        f"{_some([group.name for group in groups if group.apart == reason])}: {why}"
+        for reason, why in _WHY_APART.items()
+        if any(group.apart == reason for group in groups)
+    ]
+    count = f"{len(groups)} neuron group{'s' if len(groups) > 1 else ''}"
+    return (
+        f"the penalty leaves out {count} of {type(model).__name__} whose neurons do not compete "
+        f"({'; '.join(reasons)}); MHEConfig(only_competing=False) takes them in"
     )
 
 

@@ -45,7 +45,7 @@ class MHEMixin(Trainer):
             bind_groups(unwrap(model), self.mhe_config)  # Trainer would refuse the model first, without naming a layer
         super().__init__(*args, **kwargs)
         self._refuse_engine()
-        self.add_callback(_StepsHavePenalty(self))
+        self.add_callback(StepsHavePenalty(self))
         if self.model is not None:
             _ = self.mhe_regularizer  # so that a model with nothing to regularize is refused at construction
 
@@ -197,17 +197,22 @@ class MHEMixin(Trainer):
             raise MHEError("MHE does not support SageMaker model parallel: train with DDP or in one process")
 
 
-class _StepsHavePenalty(TrainerCallback):
+class StepsHavePenalty(TrainerCallback):
     """Stops a training that has nothing to regularize, or whose loop goes around the place of the penalty."""
 
     def __init__(self, trainer: MHEMixin) -> None:
         self.trainer = trainer
 
+    @property
+    def is_on(self) -> bool:
+        """Whether the training has a penalty, and a log of it."""
+        return not self.trainer.mhe_config.is_off
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         _ = self.trainer.mhe_regularizer  # of a model that `model_init` made for this training
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer._mhe_step is None and not self.trainer.mhe_config.is_off:
+        if self.trainer._mhe_step is None and self.is_on:
             raise MHEError(
                 f"{type(self.trainer).__name__} made an optimizer step without its training_step, so the penalty "
                 "could not be added: call training_step in its loop, or use hf_mhe.MHERegularizer there, "

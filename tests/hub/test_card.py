@@ -164,6 +164,21 @@ def test_another_objective_is_not_passed_off_as_the_energy(name: Any, resnet: Pr
     assert "trained with minimum hyperspherical energy" not in card.text
 
 
+def test_what_does_not_compete_is_counted_where_it_was_regularized() -> None:
+    """If this fails, a card says that depthwise kernels were regularized which were not, or the other way round."""
+    import torch
+
+    layers = [torch.nn.Conv2d(6, 6, 3, groups=6), torch.nn.Conv2d(6, 9, 1), torch.nn.Conv2d(9, 9, 3, groups=9)]
+    report = hf_mhe.analyze(torch.nn.Sequential(*layers))
+    card = model_card(report, config=hf_mhe.MHEConfig())
+    hidden = "hidden (weight 1, s=2, euclidean, half space"
+    assert f"weight above 0: 1 {hidden}" in card.text
+    assert "; 2 more, whose neurons do not compete, were left out." in card.text
+    card = model_card(report, config=hf_mhe.MHEConfig(only_competing=False))
+    assert f"weight above 0: 3 {hidden}" in card.text
+    assert "were left out" not in card.text
+
+
 def test_partial_report_is_not_passed_off_as_the_whole(resnet: PreTrainedModel) -> None:
     """If this fails, a card promises a mean score of the model that is only that of some of its layers."""
     part = hf_mhe.analyze(resnet, include="resnet.encoder.*")

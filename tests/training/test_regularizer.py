@@ -40,7 +40,8 @@ def test_roles_and_patterns_choose_the_groups() -> None:
     names = {group.name for group in MHERegularizer(model, MHEConfig()).groups}
     attention = {f"attn.{layer}" for layer in ("c_attn.q", "c_attn.k", "c_attn.v", "c_proj")}
     assert names == {f"transformer.h.0.{layer}" for layer in attention | {"mlp.c_fc", "mlp.c_proj"}}
-    embeddings = MHERegularizer(model, MHEConfig(hidden_weight=0, embedding_weight=1)).groups
+    config = MHEConfig(hidden_weight=0, embedding_weight=1, only_competing=False)
+    embeddings = MHERegularizer(model, config).groups
     assert {group.name for group in embeddings} == {"transformer.wte", "transformer.wpe"}
     chosen = MHERegularizer(model, MHEConfig(include="*.mlp.*", exclude="*.c_proj")).groups
     assert [group.name for group in chosen] == ["transformer.h.0.mlp.c_fc"]
@@ -283,7 +284,7 @@ def test_engines_that_are_not_served_are_refused_by_name() -> None:
 def test_printed_it_is_one_line_of_what_it_does() -> None:
     """Printed, it would be an address: which layers train, and at what weight, could not be seen in a notebook."""
     model = make_gpt2()
-    config = MHEConfig(hidden_weight=0.5, embedding_weight=0.25, budget=0.02)
+    config = MHEConfig(hidden_weight=0.5, embedding_weight=0.25, only_competing=False, budget=0.02)
     regularizer = MHERegularizer(model, config, step_operations=1e9)
     line = "MHERegularizer(GPT2LMHeadModel: 6 hidden groups x 0.5, 2 embedding groups x 0.25; budget 0.02"
     assert repr(regularizer) == f"{line})"

@@ -15,6 +15,7 @@ from transformers import Trainer
 from hf_mhe import MHEConfig, MHERegularizer, MHETrainer
 from tests.training.cases import make_tiny, slow_energy, slow_penalty, tiny_data, tiny_terms
 from tests.training.loops import forget_accelerate
+from tests.training.trackers import close, scalars
 from tests.training.trainers import logged_arguments
 
 pytest.importorskip("tensorboard")
@@ -30,25 +31,6 @@ def without_accelerator() -> Iterator[None]:
     forget_accelerate()
     yield
     forget_accelerate()
-
-
-def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Every curve in TensorBoard's event files below a folder: (step, value)."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    curves: dict[str, list[tuple[int, float]]] = {}
-    for path in sorted(folder.rglob("events.out.tfevents.*")):
-        events = EventAccumulator(str(path))
-        events.Reload()
-        for tag in events.Tags()["scalars"]:
-            curves.setdefault(tag, []).extend((event.step, event.value) for event in events.Scalars(tag))
-    return curves
-
-
-def close(found: list[tuple[int, float]], expected: list[tuple[int, float]]) -> bool:
-    return [step for step, _ in found] == [step for step, _ in expected] and [value for _, value in found] == (
-        pytest.approx([value for _, value in expected], rel=1e-5)
-    )
 
 
 @pytest.mark.slow
