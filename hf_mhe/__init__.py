@@ -22,6 +22,7 @@ _ROOM_OF = {
     "Coverage": "hf_mhe.neurons",
     "neuron_groups": "hf_mhe.neurons",
     "coverage": "hf_mhe.neurons",
+    "EnergyLoss": "hf_mhe.training",
     "MHEArguments": "hf_mhe.training",
     "MHEConfig": "hf_mhe.training",
     "MHERegularizer": "hf_mhe.training",
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from hf_mhe.errors import MHEError
     from hf_mhe.hub import push_to_hub
     from hf_mhe.neurons import Coverage, NeuronGroup, coverage, neuron_groups
-    from hf_mhe.training import MHEArguments, MHEConfig, MHERegularizer, MHETrainer, with_mhe
+    from hf_mhe.training import EnergyLoss, MHEArguments, MHEConfig, MHERegularizer, MHETrainer, with_mhe
 
 
 def __getattr__(name: str) -> Any:
