@@ -49,7 +49,7 @@ class EnergyRegularizedLoss(nn.Module):
 
     Example::
 
-        loss = EnergyRegularizedLoss(MultipleNegativesRankingLoss(model), weight=0.1)
+        loss = EnergyRegularizedLoss(MultipleNegativesRankingLoss(model), weight=1.0)
         trainer = SentenceTransformerTrainer(model=model, train_dataset=dataset, loss=loss)
 
     Any loss will do, those with a gradient cache too; put this one outermost, around `MatryoshkaLoss` and
@@ -72,7 +72,7 @@ class EnergyRegularizedLoss(nn.Module):
     def __init__(
         self,
         loss: nn.Module,
-        weight: float = 0.1,
+        weight: float = 1.0,
         s: float = 2.0,
         *,
         distance: Distance = "euclidean",

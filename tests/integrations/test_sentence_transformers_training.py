@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from hf_mhe import equivalent_dimension
+from hf_mhe import EnergyLoss, equivalent_dimension
 from hf_mhe.integrations.sentence_transformers import EnergyRegularizedLoss
 
 pytestmark = [pytest.mark.integrations, pytest.mark.slow]
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.integrations, pytest.mark.slow]
 sentence_transformers = pytest.importorskip("sentence_transformers")
 losses = pytest.importorskip("sentence_transformers.losses")
 
-STEPS, BATCH = 10, 8
+STEPS, BATCH, WEIGHT = 10, 8, 20.0
 SUBJECTS = ["a cat", "the teacher", "my neighbour", "an engineer", "the old sailor", "a child", "the cook", "a nurse"]
 DEEDS = ["reads a long book", "walks home in the rain", "repairs the broken clock", "sings in the kitchen"]
 PAIRS = [(f"{who} {does}.", f"What does {who} do? It {does}.") for who in SUBJECTS for does in DEEDS]
@@ -64,29 +64,44 @@ def train(folder: Path, minilm: Path, make: Callable[[Any], Any], weight: float)
     return trainer, trainer.state.log_history
 
 
-def crowding(model: Any) -> float:
-    return equivalent_dimension(model.encode([pair[0] for pair in PAIRS], convert_to_tensor=True))
+def spread_of(model: Any) -> tuple[float, float]:
+    """The energy of all texts, those of one example left out among each other, and their equivalent dimension."""
+    texts = [text for pair in PAIRS for text in pair]
+    rows = model.encode(texts, convert_to_tensor=True)
+    return EnergyLoss()(rows, torch.arange(len(rows)) // 2).item(), equivalent_dimension(rows)
+
+
+def check_records(history: list[dict[str, float]]) -> None:
+    """The parts of each step's loss, and of an evaluation's, are logged and add up."""
+    steps = [record for record in history if "loss" in record]
+    assert len(steps) == STEPS
+    for record in steps:
+        assert record["base_loss"] + record["energy_loss"] == pytest.approx(record["loss"], abs=2e-4)
+    (evaluated,) = [record for record in history if "eval_loss" in record]
+    parts = evaluated["eval_base_loss"] + evaluated["eval_energy_loss"]
+    assert parts == pytest.approx(evaluated["eval_loss"], abs=2e-4)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_ten_steps_spread_the_embeddings(name: str, minilm_path: Path, tmp_path: Path) -> None:
     """The energy would be logged and not trained, or trained and not logged."""
-    before = crowding(sentence_transformers.SentenceTransformer(str(minilm_path), device="cpu"))
-    plain, _ = train(tmp_path / "plain", minilm_path, LOSSES[name], 0.0)
-    trainer, history = train(tmp_path / "spread", minilm_path, LOSSES[name], 5.0)
-    steps = [record for record in history if "loss" in record]
-    assert len(steps) == STEPS
-    for record in steps:
-        assert record["base_loss"] + record["energy_loss"] == pytest.approx(record["loss"], abs=2e-4)
-    assert steps[-1]["energy_loss"] < steps[0]["energy_loss"]
-    after = crowding(trainer.model)
-    print(f"{name}: {before:.2f}, plain {crowding(plain.model):.2f}, spread {after:.2f}; {steps[0]}, {steps[-1]}")
-    assert after > 1.05 * before
-    assert after > 1.02 * crowding(plain.model)
-    (evaluated,) = [record for record in history if "eval_loss" in record]
-    assert evaluated["eval_base_loss"] + evaluated["eval_energy_loss"] == pytest.approx(
-        evaluated["eval_loss"], abs=2e-4
-    )
+    before = spread_of(sentence_transformers.SentenceTransformer(str(minilm_path), device="cpu"))
+    trainer, history = train(tmp_path, minilm_path, LOSSES[name], WEIGHT)
+    check_records(history)
+    after = spread_of(trainer.model)
+    print(f"{name}: energy {before[0]:.4f} to {after[0]:.4f}, dimension {before[1]:.2f} to {after[1]:.2f}")
+    assert after[0] < 0.9 * before[0]
+    assert after[1] > 1.2 * before[1]
+
+
+def test_the_energy_does_more_than_the_loss_does(minilm_path: Path, tmp_path: Path) -> None:
+    """What spreads the embeddings would be the contrastive loss, and the energy beside it would do nothing."""
+    found = {}
+    for weight in (0.0, WEIGHT):
+        trainer, _ = train(tmp_path / str(weight), minilm_path, LOSSES["ranking"], weight)
+        found[weight] = spread_of(trainer.model)
+    print(f"plain {found[0.0]}, with the energy {found[WEIGHT]}")
+    assert found[WEIGHT][0] < found[0.0][0] - 0.002
 
 
 def test_the_model_card_names_the_loss(minilm_path: Path, tmp_path: Path) -> None:

@@ -70,6 +70,7 @@ def energy_of_all_ranks(
         said = _Said(None, len(own), own.shape[1], str(own.dtype), classes is not None)
     except MHEError as refused:
         error, said = refused, _Said(str(refused))
+    # Lengths differ, and an error has to reach the ranks that have none: both travel before the rows do.
     everyone_said: list[Any] = [None] * torch.distributed.get_world_size(group)
     torch.distributed.all_gather_object(everyone_said, said, group=group)
     for rank, other in enumerate(everyone_said):
