@@ -23,6 +23,7 @@ _ROOM_OF = {
     "neuron_groups": "hf_mhe.neurons",
     "coverage": "hf_mhe.neurons",
     "EnergyCallback": "hf_mhe.training",
+    "EnergyLoss": "hf_mhe.training",
     "MHEArguments": "hf_mhe.training",
     "MHEConfig": "hf_mhe.training",
     "MHERegularizer": "hf_mhe.training",
@@ -52,7 +53,15 @@ if TYPE_CHECKING:
     from hf_mhe.errors import MHEError
     from hf_mhe.hub import push_to_hub
     from hf_mhe.neurons import Coverage, NeuronGroup, coverage, neuron_groups
-    from hf_mhe.training import EnergyCallback, MHEArguments, MHEConfig, MHERegularizer, MHETrainer, with_mhe
+    from hf_mhe.training import (
+        EnergyCallback,
+        EnergyLoss,
+        MHEArguments,
+        MHEConfig,
+        MHERegularizer,
+        MHETrainer,
+        with_mhe,
+    )
 
 
 def __getattr__(name: str) -> Any:

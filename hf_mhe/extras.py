@@ -6,7 +6,7 @@ import importlib.util
 
 from hf_mhe.errors import MHEError
 
-_DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow"}
+_DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "sentence_transformers": "sentence-transformers"}
 
 
 def missing_extra(what: str, extra: str, *packages: str) -> str | None:

@@ -13,6 +13,7 @@ README = Path(__file__).parents[1] / "README.md"
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 IN_DEFAULT_RUN = ("In ten lines", "Train with `Trainer`", "Analyze", "The energy itself")
 VECTORS = "Embeddings, codebooks, hidden states"
+OUTPUTS = "Energy of outputs"
 SAY_WHAT_THEY_PRINT = ("In ten lines", VECTORS, f"{VECTORS} (again)")
 
 
@@ -49,6 +50,8 @@ def test_the_usages_are_there() -> None:
         "Analyze",
         VECTORS,
         f"{VECTORS} (again)",
+        OUTPUTS,
+        f"{OUTPUTS} (again)",
         "The energy itself",
         "Adapters",
     ]
@@ -59,7 +62,7 @@ def test_the_usages_are_there() -> None:
     [
         pytest.param(heading, marks=pytest.mark.slow if heading in IN_DEFAULT_RUN else pytest.mark.story)
         for heading in snippets("python")
-        if "import evaluate" not in snippets("python")[heading]
+        if not re.search("import evaluate|sentence_transformers import", snippets("python")[heading])
     ],
 )
 def test_python_snippet(heading: str, hub: HubServer, home_of_minilm: Path, tmp_path: Path) -> None:
@@ -90,6 +93,18 @@ def test_snippet_for_evaluate(hub: HubServer, home_of_minilm: Path, tmp_path: Pa
     """If this failed, the measurement would not load as the README says."""
     pytest.importorskip("evaluate")
     test_python_snippet(f"{VECTORS} (again)", hub, home_of_minilm, tmp_path)
+
+
+@pytest.mark.story
+@pytest.mark.integrations
+def test_snippet_for_sentence_transformers(hub: HubServer, home_of_minilm: Path, tmp_path: Path) -> None:
+    """If this failed, the energy of sentence embeddings would not train, or not be logged, as the README says."""
+    pytest.importorskip("sentence_transformers")
+    script = tmp_path / "snippet.py"
+    script.write_text(snippets("python")[f"{OUTPUTS} (again)"], encoding="utf-8")
+    printed = hub.run([str(script)], home_of_minilm, cwd=tmp_path).stdout
+    assert "'energy_loss': " in printed
+    assert "'base_loss': " in printed
 
 
 @pytest.mark.story

@@ -10,7 +10,16 @@ import pytest
 
 from tests.structure import PACKAGE, Arrow, When, arrows, circles, modules
 
-FLOOR = {"energy": 1, "neurons": 2, "analysis": 3, "training": 3, "hub": 4, "quickstart": 5, "cli": 6}
+FLOOR = {
+    "energy": 1,
+    "neurons": 2,
+    "analysis": 3,
+    "training": 3,
+    "hub": 4,
+    "integrations": 4,
+    "quickstart": 5,
+    "cli": 6,
+}
 """The rooms by floor. Files beside them are the ground floor, 0."""
 
 SAME_NAME = {

@@ -146,7 +146,8 @@ class Potential:
             return self._exact_from_chords(near, far)
         edge = self.closest**2
         value, slope = self._exact_from_chords(near.clamp(min=edge), far.clamp(max=4 - edge))
-        return value + slope * (edge - near).clamp(min=0).mul(0.5), slope
+        # Not a product with zero elsewhere: opposite rows have an infinite slope where the arc is a function of `c`.
+        return torch.where(near < edge, value + slope * (edge - near).mul(0.5), value), slope
 
     def _exact_from_chords(self, near: Tensor, far: Tensor) -> tuple[Tensor, Tensor]:
         square, inner = self.rho.squared_from_chords(near, far)

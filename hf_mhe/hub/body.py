@@ -9,23 +9,13 @@ from importlib.metadata import PackageNotFoundError, version
 
 from hf_mhe.analysis import EnergyReport, GroupEnergy
 from hf_mhe.analysis.report.columns import LEADING, Shown, columns
+from hf_mhe.citation import BIBTEX
 from hf_mhe.hub.markdown import code, number, table, text
 from hf_mhe.training import MHEConfig
 from hf_mhe.training.objectives import in_words
 
 TOP_ROWS = 10
 _PACKAGES = ("hf-mhe", "torch", "transformers", "safetensors", "huggingface_hub")
-_CITATION = """```bibtex
-@inproceedings{liu2018learning,
-  title     = {Learning towards Minimum Hyperspherical Energy},
-  author    = {Liu, Weiyang and Lin, Rongmei and Liu, Zhen and Liu, Lixin and Yu, Zhiding and Dai, Bo and Song, Le},
-  booktitle = {Advances in Neural Information Processing Systems},
-  volume    = {31},
-  year      = {2018},
-  eprint    = {1805.09298},
-  archivePrefix = {arXiv}
-}
-```"""
 
 
 def introduction(config: MHEConfig | None, before: EnergyReport | None, after: EnergyReport) -> str:
@@ -157,7 +147,7 @@ def versions() -> str:
 
 def citation() -> str:
     """The paper."""
-    return f"### Citation\n\n{_CITATION}"
+    return f"### Citation\n\n```bibtex\n{BIBTEX}```"
 
 
 def _named(report: EnergyReport, layer: str, value: str) -> str:

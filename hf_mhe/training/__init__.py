@@ -10,13 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 from hf_mhe.training.arguments import MHEArguments
 from hf_mhe.training.config import CONFIG_NAME, MHEConfig
+from hf_mhe.training.outputs.energy_loss import EnergyLoss
 from hf_mhe.training.regularizer import MHERegularizer
 
 if TYPE_CHECKING:
     from hf_mhe.training.energy_callback import EnergyCallback
     from hf_mhe.training.trainer import MHETrainer, with_mhe
 
-__all__ = ["CONFIG_NAME", "EnergyCallback", "MHEArguments", "MHEConfig", "MHERegularizer", "MHETrainer", "with_mhe"]
+__all__ = [
+    "CONFIG_NAME",
+    "EnergyCallback",
+    "EnergyLoss",
+    "MHEArguments",
+    "MHEConfig",
+    "MHERegularizer",
+    "MHETrainer",
+    "with_mhe",
+]
 
 _MODULE_OF = {
     "EnergyCallback": "hf_mhe.training.energy_callback",

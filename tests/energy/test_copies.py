@@ -56,6 +56,11 @@ def tangent(cos: float, s: float, distance: str) -> float:
     return value + slope * (cos - c)
 
 
+def at_antipodes(s: float, distance: str) -> float:
+    rho = 2 if distance == "euclidean" else math.pi
+    return rho**-s if s else -math.log(rho)
+
+
 @pytest.mark.parametrize(("s", "distance", "space"), VARIANTS)
 def test_close_pairs_count_by_the_tangent(s: float, distance: str, space: str) -> None:
     """The default penalty would be another one than the documentation says."""
@@ -69,6 +74,21 @@ def test_close_pairs_count_by_the_tangent(s: float, distance: str, space: str) -
 
 
 @pytest.mark.quick_cases(5)
+@pytest.mark.parametrize(("s", "distance", "space"), VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [2, 70, 600])
+def test_rows_that_coincide_count_by_the_tangent_too(
+    n: int, dtype: torch.dtype, s: float, distance: str, space: str
+) -> None:
+    """A layer widened by copies would stop the training with a NaN."""
+    rows = torch.randn(1, 8, generator=torch.Generator().manual_seed(0), dtype=dtype).expand(n, 8)
+    near, far = tangent(1.0, s, distance), at_antipodes(s, distance)
+    expected = near if space == "full" else (2 * n * (n - 1) * (near + far) + 2 * n * far) / (2 * n * (2 * n - 1))
+    energy, gradient = graded(rows, Potential(s, distance, space, closest=EDGE))  # type: ignore[arg-type]
+    assert energy == pytest.approx(expected, rel=1e-6)
+    assert torch.isfinite(gradient).all()
+
+
 @pytest.mark.parametrize(("s", "distance", "space"), VARIANTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("n", "d"), [(40, 3), (300, 4), (1200, 6)])
