@@ -40,10 +40,10 @@ def bind_groups(model: nn.Module, config: MHEConfig) -> list[NeuronGroup]:
     for (name, _), parameter in zip(named, parameters, strict=True):
         refuse_parameter(name, parameter)
     for message in roles_without_groups(model, found, config):
-        _warn_once(model, message)
+        warn_once(model, message)
     if not any(group.requires_grad for group in weighted):
         why = nothing_left(model, found, weighted, config)
-        _warn_once(model, f"there is no penalty until a layer is unfrozen: {why}")
+        warn_once(model, f"there is no penalty until a layer is unfrozen: {why}")
     return weighted
 
 
@@ -51,7 +51,8 @@ def bind_groups(model: nn.Module, config: MHEConfig) -> list[NeuronGroup]:
 _said: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
 
-def _warn_once(model: nn.Module, message: str) -> None:
+def warn_once(model: nn.Module, message: str) -> None:
+    """Say something of a model that was not said before."""
     said = _said.setdefault(model, set())
     if message not in said:
         said.add(message)

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from hf_mhe._version import __version__
 from hf_mhe.checks import check_number, check_option
-from hf_mhe.choices import Distance, Space
+from hf_mhe.choices import Across, Distance, Space
 from hf_mhe.energy import Potential
 from hf_mhe.errors import MHEError
 from hf_mhe.json_files import read_json
@@ -78,6 +78,11 @@ class MHEConfig:
         output_weight: weight of each output group's mean energy (a classifier's last layer, an untied language-model
             head).
         embedding_weight: weight of each embedding's mean energy; 0, the default, leaves embeddings alone.
+        across: what the penalty also pushes apart as a whole: `"experts"` of one stack, the attention `"heads"` of a
+            layer, repeated `"layers"`, or a list of these; None, the default, for nothing. Each of k members is one
+            direction, its matrices flattened, and their mean energy over pairs is in full space; see
+            `hf_mhe.energy.across`.
+        across_weight: weight of the mean energy of each such stack of members; None, the default, is `hidden_weight`.
         include: pattern or patterns of group names to regularize (glob; regular expression with the prefix `re:`);
             None means all.
         exclude: pattern or patterns of group names to leave out.
@@ -113,6 +118,12 @@ class MHEConfig:
     hidden_weight: float = field(default=1.0, metadata={"help": "Weight of each hidden group's mean energy."})
     output_weight: float = field(default=1.0, metadata={"help": "Weight of each output group's mean energy."})
     embedding_weight: float = field(default=0.0, metadata={"help": "Weight of each embedding's mean energy."})
+    across: list[str] | None = field(
+        default=None, metadata={"help": "Push whole modules apart: experts, heads or layers, one or more of them."}
+    )
+    across_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the mean energy across modules; hidden_weight if not given."}
+    )
     include: list[str] | None = field(
         default=None, metadata={"help": "Patterns of group names to regularize; all if not given."}
     )
@@ -146,6 +157,10 @@ class MHEConfig:
             share = "a share of the training step's operations in (0, 1], or None"
             check_number("budget", self.budget, above=0, at_most=1, right=share)
             object.__setattr__(self, "budget", float(self.budget))
+        object.__setattr__(self, "across", _kinds_across(self.across))
+        if self.across_weight is not None:
+            check_number("across_weight", self.across_weight)
+            object.__setattr__(self, "across_weight", float(self.across_weight))
         for name in ("include", "exclude", "output"):
             object.__setattr__(self, name, _patterns(name, getattr(self, name)))
         check_option("adapters", self.adapters, get_args(Adapters))
@@ -170,9 +185,21 @@ class MHEConfig:
         return float(getattr(self, f"{role}_weight"))
 
     @property
+    def weight_across(self) -> float:
+        """The weight of the mean energy of each stack of modules in the objective; 0 where none is asked for."""
+        if not self.across:
+            return 0.0
+        return self.hidden_weight if self.across_weight is None else self.across_weight
+
+    @property
+    def potential_across(self) -> Potential:
+        """The potential of a pair of modules: full space, as for outputs; see Note [A module as a direction]."""
+        return self.potential("output")
+
+    @property
     def is_off(self) -> bool:
         """Whether every weight is 0, so that training is as without MHE."""
-        return not any(self.weight(role) for role in ROLES)
+        return not self.weight_across and not any(self.weight(role) for role in ROLES)
 
     def potential(self, role: str) -> Potential:
         """The potential of the groups of one role: the output role is always full space."""
@@ -287,6 +314,15 @@ def _patterns(name: str, value: object) -> list[str] | None:
     if not patterns or len(patterns) < len(given):
         raise MHEError(f"{name} must be a pattern or a list of patterns (strings), or None; got {value!r}")
     return patterns
+
+
+def _kinds_across(value: object) -> list[str] | None:
+    given = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [value]
+    if value is None or not given:
+        return None
+    for kind in given:
+        check_option("across", kind, get_args(Across))
+    return list(dict.fromkeys(given))
 
 
 def _find(source: str | Path, *, revision: str | None, token: str | bool | None, cache_dir: str | Path | None) -> Path:

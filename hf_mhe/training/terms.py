@@ -12,7 +12,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from hf_mhe.energy import Potential
-from hf_mhe.neurons import NeuronGroup
+from hf_mhe.neurons import NeuronGroup, Stack
 from hf_mhe.training.engines.plan import operations
 
 
@@ -38,6 +38,23 @@ class Term(NamedTuple):
     def operations(self) -> int:
         """Floating-point operations of the walk over the group, or over the sample of it, with its gradient."""
         return operations(self.group.n, self.group.d, None if self.sample is None else self.sample.rows)
+
+
+class AcrossTerm(NamedTuple):
+    """A stack of members, the factor of its mean energy in the penalty, and the energy of one pair of them.
+
+    Its `sample` is None: the energy of a few modules is exact whenever it is computed.
+    """
+
+    stack: Stack
+    factor: float
+    potential: Potential
+    sample: Sample | None = None
+
+    @property
+    def operations(self) -> int:
+        """Floating-point operations of the walks over the members, with the gradient."""
+        return operations(self.stack.k, self.stack.size)
 
 
 class PenaltyTerms(NamedTuple):

@@ -21,7 +21,7 @@ from hf_mhe.training.budget.allotment import allot, describe
 from hf_mhe.training.budget.operations import ForwardOperations
 from hf_mhe.training.engines.collectives import is_distributed
 from hf_mhe.training.engines.plan import Workload
-from hf_mhe.training.terms import Term
+from hf_mhe.training.terms import AcrossTerm, Term
 
 _OPERATIONS = "a finite number of operations > 0"
 
@@ -87,7 +87,7 @@ class Budget:
             counted = float(total) / torch.distributed.get_world_size()
         self.step_operations = counted or None
 
-    def draw(self, terms: Sequence[Term], workload: Workload, step: int) -> list[Term]:
+    def draw(self, terms: Sequence[Term | AcrossTerm], workload: Workload, step: int) -> list[Term | AcrossTerm]:
         """The terms to compute at an optimizer step, in their order; every rank has to call this.
 
         Args:
