@@ -38,7 +38,7 @@ def introduction(config: MHEConfig | None, before: EnergyReport | None, after: E
     done = (
         "This model was trained with minimum hyperspherical energy (MHE), a regularizer that pushes the directions of "
         f"a layer's neurons apart ([arXiv:1805.09298](https://arxiv.org/abs/1805.09298)). {measured}."
-        if config is not None and any(config.weight(role) > 0 for role in summary.by_role)
+        if config is not None and (config.weight_across or any(config.weight(role) > 0 for role in summary.by_role))
         else f"How redundantly the neurons of this model point, measured by their hyperspherical energy. {measured}."
     )
     meaning = (
@@ -53,10 +53,11 @@ def introduction(config: MHEConfig | None, before: EnergyReport | None, after: E
 def regularized(config: MHEConfig, after: EnergyReport) -> str:
     """Which objective was minimized, with every setting and how many groups each weight applied to."""
     rows = [[code(key), code(value)] for key, value in config.to_dict().items()]
-    parts = [
-        "### What was regularized\n",
-        "Task loss + Σ over groups of (weight of the group's role) × mean energy.\n",
-    ]
+    objective = "Task loss + Σ over groups of (weight of the group's role) × mean energy"
+    if config.weight_across:
+        kinds = ", ".join(config.across or ())
+        objective += f" + Σ over stacks ({kinds}) of {config.weight_across:g} × mean energy between their members"
+    parts = ["### What was regularized\n", f"{objective}.\n"]
     parts.append(table(["setting", "value"], rows))
     if config.include is None and config.exclude is None:
         counts = {role: summary.groups for role, summary in after.summary.by_role.items() if config.weight(role) > 0}

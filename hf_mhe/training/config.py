@@ -56,7 +56,8 @@ class _Auto:
 class MHEConfig:
     """What is regularized, by which energy, and how strongly.
 
-    The objective is `task loss + sum over neuron groups of weight(role) * mean energy`, once per optimizer step.
+    The objective is `task loss + sum over neuron groups of weight(role) * mean energy`, once per optimizer step; to it
+    comes `sum over stacks of weight_across * mean energy`, where whole modules are pushed apart (`across`).
     Source: Liu et al., "Learning towards Minimum Hyperspherical Energy", NeurIPS 2018, arXiv:1805.09298, eq. for L:
     the `lambda_h` of the paper is `hidden_weight`, its `lambda_o` is `output_weight`.
 

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import MixtralConfig, MixtralForCausalLM
 from transformers.modeling_outputs import CausalLMOutput
 
-from hf_mhe import MHEConfig, MHERegularizer
+from hf_mhe import MHEConfig, MHEError, MHERegularizer
 from tests.engines.launch import leave_processes
 from tests.engines.wrapping import make_mesh
 from tests.engines.zoo import part
@@ -34,9 +34,11 @@ CONFIG = MHEConfig(
 class Cell:
     """One training.
 
-    engine: `one`, `ddp`, `ddp-unused`, `fsdp2`, `fsdp2-kept`, `hsdp-1x2`, `hsdp`; or `placed`, without an optimizer
-        step: the gradient of the penalty alone, the experts placed as `how` says, one letter for each axis of a mesh:
-        `r` for a copy on each rank, or a digit for the dimension that is sharded.
+    engine: `one`, `ddp`, `ddp-unused`, `fsdp2`, `fsdp2-kept`, `hsdp-1x2`, `hsdp`; `zero`, DeepSpeed in float32 and of
+        the stage that `how` begins with, with the optimizer offloaded where it ends in `o`; or `placed`, without an
+        optimizer step: the gradient of the penalty alone, the parameters placed as `how` says, one letter for each
+        axis of a mesh: `r` for a copy on each rank, or a digit for the dimension that is sharded. With `one`, `how`
+        may be `float32`.
     model: `mixtral`, upcycled, with experts in tensors; or `listed`, with experts in a list.
     roles: whether the neurons are regularized too.
     """
@@ -148,6 +150,10 @@ def run(cell: Cell) -> dict[str, Tensor]:
         config = dataclasses.replace(config, across=["experts", "layers"])
     if cell.engine == "placed":
         return placed(model, config, cell.how)
+    if cell.engine == "zero":
+        return by_deepspeed(model.float(), config, cell.how)
+    if cell.how == "float32":
+        model = model.float()
     world, rank = (
         (1, 0) if cell.engine == "one" else (torch.distributed.get_world_size(), torch.distributed.get_rank())
     )
@@ -170,6 +176,42 @@ def run(cell: Cell) -> dict[str, Tensor]:
     record = regularizer.logs()
     logged = torch.tensor([record[f"mhe_across_energy/{kind}"] for kind in config.across or ()], dtype=torch.float64)
     return {**found, "penalty": penalty / world, "logged": logged}
+
+
+def by_deepspeed(model: Any, config: MHEConfig, how: str) -> dict[str, Tensor]:
+    """The same steps, taken by DeepSpeed's engine; under ZeRO 3 what the penalty is refused with, as bytes."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiled on first use, a minute, for inference
+    zero: dict[str, Any] = {"stage": int(how[0]), "reduce_bucket_size": 500}
+    if how.endswith("o"):
+        zero["offload_optimizer"] = {"device": "cpu"}
+    settings = {
+        "train_batch_size": GLOBAL_BATCH,
+        "gradient_clipping": 0.0,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": None,
+    }
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+    engine = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
+    regularizer = MHERegularizer(engine, config)
+    world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+    penalties = []
+    for step in range(STEPS):
+        loss = engine(**part(batch(step), rank, world)).loss
+        try:
+            total = regularizer(loss)
+        except MHEError as error:
+            return {"refused": torch.tensor(list(str(error).encode()))}
+        penalties.append((total - loss).detach())
+        engine.backward(total)
+        engine.step()
+    record = regularizer.logs()
+    logged = torch.tensor([record[f"mhe_across_energy/{kind}"] for kind in config.across or ()], dtype=torch.float64)
+    named = {name: value.detach().clone() for name, value in model.named_parameters()}
+    return {**named, "penalty": torch.stack(penalties), "logged": logged}
 
 
 def placed(model: Any, config: MHEConfig, how: str) -> dict[str, Tensor]:
