@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import NeuronGroup
 from hf_mhe.neurons.model.unwrap import unwrap
-from hf_mhe.training.across import Across, draw, inflation
+from hf_mhe.training.across_terms import Across, draw, inflation
 from hf_mhe.training.binding import bind_groups, trained_as_updated
 from hf_mhe.training.budget.budget import Budget
 from hf_mhe.training.config import ROLES, MHEConfig

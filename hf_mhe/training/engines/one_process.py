@@ -10,10 +10,10 @@ from torch import Tensor
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import NeuronGroup, WeightCache
 from hf_mhe.training.accumulation import Moment, by_loop
-from hf_mhe.training.engines.across import energies_of_stacks
 from hf_mhe.training.engines.plan import GroupShape, Workload
 from hf_mhe.training.engines.protocol import Stepper
 from hf_mhe.training.engines.refuse import refuse_parameter, refuse_without_values
+from hf_mhe.training.engines.stack_energies import energies_of_stacks
 from hf_mhe.training.finite import finite
 from hf_mhe.training.mean_energy import alike, mean_energies, mean_energy
 from hf_mhe.training.messages import not_finite

@@ -11,7 +11,6 @@ from torch.distributed.tensor import DTensor
 
 from hf_mhe.neurons import NeuronGroup
 from hf_mhe.neurons.group import is_dtensor
-from hf_mhe.training.engines.across import check_finite_across, energies_of_stacks
 from hf_mhe.training.engines.dtensor.assignment import Parameters, most_rows
 from hf_mhe.training.engines.dtensor.fsdp2 import Managed
 from hf_mhe.training.engines.dtensor.regions import holding
@@ -20,6 +19,7 @@ from hf_mhe.training.engines.dtensor.sharded_penalty import sharded_penalty
 from hf_mhe.training.engines.one_process import OneProcess, check_finite, weighted
 from hf_mhe.training.engines.plan import GroupShape, Workload
 from hf_mhe.training.engines.refuse import refuse_without_values
+from hf_mhe.training.engines.stack_energies import check_finite_across, energies_of_stacks
 from hf_mhe.training.terms import AcrossTerm, PenaltyTerms, Term
 
 

@@ -24,10 +24,10 @@ from hf_mhe.errors import MHEError
 from hf_mhe.neurons import NeuronGroup
 from hf_mhe.neurons.elements import free_axes
 from hf_mhe.neurons.model.weight import AsStored
-from hf_mhe.training.engines.across import Cuts, gradients_of, grams_of, sizes_of
 from hf_mhe.training.engines.dtensor.exchange import Expected, device_of, exchange, process_group_of
 from hf_mhe.training.engines.dtensor.regions import Holding, Region, Run, chunk, holding, members, whole
 from hf_mhe.training.engines.refuse import refuse_parameter
+from hf_mhe.training.engines.stack_energies import Cuts, gradients_of, grams_of, sizes_of
 from hf_mhe.training.terms import AcrossTerm
 
 
