@@ -6,3 +6,4 @@ from typing import Literal
 
 Distance = Literal["euclidean", "angular"]
 Space = Literal["full", "half"]
+Across = Literal["experts", "heads", "layers"]

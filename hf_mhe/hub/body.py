@@ -29,7 +29,7 @@ def introduction(config: MHEConfig | None, before: EnergyReport | None, after: E
         measured += f"; it was **{number(before.summary.mean_spread)}** before"
     done = (
         f"This model was trained with {_regularizer(config)}. {measured}."
-        if config is not None and any(config.weight(role) > 0 for role in summary.by_role)
+        if config is not None and (config.weight_across or any(config.weight(role) > 0 for role in summary.by_role))
         else f"How redundantly the neurons of this model point, measured by their hyperspherical energy. {measured}."
     )
     meaning = (
@@ -54,10 +54,11 @@ def _regularizer(config: MHEConfig) -> str:
 def regularized(config: MHEConfig, after: EnergyReport) -> str:
     """Which objective was minimized, with every setting and how many groups each weight applied to."""
     rows = [[code(key), code(value)] for key, value in in_words.in_use(config).items()]
-    parts = [
-        "### What was regularized\n",
-        f"Task loss + Σ over groups of (weight of the group's role) × {in_words.title(config)}.\n",
-    ]
+    objective = f"Task loss + Σ over groups of (weight of the group's role) × {in_words.title(config)}"
+    if config.weight_across:
+        kinds = ", ".join(config.across or ())
+        objective += f" + Σ over stacks ({kinds}) of {config.weight_across:g} × mean energy between their members"
+    parts = ["### What was regularized\n", f"{objective}.\n"]
     parts.append(table(["setting", "value"], rows))
     if config.include is None and config.exclude is None:
         counts = Counter(group.role for group in (after.competing if config.only_competing else after.groups))

@@ -33,9 +33,9 @@ from hf_mhe.citation import BIBTEX
 from hf_mhe.errors import MHEError
 from hf_mhe.extras import require_extra
 from hf_mhe.neurons.model.unwrap import unwrap
-from hf_mhe.training.config import AUTO
 from hf_mhe.training.engines.collectives import is_distributed
 from hf_mhe.training.outputs.energy_loss import EnergyLoss
+from hf_mhe.training.softening import AUTO
 
 # What the losses of sentence-transformers call the model that they train.
 _MODEL_NAMES = ("model", "sentence_embedder", "encoder", "model2")

@@ -7,6 +7,7 @@ from hf_mhe.neurons.checkpoint.groups import checkpoint_groups
 from hf_mhe.neurons.coverage import coverage, neuron_groups
 from hf_mhe.neurons.group import Coverage, NeuronGroup, Role
 from hf_mhe.neurons.matrices import Adapters
+from hf_mhe.neurons.members import Stack, stacks
 from hf_mhe.neurons.model.unwrap import unwrap
 from hf_mhe.neurons.patterns import select_groups
 from hf_mhe.neurons.weight_cache import WeightCache
@@ -16,10 +17,12 @@ __all__ = [
     "Coverage",
     "NeuronGroup",
     "Role",
+    "Stack",
     "WeightCache",
     "checkpoint_groups",
     "coverage",
     "neuron_groups",
     "select_groups",
+    "stacks",
     "unwrap",
 ]

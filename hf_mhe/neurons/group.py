@@ -143,10 +143,18 @@ class NeuronGroup:
                 other adapters of peft are active than then.
         """
         source = self._bound()
-        tensors = tuple(map(self._fetched, source.tensor_names, self.tensors()))
-        for name, tensor, shape in zip(source.tensor_names, tensors, source.shapes, strict=True):
-            self._check_live(source.path_of(name), tensor, shape)
-        return self._rows(source, tensors, cache)
+        return self._rows(source, self._live(source), cache)
+
+    def whole(self) -> Tensor:
+        """The weight that the rows are cut from, before its layout is applied; gradients reach the parameter.
+
+        Raises:
+            MHEError: as `matrix`.
+        """
+        source = self._bound()
+        tensors = self._live(source)
+        self._check(source, tensors)
+        return source.combine(dict(zip(source.tensor_names, tensors, strict=True)))
 
     def assemble(self, tensors: Sequence[Tensor]) -> Tensor:
         """The neurons as rows (n, d), made from other values of what `tensors()` returns: whole ones, in that order.
@@ -191,7 +199,13 @@ class NeuronGroup:
             raise MHEError(f"neuron group {self.name!r} is a description only: it is bound to no model or checkpoint")
         return self.source
 
-    def _rows(self, source: Source, tensors: tuple[Tensor, ...], cache: WeightCache | None = None) -> Tensor:
+    def _live(self, source: Source) -> tuple[Tensor, ...]:
+        tensors = tuple(map(self._fetched, source.tensor_names, self.tensors()))
+        for name, tensor, shape in zip(source.tensor_names, tensors, source.shapes, strict=True):
+            self._check_live(source.path_of(name), tensor, shape)
+        return tensors
+
+    def _check(self, source: Source, tensors: tuple[Tensor, ...]) -> None:
         self.check_in_use()
         for name, tensor, shape in zip(source.tensor_names, tensors, source.shapes, strict=True):
             # A quantized tensor may be packed anew: bitsandbytes does so in a first forward pass on a CPU.
@@ -199,6 +213,9 @@ class NeuronGroup:
                 raise MHEError(
                     f"neuron group {self.name!r}: {name} has shape {tuple(tensor.shape)}, expected {shape}; {AGAIN}"
                 )
+
+    def _rows(self, source: Source, tensors: tuple[Tensor, ...], cache: WeightCache | None = None) -> Tensor:
+        self._check(source, tensors)
 
         def make() -> Tensor:
             return source.combine(dict(zip(source.tensor_names, tensors, strict=True)))

@@ -51,13 +51,13 @@ def bind_groups(model: nn.Module, config: MHEConfig) -> list[NeuronGroup]:
     for (name, _), parameter in zip(named, parameters, strict=True):
         refuse_parameter(name, parameter)
     for message in roles_without_groups(model, found, config):
-        _warn_once(model, message)
+        warn_once(model, message)
     left_out = [group for group in apart if config.weight(group.role) > 0]
     if left_out:
-        _warn_once(model, not_competing(model, left_out))
+        warn_once(model, not_competing(model, left_out))
     if not any(group.requires_grad for group in weighted):
         why = nothing_left(model, found, weighted, config, apart)
-        _warn_once(model, f"there is no penalty until a layer is unfrozen: {why}")
+        warn_once(model, f"there is no penalty until a layer is unfrozen: {why}")
     return weighted
 
 
@@ -75,11 +75,27 @@ def without_apart(found: Sequence[NeuronGroup], config: MHEConfig) -> tuple[list
     return taken, [group for index, group in enumerate(found) if not group.competes and index not in asked]
 
 
+def in_use(groups: Iterable[NeuronGroup]) -> list[NeuronGroup]:
+    """Those that train now; one that froze because an adapter was put on or activated cannot be left out.
+
+    Raises:
+        MHEError: there is one of these.
+    """
+    trained_now = []
+    for group in groups:
+        if group.requires_grad:
+            trained_now.append(group)
+        else:
+            group.check_in_use()
+    return trained_now
+
+
 # What has been said of a model: a Trainer binds it when it is made, and again for each training.
 _said: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
 
-def _warn_once(model: nn.Module, message: str) -> None:
+def warn_once(model: nn.Module, message: str) -> None:
+    """Say something of a model that was not said before."""
     said = _said.setdefault(model, set())
     if message not in said:
         said.add(message)

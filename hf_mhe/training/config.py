@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from hf_mhe._version import __version__
 from hf_mhe.checks import check_number, check_option
-from hf_mhe.choices import Distance, Space
+from hf_mhe.choices import Across, Distance, Space
 from hf_mhe.energy import Potential
 from hf_mhe.errors import MHEError
 from hf_mhe.json_files import read_json
@@ -20,44 +20,20 @@ from hf_mhe.neurons import Adapters
 from hf_mhe.training.find_config import find_config
 from hf_mhe.training.objectives.members import ObjectiveName, check_objective, options_of
 from hf_mhe.training.schedule import Decay, Schedule
+from hf_mhe.training.softening import AUTO, CLOSEST, AutoSoftening
 
 CONFIG_NAME = "mhe_config.json"
 _VERSION_KEY = "hf_mhe_version"
 _WEIGHTS = ("hidden_weight", "output_weight", "embedding_weight")
 ROLES = ("hidden", "output", "embedding")
 
-# Note [Copies in training]
-# Models come with copies: rows of a vocabulary resized to one mean, replicated key-value heads, layers widened by
-# copies, rows of a head that started at zero and whose classes have not come up. Their exact energy is infinite, and
-# of rows that nearly coincide so steep that it ends the task. So by default a pair pulls no harder than at a cosine of
-# 0.95, from which on the analysis counts near-duplicates: beyond it goes on along the tangent. All other pairs have
-# the energy of the paper, to the last digit, and so have layers without near-duplicates.
-#
-# Measured: an MLP 784-8-8-10 (Fashion-MNIST, 600 steps), widened eightfold by copies, 100 steps of SGD (0.05, momentum
-# 0.9, 128 images), seeds 1 to 3. Task loss and the largest cosine between copies, mean over the neurons, first layer:
-# without MHE 0.575, 1.000. Hidden weight 1: 0.541, 0.87; tangent from 0.98 on 0.571, 0.84; from 0.9 on 0.563, 0.94;
-# softening 0.316, 0.5 for all pairs 0.556, 0.90 and 0.551, 1.00; softening 0.01 2.30, at chance. Hidden weight 10
-# (seeds 1, 2): 0.637, 0.71; from 0.98 on 0.98; from 0.99 on 1.87; softening 0.316, 0.5 (seeds 1 to 3) 0.609, 0.560.
-# Without `part_copies` no copy parts, at 0.550. A head 32-10 that starts at zero, ten steps with half of the classes
-# (digits, SGD 0.1, 110 steps, seeds 0 to 2): 1.05, without MHE 1.64, copies apart (0.13) after six steps. Rejected:
-# softening for all pairs by default, which is as good and changes every energy, by 5 % between neurons at a right
-# angle, and its gradient by 10 %; a cap on the gradient, which is the gradient of no energy.
-CLOSEST = 0.1**0.5  # the chord at a cosine of 0.95
-AUTO = "auto"
-
-
-class _Auto:
-    """`AUTO` as a default: one that is text would be read as a number by a parser of arguments that reads numbers."""
-
-    def __repr__(self) -> str:
-        return AUTO
-
 
 @dataclass(frozen=True)
 class MHEConfig:
     """What is regularized, by which energy, and how strongly.
 
-    The objective is `task loss + sum over neuron groups of weight(role) * mean energy`, once per optimizer step.
+    The objective is `task loss + sum over neuron groups of weight(role) * mean energy`, once per optimizer step; to it
+    comes `sum over stacks of weight_across * mean energy`, where whole modules are pushed apart (`across`).
     Source: Liu et al., "Learning towards Minimum Hyperspherical Energy", NeurIPS 2018, arXiv:1805.09298, eq. for L:
     the `lambda_h` of the paper is `hidden_weight`, its `lambda_o` is `output_weight`. The value of another `objective`
     stands in place of the mean energy.
@@ -72,7 +48,8 @@ class MHEConfig:
             role is always full space, whatever is set here: class vectors may not be mirrored.
         softening: what bounds the energy of neurons that nearly coincide, and its gradient. `"auto"`: it is
             exact where no two are closer than a cosine of 0.95 (in half space, of -0.95 too), and closer pairs count
-            by its tangent there; see Note [Copies in training]. 0: it is exact everywhere, and two neurons that
+            by its tangent there; see Note [Copies in training] in
+            `hf_mhe/training/softening.py`. 0: it is exact everywhere, and two neurons that
             coincide are an error. Above 0: Plummer softening `eps` for all pairs, `rho^2 + eps^2` for `rho^2`.
         part_copies: whether neurons that coincide are pushed apart (`hf_mhe.energy.walks.copies`); for the bounded
             energies, which give them no direction of their own.
@@ -80,6 +57,11 @@ class MHEConfig:
         output_weight: weight of each output group's mean energy (a classifier's last layer, an untied language-model
             head).
         embedding_weight: weight of each embedding's mean energy; 0, the default, leaves embeddings alone.
+        across: what the penalty also pushes apart as a whole: `"experts"` of one stack, the attention `"heads"` of a
+            layer, repeated `"layers"`, or a list of these; None, the default, for nothing. Each of k members is one
+            direction, its matrices flattened, and their mean energy over pairs is in full space; see
+            `hf_mhe.energy.across`.
+        across_weight: weight of the mean energy of each such stack of members; None, the default, is `hidden_weight`.
         include: pattern or patterns of group names to regularize (glob; regular expression with the prefix `re:`);
             None means all.
         exclude: pattern or patterns of group names to leave out.
@@ -117,13 +99,19 @@ class MHEConfig:
         default="half", metadata={"help": "Whether a neuron also repels the mirror images of the others (half)."}
     )
     softening: float | str = field(
-        default=_Auto(),  # type: ignore[assignment]
+        default=AutoSoftening(),  # type: ignore[assignment]
         metadata={"help": "Plummer softening >= 0; 0 is the exact energy, auto bounds it for near-duplicates alone."},
     )
     part_copies: bool = field(default=True, metadata={"help": "Push neurons that coincide apart."})
     hidden_weight: float = field(default=1.0, metadata={"help": "Weight of each hidden group's mean energy."})
     output_weight: float = field(default=1.0, metadata={"help": "Weight of each output group's mean energy."})
     embedding_weight: float = field(default=0.0, metadata={"help": "Weight of each embedding's mean energy."})
+    across: list[str] | None = field(
+        default=None, metadata={"help": "Push whole modules apart: experts, heads or layers, one or more of them."}
+    )
+    across_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the mean energy across modules; hidden_weight if not given."}
+    )
     include: list[str] | None = field(
         default=None, metadata={"help": "Patterns of group names to regularize; all if not given."}
     )
@@ -157,7 +145,7 @@ class MHEConfig:
     )
 
     def __post_init__(self) -> None:
-        auto = isinstance(self.softening, _Auto) or self.softening == AUTO
+        auto = isinstance(self.softening, AutoSoftening) or self.softening == AUTO
         object.__setattr__(self, "softening", AUTO if auto else self.softening)
         for name in ("s", *_WEIGHTS, *(() if auto else ("softening",))):
             check_number(name, getattr(self, name))
@@ -166,6 +154,10 @@ class MHEConfig:
             share = "a share of the training step's operations in (0, 1], or None"
             check_number("budget", self.budget, above=0, at_most=1, right=share)
             object.__setattr__(self, "budget", float(self.budget))
+        object.__setattr__(self, "across", _kinds_across(self.across))
+        if self.across_weight is not None:
+            check_number("across_weight", self.across_weight)
+            object.__setattr__(self, "across_weight", float(self.across_weight))
         for name in ("include", "exclude", "output"):
             object.__setattr__(self, name, _patterns(name, getattr(self, name)))
         check_option("adapters", self.adapters, get_args(Adapters))
@@ -195,9 +187,21 @@ class MHEConfig:
         return float(getattr(self, f"{role}_weight"))
 
     @property
+    def weight_across(self) -> float:
+        """The weight of the mean energy of each stack of modules in the objective; 0 where none is asked for."""
+        if not self.across:
+            return 0.0
+        return self.hidden_weight if self.across_weight is None else self.across_weight
+
+    @property
+    def potential_across(self) -> Potential:
+        """The potential of a pair of modules: full space, as for outputs; see Note [A module as a direction]."""
+        return self.potential("output")
+
+    @property
     def is_off(self) -> bool:
         """Whether every weight is 0, so that training is as without MHE."""
-        return not any(self.weight(role) for role in ROLES)
+        return not self.weight_across and not any(self.weight(role) for role in ROLES)
 
     def potential(self, role: str) -> Potential:
         """The potential of the groups of one role: the output role is always full space."""
@@ -319,3 +323,12 @@ def _patterns(name: str, value: object) -> list[str] | None:
     if not patterns or len(patterns) < len(given):
         raise MHEError(f"{name} must be a pattern or a list of patterns (strings), or None; got {value!r}")
     return patterns
+
+
+def _kinds_across(value: object) -> list[str] | None:
+    given = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [value]
+    if value is None or not given:
+        return None
+    for kind in given:
+        check_option("across", kind, get_args(Across))
+    return list(dict.fromkeys(given))

@@ -30,13 +30,16 @@ def in_one_line(
 
 def _facts(groups: Sequence[NeuronGroup], config: MHEConfig, find_engine: Callable[[], Engine]) -> Iterator[str]:
     counts = {role: sum(group.role == role for group in groups) for role in ROLES}
-    yield ", ".join(
-        f"{count} {role} group{'s' if count > 1 else ''} x {config.weight(role):g}"
-        for role, count in counts.items()
-        if count
-    )
-    if config.objective != "energy":
+    if groups:
+        yield ", ".join(
+            f"{count} {role} group{'s' if count > 1 else ''} x {config.weight(role):g}"
+            for role, count in counts.items()
+            if count
+        )
+    if groups and config.objective != "energy":
         yield config.objective
+    if config.across and config.weight_across:
+        yield f"across {', '.join(config.across)} x {config.weight_across:g}"
     if config.budget is not None:
         yield f"budget {config.budget:g}"
     try:

@@ -16,9 +16,10 @@ from hf_mhe.checks import check_integer
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import NeuronGroup
 from hf_mhe.neurons.model.unwrap import unwrap
-from hf_mhe.training.binding import bind_groups, trained_as_updated
+from hf_mhe.training.across_terms import Across, draw, inflation
+from hf_mhe.training.binding import bind_groups, in_use, trained_as_updated
 from hf_mhe.training.budget.budget import Budget
-from hf_mhe.training.config import MHEConfig
+from hf_mhe.training.config import ROLES, MHEConfig
 from hf_mhe.training.delivery import Delivery
 from hf_mhe.training.diagnosis import GradientRatio, UnsaidAccumulation, is_due
 from hf_mhe.training.engines.collectives import is_distributed
@@ -29,7 +30,7 @@ from hf_mhe.training.engines.protocol import Engine
 from hf_mhe.training.engines.refuse import refuse_model
 from hf_mhe.training.logs import PenaltyLog
 from hf_mhe.training.messages import check_loss, check_state, in_eval_mode, no_end, nothing_left
-from hf_mhe.training.objectives.choose import energy_terms, exact_terms, inflation
+from hf_mhe.training.objectives.choose import energy_terms, exact_terms
 from hf_mhe.training.one_line import in_one_line
 from hf_mhe.training.spread import SpreadLog
 from hf_mhe.training.terms import PenaltyTerms, Term, trained
@@ -114,13 +115,17 @@ class MHERegularizer:
         self._ratio = GradientRatio()
         self._spreads = SpreadLog()
         self._unsaid = UnsaidAccumulation()
-        self.delivery = Delivery(self.model, functools.partial(trained_as_updated, self.model, self._bound))
+        self._reached: list[NeuronGroup] = []  # the bound ones, and those that stacks are made of
+        self.delivery = Delivery(self.model, functools.partial(trained_as_updated, self.model, self._reached))
         self._said: set[str] = set()
         self._forward: ForwardUnderDDP | None = None
         self.budget: Budget | None = None
+        self._across = Across(self.model, self.config)
         if self.config.is_off:
             return
-        self._bound += bind_groups(self.model, self.config)
+        if any(map(self.weight, ROLES)):
+            self._bound += bind_groups(self.model, self.config)
+        self._reached += [*self._bound, *self._across.groups]
         if not self.groups:
             self._said.add("frozen")  # by bind_groups
         if self.config.budget is not None:
@@ -128,7 +133,7 @@ class MHERegularizer:
         if is_distributed():
             # The hook holds the groups and not the regularizer, and is removed with the regularizer: a new regularizer
             # may replace this one after the model was changed, and these groups no longer exist then.
-            self._forward = ForwardUnderDDP(functools.partial(trained, self._bound))
+            self._forward = ForwardUnderDDP(functools.partial(trained, self._reached))
             hook = self.model.register_forward_hook(self._forward)
             weakref.finalize(self, hook.remove).atexit = False
 
@@ -160,10 +165,7 @@ class MHERegularizer:
         Raises:
             MHEError: as `penalty`.
         """
-        groups = self._checked()
-        if not groups:
-            return PenaltyTerms(torch.zeros(()), torch.zeros(0))
-        return self.find_engine().evaluate(self._exact(groups))
+        return self._across.evaluate(self.find_engine(), self._exact(in_use(self._bound)), self._across.terms())
 
     def find_engine(self) -> Engine:
         """Who holds which part of the parameters now, found once for a step and handed on.
@@ -171,7 +173,7 @@ class MHERegularizer:
         Raises:
             MHEError: DeepSpeed's engine does something that is not supported.
         """
-        return engine_of(self.model, self._bound, self._forward, divide_work=self.divide_work)
+        return engine_of(self.model, self._reached, self._forward, divide_work=self.divide_work)
 
     def advance(self, *, again: bool | None = None, engine: Engine | None = None) -> Tensor | None:
         """What the current optimizer step gets of the penalty, and on to the next; None where it gets nothing.
@@ -199,23 +201,24 @@ class MHERegularizer:
         multiplier = self.schedule.multiplier(step)
         if self.budget is not None:
             self.budget.end_step()
-        groups = self._left() if multiplier else []
-        if not groups:
-            return None
+        groups, across = (self._left(), self._across.terms()) if multiplier else ([], [])
         terms = self._exact(groups, step)
-        if self.budget is not None:
-            terms = self.budget.draw(terms, engine.workload(groups), step)
-            if not terms:
-                return None
-        found = engine.evaluate_due(terms)
+        exact = [term.factor for term in terms] + [term.factor for term in across]
+        if self.budget is not None and exact:
+            terms, across = draw(self.budget, engine, terms, across, step)
+        if not terms and not across:
+            return None
+        self._across.begin_step(again=again)
+        found = self._across.evaluate(engine, terms, across, due=True)
         self._log.count(found.among(groups), self.schedule.factor(step), again=again)
         penalty = multiplier * found.penalty
         every = self.schedule.every_n_steps
         if is_due(step // every + 1) and not torch.compiler.is_compiling() and engine.fills_grad:
-            anew = lambda: multiplier * engine.evaluate(terms).penalty  # noqa: E731
-            penalty = self._ratio.watch(penalty, self.model, anew, steps=every * inflation(self.config, groups, terms))
+            anew = lambda: multiplier * self._across.evaluate(engine, terms, across).penalty  # noqa: E731
+            penalty = self._ratio.watch(penalty, self.model, anew, steps=every * inflation(exact, [*terms, *across]))
         if penalty.requires_grad and not torch.compiler.is_compiling():
-            penalty = self.delivery.carry(penalty, trained_as_updated(self.model, [term.group for term in terms]))
+            reached = [*(term.group for term in terms), *(group for term in across for group in term.stack.groups)]
+            penalty = self.delivery.carry(penalty, trained_as_updated(self.model, reached))
         return penalty
 
     def logs(self) -> dict[str, float]:
@@ -226,6 +229,7 @@ class MHERegularizer:
         `mhe_score` are means over the groups of the mean energy and of its score (not with softening), with
         `MHEConfig(log_groups=True)` each group's are `mhe_energy/<group>` and `mhe_spread/<group>`. Another objective
         is logged in place of the energy, as it is minimized: `mhe_srip` is its mean, `mhe_srip/<group>` each group's;
+        `mhe_across_energy/<kind>` is the mean energy of whole modules (`MHEConfig(across=...)`);
         `mhe_gradient_ratio` is the norm of the penalty's gradient over that of the task's
         (`hf_mhe.training.diagnosis`), where it was taken. Only the steps that computed the penalty count, and with
         none the record has none of these. Where λ has a schedule, `mhe_factor` is what the weights were multiplied by
@@ -234,7 +238,7 @@ class MHERegularizer:
         Every rank has to call it, because under DDP the work is divided.
         """
         spreads = self._spreads.drain(self.step, self.find_engine, self.groups, each=self.config.log_groups)
-        record = {**spreads, **self._log.drain(), **self._ratio.drain()}
+        record = {**spreads, **self._log.drain(), **self._across.drain(), **self._ratio.drain()}
         if not self.schedule.is_constant and self.step:
             record["mhe_factor"] = self.schedule.factor(self.step - 1)
         return record
@@ -259,6 +263,7 @@ class MHERegularizer:
         self.step = int(state["step"])
         self._log = PenaltyLog(self.config)
         self.delivery.end()
+        self._across.drain()
         self._ratio.drain()  # what it has warned of it does not say again
 
     def energies(self) -> dict[str, float]:
@@ -267,7 +272,7 @@ class MHERegularizer:
         Raises:
             MHEError: as `penalty`.
         """
-        groups = self._checked()
+        groups = in_use(self._bound)
         if not groups:
             return {}
         with torch.no_grad():
@@ -308,7 +313,7 @@ class MHERegularizer:
             return loss
         engine = engine_of(self.model, ())  # without the groups, which say who computes what and not when
         if engine.stepper is None:
-            refuse_unfound(self.model, functools.partial(trained, self._bound))
+            refuse_unfound(self.model, functools.partial(trained, self._reached))
         moment = engine.micro_batch(sync=sync, scale=scale)
         if not moment.is_due:
             return loss
@@ -318,22 +323,12 @@ class MHERegularizer:
         if penalty is None:
             return loss
         if engine.stepper is None and sync is None:
-            self._unsaid.watch(trained(self._bound), once=again)
+            self._unsaid.watch(trained(self._reached), once=again)
         return moment.add(loss, penalty)
-
-    def _checked(self) -> list[NeuronGroup]:
-        """The groups to compute now; one that froze because an adapter was put on or activated cannot be left out."""
-        groups = []
-        for group in self._bound:
-            if group.requires_grad:
-                groups.append(group)
-            else:
-                group.check_in_use()
-        return groups
 
     def _left(self) -> list[NeuronGroup]:
         """The groups to compute at the current step; where none is left, a warning once."""
-        groups = self._checked()
+        groups = in_use(self._bound)
         if groups:
             self._said.discard("frozen")
         elif self._bound and "frozen" not in self._said:

@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from hf_mhe.neurons import NeuronGroup
+from hf_mhe.energy import Potential
+from hf_mhe.neurons import NeuronGroup, Stack
+from hf_mhe.training.engines.plan import operations
 from hf_mhe.training.objectives.objective import Objective
 
 
@@ -26,6 +28,19 @@ class Term(NamedTuple):
     def operations(self) -> int:
         """Floating-point operations of the objective with its gradient."""
         return self.objective.operations(self.group.n, self.group.d)
+
+
+class AcrossTerm(NamedTuple):
+    """A stack of members, the factor of its mean energy in the penalty, and the energy of one pair of them."""
+
+    stack: Stack
+    factor: float
+    potential: Potential
+
+    @property
+    def operations(self) -> int:
+        """Floating-point operations of the walks over the members, with the gradient."""
+        return operations(self.stack.k, self.stack.size)
 
 
 class PenaltyTerms(NamedTuple):

@@ -10,7 +10,7 @@ from torch import nn
 from hf_mhe.errors import MHEError
 from hf_mhe.neurons import NeuronGroup, neuron_groups
 from hf_mhe.neurons.model.unwrap import unwrap
-from hf_mhe.training.binding import without_apart
+from hf_mhe.training.binding import in_use, without_apart
 from hf_mhe.training.config import MHEConfig
 from hf_mhe.training.engines.engine_of import engine_of
 from hf_mhe.training.engines.refuse import refuse_model
@@ -60,9 +60,7 @@ class Watch:
         Raises:
             MHEError: an energy is not finite, or a layer became something else than it was.
         """
-        for group in self.groups:
-            group.check_in_use()
-        groups = [group for group in self.groups if group.requires_grad]
+        groups = in_use(self.groups)
         if not groups:
             return {}
         engine = engine_of(self.model, groups)

@@ -119,6 +119,8 @@ def test_config_and_other_potentials_are_stated(resnet: PreTrainedModel) -> None
     for name, value in config.to_dict().items():
         assert rows[name] == [str(value)]
     assert "This model was trained with" in card.text
+    across = model_card(after, config=hf_mhe.MHEConfig(hidden_weight=0.5, across=["experts", "layers"]))
+    assert "mean energy + Σ over stacks (experts, layers) of 0.5 × mean energy between their members." in across.text
     off = model_card(after, config=hf_mhe.MHEConfig(hidden_weight=0.0, output_weight=0.0))
     assert "was trained with" not in off.text, "with every weight at 0 nothing was regularized"
     assert "6 hidden (weight 2.5, s=1, angular, half space)." in card.text

@@ -22,7 +22,7 @@ from hf_mhe.training.budget.operations import ForwardOperations
 from hf_mhe.training.engines.collectives import is_distributed
 from hf_mhe.training.engines.plan import GroupShape, Workload
 from hf_mhe.training.objectives.objective import Sample
-from hf_mhe.training.terms import Term
+from hf_mhe.training.terms import AcrossTerm, Term
 
 _OPERATIONS = "a finite number of operations > 0"
 
@@ -88,7 +88,7 @@ class Budget:
             counted = float(total) / torch.distributed.get_world_size()
         self.step_operations = counted or None
 
-    def draw(self, terms: Sequence[Term], workload: Workload, step: int) -> list[Term]:
+    def draw(self, terms: Sequence[Term | AcrossTerm], workload: Workload, step: int) -> list[Term | AcrossTerm]:
         """The terms to compute at an optimizer step, in their order; every rank has to call this.
 
         Args:
@@ -136,13 +136,15 @@ class Budget:
         return 0.0 if forward is None else forward.stop()
 
 
-def _as_computed(shape: GroupShape, term: Term) -> GroupShape:
+def _as_computed(shape: GroupShape, term: Term | AcrossTerm) -> GroupShape:
     """The shape with what its term costs, where that is not the walk of the energy."""
-    if term.objective.by_rows is not None:
+    if isinstance(term, AcrossTerm) or term.objective.by_rows is not None:
         return shape
     return shape._replace(whole=term.operations, together=False, rows=None)
 
 
-def _drawn(term: Term, times: float, sample: Sample | None) -> Term:
+def _drawn(term: Term | AcrossTerm, times: float, sample: Sample | None) -> Term | AcrossTerm:
+    if isinstance(term, AcrossTerm):  # of which all members are walked, whenever it is drawn
+        return term._replace(factor=times * term.factor)
     objective = term.objective if sample is None else term.objective.sampled(sample)
     return term._replace(factor=times * term.factor, objective=objective)

@@ -13,10 +13,11 @@ from hf_mhe.training.accumulation import Moment, by_loop
 from hf_mhe.training.engines.plan import GroupShape, Workload
 from hf_mhe.training.engines.protocol import Stepper
 from hf_mhe.training.engines.refuse import refuse_parameter, refuse_without_values
+from hf_mhe.training.engines.stack_energies import energies_of_stacks
 from hf_mhe.training.finite import finite
 from hf_mhe.training.mean_energy import alike, mean_energies
 from hf_mhe.training.messages import not_finite
-from hf_mhe.training.terms import PenaltyTerms, Term
+from hf_mhe.training.terms import AcrossTerm, PenaltyTerms, Term
 
 
 class OneProcess:
@@ -24,6 +25,7 @@ class OneProcess:
 
     stepper: Stepper | None = None
     fills_grad: bool = True
+    divides_members: bool = False
 
     def micro_batch(self, *, sync: bool | None = None, scale: float | None = None) -> Moment:
         """See `Engine`."""
@@ -43,6 +45,12 @@ class OneProcess:
     def evaluate_due(self, terms: Sequence[Term]) -> PenaltyTerms:
         """See `Engine`."""
         return self.evaluate(terms)
+
+    def evaluate_across(self, terms: Sequence[AcrossTerm], *, due: bool) -> PenaltyTerms:
+        """See `Engine`."""
+        refuse_without_values([group for term in terms for group in term.stack.groups])
+        energies = energies_of_stacks(terms)
+        return PenaltyTerms(weighted(terms, energies), energies.detach())
 
 
 def energies_of_whole(terms: Sequence[Term]) -> Tensor:
@@ -75,7 +83,7 @@ def check_finite(terms: Sequence[Term], energies: Tensor) -> None:
         raise MHEError(not_finite([term.group.name for term in terms], energies.tolist(), said.noun, said.cure))
 
 
-def weighted(terms: Sequence[Term], energies: Tensor) -> Tensor:
+def weighted(terms: Sequence[Term | AcrossTerm], energies: Tensor) -> Tensor:
     """`sum of factor * energy`, 0-dim, on the device of the energies."""
     factors = torch.tensor([term.factor for term in terms], dtype=energies.dtype)
     return (factors.to(energies.device) * energies).sum()

@@ -8,7 +8,7 @@ from typing import Protocol
 from hf_mhe.neurons import NeuronGroup
 from hf_mhe.training.accumulation import Moment
 from hf_mhe.training.engines.plan import Workload
-from hf_mhe.training.terms import PenaltyTerms, Term
+from hf_mhe.training.terms import AcrossTerm, PenaltyTerms, Term
 
 
 class Stepper(Protocol):
@@ -28,6 +28,10 @@ class Engine(Protocol):
     @property
     def fills_grad(self) -> bool:
         """Whether `.grad` has the gradients that the optimizer gets, so that the ratio of two can be taken there."""
+
+    @property
+    def divides_members(self) -> bool:
+        """Whether the ranks divide the coordinates of a stack's members, or each walks all of them."""
 
     def micro_batch(self, *, sync: bool | None = None, scale: float | None = None) -> Moment:
         """The current micro-batch: is the penalty due, and what is the loss divided by.
@@ -58,4 +62,18 @@ class Engine(Protocol):
 
         Raises:
             MHEError: as `evaluate`; under DDP that comes out of the backward pass, on every rank.
+        """
+
+    def evaluate_across(self, terms: Sequence[AcrossTerm], *, due: bool) -> PenaltyTerms:
+        """The penalty and the energies of stacks of members, one or more terms, in their order; `groups` is empty.
+
+        On every rank alike: each has the gradient of the whole penalty for the parameters that it holds, whose mean
+        over ranks that hold the same is itself. Every rank that holds a part of the parameters has to call this.
+
+        Args:
+            terms: the same in the same order on every rank.
+            due: whether it is for the loss of the micro-batch that is due.
+
+        Raises:
+            MHEError: an energy is not finite, or the engine cannot put the members side by side.
         """

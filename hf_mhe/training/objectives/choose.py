@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from hf_mhe.neurons import NeuronGroup
@@ -37,9 +36,3 @@ def exact_terms(config: MHEConfig, groups: Sequence[NeuronGroup], step: int, see
 def energy_terms(config: MHEConfig, groups: Sequence[NeuronGroup]) -> list[Term]:
     """The groups' mean energies, whatever the objective is."""
     return [Term(group, 1.0, Energy(config.potential(group.role))) for group in groups]
-
-
-def inflation(config: MHEConfig, groups: Sequence[NeuronGroup], terms: Sequence[Term]) -> float:
-    """The norm of a drawn penalty's gradient over that of the exact one's, if all groups' are alike."""
-    exact = math.hypot(*(config.weight(group.role) for group in groups))
-    return math.hypot(*(term.factor for term in terms)) / exact

@@ -9,10 +9,10 @@ from hf_mhe.choices import Distance, Space
 from hf_mhe.energy import Potential
 from hf_mhe.energy.autograd.selected import selected_energy
 from hf_mhe.errors import MHEError
-from hf_mhe.training.config import AUTO, CLOSEST
 from hf_mhe.training.engines.collectives import is_distributed
 from hf_mhe.training.outputs.all_ranks import energy_of_all_ranks
 from hf_mhe.training.outputs.as_rows import as_rows
+from hf_mhe.training.softening import AUTO, CLOSEST
 
 # Note [Copies among outputs]
 # A batch has duplicates, paraphrases, and in a collapsed encoder nothing else. So the energy of outputs is bounded by

@@ -23,7 +23,7 @@ from hf_mhe.training.engines.deepspeed.zero import divided_energies, partitioned
 from hf_mhe.training.engines.one_process import OneProcess, check_finite, weighted
 from hf_mhe.training.engines.plan import Workload
 from hf_mhe.training.engines.protocol import Stepper
-from hf_mhe.training.terms import PenaltyTerms, Term, trained
+from hf_mhe.training.terms import AcrossTerm, PenaltyTerms, Term, trained
 
 
 class DeepSpeed:
@@ -49,6 +49,8 @@ class DeepSpeed:
     ) -> None:
         self._engine, self._model, self._groups = engine, model, groups
         self._divide_work, self._unpartitioned = divide_work, unpartitioned
+
+    divides_members = False
 
     @property
     def stepper(self) -> Stepper | None:
@@ -87,6 +89,24 @@ class DeepSpeed:
         if self._engine is not None:
             _prepare(self._engine, self._model, trained(self._groups))
         return self._evaluate(terms, self._dividing([term.group for term in terms]))
+
+    def evaluate_across(self, terms: Sequence[AcrossTerm], *, due: bool) -> PenaltyTerms:
+        """See `Engine`; every rank computes all of it, and the engine's mean over the ranks leaves it as it is.
+
+        Raises:
+            MHEError: ZeRO 3 has partitioned the parameters.
+        """
+        stacks = [term.stack for term in terms]
+        for stack in stacks:
+            if partitioned_over(stack.groups) is not None:
+                raise MHEError(
+                    f"MHE does not support across={stack.kind!r} with DeepSpeed ZeRO 3, which has partitioned the "
+                    f"parameters of {stack.name!r}: train with ZeRO 0 to 2, FSDP2, DDP or in one process, or leave "
+                    "across out"
+                )
+        if due and self._engine is not None:
+            _prepare(self._engine, self._model, trained(self._groups))
+        return self._unpartitioned.evaluate_across(terms, due=due)
 
     def _evaluate(self, terms: Sequence[Term], process_group: torch.distributed.ProcessGroup | None) -> PenaltyTerms:
         if process_group is None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from hf_mhe.neurons import NeuronGroup
@@ -12,11 +14,13 @@ from hf_mhe.neurons.group import is_dtensor
 from hf_mhe.training.engines.dtensor.assignment import Parameters, most_rows
 from hf_mhe.training.engines.dtensor.fsdp2 import Managed
 from hf_mhe.training.engines.dtensor.regions import holding
+from hf_mhe.training.engines.dtensor.sharded_across import sharded_energy
 from hf_mhe.training.engines.dtensor.sharded_penalty import sharded_penalty
-from hf_mhe.training.engines.one_process import OneProcess, check_finite
+from hf_mhe.training.engines.one_process import OneProcess, check_finite, weighted
 from hf_mhe.training.engines.plan import GroupShape, Workload
 from hf_mhe.training.engines.refuse import refuse_without_values
-from hf_mhe.training.terms import PenaltyTerms, Term
+from hf_mhe.training.engines.stack_energies import check_finite_across, energies_of_stacks
+from hf_mhe.training.terms import AcrossTerm, PenaltyTerms, Term
 
 
 class DTensors(OneProcess):
@@ -25,6 +29,8 @@ class DTensors(OneProcess):
     Args:
         model: the user's own model, unwrapped.
     """
+
+    divides_members = True
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -54,6 +60,20 @@ class DTensors(OneProcess):
             energies[rest] = own.energies.to(energies)
             penalty = penalty + own.penalty.to(penalty.device)
         return PenaltyTerms(penalty, energies, groups)
+
+    def evaluate_across(self, terms: Sequence[AcrossTerm], *, due: bool) -> PenaltyTerms:
+        """See `Engine`; stacks without a DTensor are computed by every rank."""
+        refuse_without_values([group for term in terms for group in term.stack.groups])
+        managed = Managed(self._model)
+        found: list[Tensor] = []
+        for term in terms:
+            tensors = [managed.parameter(tensor) for group in term.stack.groups for tensor in group.tensors()]
+            sharded = any(map(is_dtensor, tensors))
+            found.append(sharded_energy(term, managed.parameter) if sharded else energies_of_stacks([term])[0])
+        dtype = functools.reduce(torch.promote_types, (energy.dtype for energy in found))
+        energies = torch.stack([energy.to(found[0].device, dtype) for energy in found])
+        check_finite_across(terms, energies.detach())
+        return PenaltyTerms(weighted(terms, energies), energies.detach())
 
     def _parameters(self, groups: Sequence[NeuronGroup]) -> list[Parameters]:
         managed = Managed(self._model)  # made anew: between forward and backward pass FSDP2 exchanges parameters

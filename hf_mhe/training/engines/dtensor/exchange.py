@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup, Work
+from torch.distributed.device_mesh import DeviceMesh
 
 _ALIGNMENT = 16  # bytes: a tensor of any dtype may begin there
 
@@ -73,6 +74,12 @@ def _views(buffer: Tensor, expected: Sequence[Expected]) -> list[Tensor]:
         views.append(buffer[start : start + length].view(each.dtype).view(each.shape))
         start += each.room
     return views
+
+
+def device_of(mesh: DeviceMesh) -> torch.device:
+    """Where the ranks of a mesh communicate."""
+    kind = mesh.device_type
+    return torch.device(kind) if kind == "cpu" else torch.device(kind, torch.accelerator.current_device_index())
 
 
 def process_group_of(global_ranks: Sequence[int]) -> ProcessGroup:

@@ -143,18 +143,18 @@ def region(
         factors = [_split_factor(placements[axis]) for axis in axes]
         along: tuple[Run, ...] = ((0, size),)
         if len(axes) == 1:
-            along = tuple(_chunk((0, size), factors[0], number) for number in range(factors[0]))
+            along = tuple(chunk((0, size), factors[0], number) for number in range(factors[0]))
         elif any(factor > 1 for factor in factors):
             if factors != [math.prod(sizes[later] for later in axes[number + 1 :]) for number in range(len(axes))]:
                 raise _unsupported(placements)
             axes.reverse()
         for axis in axes:
-            along = tuple(_chunk(run, sizes[axis], coordinate[axis]) for run in along)
+            along = tuple(chunk(run, sizes[axis], coordinate[axis]) for run in along)
         runs.append(along)
     return Region(tuple(runs))
 
 
-def _chunk(run: Run, chunks: int, number: int) -> Run:
+def chunk(run: Run, chunks: int, number: int) -> Run:
     """One of `chunks`, as torch.chunk makes them: equal lengths, rounded up, until nothing is left."""
     start, length = run
     step = -(-length // chunks)

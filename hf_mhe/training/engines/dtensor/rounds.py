@@ -13,7 +13,7 @@ from hf_mhe.energy.autograd.share import energy_share
 from hf_mhe.errors import MHEError
 from hf_mhe.training.engines.collectives import error_of_any
 from hf_mhe.training.engines.dtensor.assignment import Assignment, Parcel
-from hf_mhe.training.engines.dtensor.exchange import Arrival, Expected, exchange
+from hf_mhe.training.engines.dtensor.exchange import Arrival, Expected, device_of, exchange
 
 Round = list[list[Parcel]]
 """By rank, the parcels that it walks whole in this round."""
@@ -34,10 +34,7 @@ class Rounds:
 
     def __init__(self, assignment: Assignment, local: Sequence[Tensor], wanted: Sequence[bool]) -> None:
         self._assignment, self._local, self._wanted = assignment, local, wanted
-        kind = assignment.mesh.device_type  # the ranks' communication goes there; offloaded parameters come along
-        self._device = (
-            torch.device(kind) if kind == "cpu" else torch.device(kind, torch.accelerator.current_device_index())
-        )
+        self._device = device_of(assignment.mesh)  # offloaded parameters come along
         self._refused: MHEError | None = None
         self.values = torch.zeros(len(assignment.terms), dtype=torch.float64)
         self.gradients: list[Tensor | None] = [None] * len(local)
