@@ -124,7 +124,7 @@ def main() -> None:
         args, training_args, mhe_args = parser.parse_args_into_dataclasses()
         trainer = build_trainer(args, training_args, mhe_args.to_config())
         before = hf_mhe.analyze(trainer.model) if trainer.is_world_process_zero() else None
-    except (hf_mhe.MHEError, ImportError, OSError, ValueError) as error:
+    except (hf_mhe.MHEError, ImportError, OSError, RuntimeError, ValueError) as error:
         parser.exit(2, f"{parser.prog}: error: {' '.join(f'{error} (arguments: {sys.argv[1:]})'.split())}\n")
 
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)

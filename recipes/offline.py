@@ -14,6 +14,11 @@ from pathlib import Path
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from tokenizers import ByteLevelBPETokenizer, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 CLOTHES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
@@ -98,6 +103,23 @@ def standard_library() -> DatasetDict:
     folder = Path(sysconfig.get_path("stdlib"))
     files = [file for file in sorted(folder.rglob("*.py")) if not {"site-packages", "test", "tests"} & set(file.parts)]
     return _split({"text": [file.read_text("utf-8", errors="replace") for file in files]}, 20)
+
+
+def byte_pairs(texts: list[str], size: int = 2048) -> PreTrainedTokenizerFast:
+    """A tokenizer of byte pairs, learned from texts."""
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(texts, size, special_tokens=["<pad>", "</s>"], show_progress=False)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer, pad_token="<pad>", eos_token="</s>")
+
+
+def whole_words(texts: list[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer whose tokens are the words of texts, and an end after each text."""
+    special = {"<pad>": 0, "</s>": 1, "<unk>": 2}
+    words = sorted({word for text in texts for word in text.split()})
+    tokenizer = Tokenizer(WordLevel(special | {word: 3 + i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
 
 
 def _split(columns: dict[str, list], one_of: int, features: Features | None = None) -> DatasetDict:
