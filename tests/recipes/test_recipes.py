@@ -42,8 +42,6 @@ def spreads(said: str) -> tuple[float, float]:
 @pytest.mark.parametrize("script", OWN)
 def test_a_recipe_runs_as_it_stands(script: str, tmp_path: Path, capsys: Any) -> None:
     """A newcomer's first command would fail, or train nothing."""
-    if script in ("text_classification",):
-        pytest.importorskip("babel")
     assert in_this_process(script, "--quick", "--output_dir", tmp_path) == 0
     before, after = spreads(capsys.readouterr().out)
     assert 0 < before < 3
@@ -53,13 +51,13 @@ def test_a_recipe_runs_as_it_stands(script: str, tmp_path: Path, capsys: Any) ->
 
 
 @pytest.mark.parametrize("script", OWN)
-def test_what_was_trained_on_own_data_loads(script: str) -> None:
+def test_what_was_trained_on_own_data_loads(script: str, tmp_path: Path) -> None:
     """A user's model would come back with other weights than those that were trained."""
     import transformers
 
     given, trained = own(script)
-    model = getattr(transformers, given.auto_class).from_pretrained(trained)
-    assert furthest({name: model.state_dict()[name] for name in weights(trained)}, weights(trained)) == 0
+    getattr(transformers, given.auto_class).from_pretrained(trained).save_pretrained(tmp_path)
+    assert furthest(weights(tmp_path), weights(trained)) == 0
 
 
 @pytest.mark.parametrize("script", OWN)
@@ -117,10 +115,11 @@ print(ModelCard.load({name!r}).text)
     assert "energy" in said
 
 
+COLUMN = {"causal_lm": "--dataset_text_field", "seq2seq": "--target_column"}
 BAD = {
     "an unknown model": (["--model_name_or_path", "nobody/nothing"], "nobody/nothing"),
     "an unknown data set": (["--dataset_name", "nobody/nothing"], "nobody/nothing"),
-    "a missing column": (["--label_column", "kind"], "no column 'kind'; it has "),
+    "a missing column": (["COLUMN", "kind"], "no column 'kind'"),
     "a missing split": (["--train_split", "dev"], "no split 'dev'; it has train"),
     "an unknown metric": (["--metric", "nobody/nothing"], "nobody/nothing"),
     "a bad number": (["--mhe_s", "-1"], "s must be a finite number >= 0; got -1.0"),
@@ -131,10 +130,22 @@ BAD = {
 @pytest.mark.parametrize("bad", BAD)
 def test_bad_input_is_one_clear_line(script: str, bad: str, tmp_path: Path, capsys: Any) -> None:
     """A typing error would end in pages of traceback, or in a status that says that all went well."""
+    if script == "causal_lm" and bad == "an unknown metric":
+        pytest.skip("its metric is the loss")
     given, _ = own(script)
     arguments, expected = BAD[bad]
+    arguments = [COLUMN.get(script, "--label_column") if word == "COLUMN" else word for word in arguments]
     capsys.readouterr()
     assert in_this_process(script, *given.given(tmp_path / "out"), *arguments) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(f"{script}.py: error: ")
     assert expected in last
+
+
+def test_a_config_for_another_number_of_processes_is_one_clear_line(tmp_path: Path) -> None:
+    """A mesh of eight on a machine of two would end in pages of traceback of torch."""
+    config = RECIPES / "accelerate_configs" / "tensor_parallel.yaml"
+    script = RECIPES / "image_classification.py"
+    with pytest.raises(AssertionError) as failed:
+        in_two_processes([*ACCELERATE, config], script, "--quick", "--output_dir", tmp_path)
+    assert "image_classification.py: error: Mesh should not be bigger than default world size 2" in str(failed.value)
