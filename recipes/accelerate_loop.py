@@ -43,8 +43,8 @@ class LoopArguments:
     metric: str = field(
         default=str(Path(__file__).parent / "metrics" / "accuracy"), metadata={"help": "A metric of evaluate."}
     )
-    learning_rate: float = field(default=2e-4, metadata={"help": "At the end of the warm-up."})
-    num_epochs: int = field(default=3, metadata={"help": "Passes over the data."})
+    learning_rate: float = field(default=3e-4, metadata={"help": "At the end of the warm-up."})
+    num_epochs: int = field(default=1, metadata={"help": "Passes over the data."})
     batch_size: int = field(default=64, metadata={"help": "Of each process."})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches of an optimizer step."})
     seed: int = field(default=42, metadata={"help": "Of the data's order and of new weights."})

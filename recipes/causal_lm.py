@@ -27,7 +27,7 @@ from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantiz
 import hf_mhe
 
 DEFAULTS = {
-    "output_dir": "causal_lm", "learning_rate": 2e-3, "max_steps": 300, "max_length": 256, "packing": True,
+    "output_dir": "causal_lm", "learning_rate": 2e-3, "max_steps": 200, "max_length": 256, "packing": True,
     "per_device_train_batch_size": 16, "per_device_eval_batch_size": 16, "lr_scheduler_type": "cosine", "bf16": False,
 }  # fmt: skip
 VOCABULARY = "*embed*"  # not in the table: its rows take longer to compare than all other layers

@@ -32,7 +32,7 @@ from transformers import (
 import hf_mhe
 
 DEFAULTS = {
-    "output_dir": "seq2seq", "learning_rate": 2e-3, "max_steps": 1500, "max_eval_samples": 500,
+    "output_dir": "seq2seq", "learning_rate": 2e-3, "max_steps": 1000, "max_eval_samples": 500,
     "per_device_train_batch_size": 64, "per_device_eval_batch_size": 100, "predict_with_generate": True,
     "generation_max_length": 64,
 }  # fmt: skip

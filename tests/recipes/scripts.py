@@ -63,6 +63,12 @@ def in_two_processes(launcher: Sequence[object], *arguments: object, timeout: fl
     return said
 
 
+def launched_by_accelerate(config: str) -> list[object]:
+    """The launcher of two processes on CPU, of a config of accelerate."""
+    file = RECIPES / "accelerate_configs" / f"{config}.yaml"
+    return ["accelerate.commands.launch", "--num_processes", 2, "--mixed_precision", "no", "--config_file", file]
+
+
 @dataclass(frozen=True)
 class Own:
     """A user's own model and data for a recipe, and how the result is loaded."""

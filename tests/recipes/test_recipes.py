@@ -11,10 +11,18 @@ from typing import Any
 import pytest
 
 from tests.hub_server.server import HubServer
-from tests.recipes.scripts import OWN, RECIPES, Own, furthest, in_this_process, in_two_processes, weights
+from tests.recipes.scripts import (
+    OWN,
+    RECIPES,
+    Own,
+    furthest,
+    in_this_process,
+    in_two_processes,
+    launched_by_accelerate,
+    weights,
+)
 
 pytestmark = [pytest.mark.recipes, pytest.mark.timeout(300)]
-ACCELERATE = ["accelerate.commands.launch", "--num_processes", 2, "--mixed_precision", "no", "--config_file"]
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", 2, "-m", "tests.recipes.sharded"]
 
 
@@ -75,8 +83,7 @@ def test_two_processes_end_where_one_does(script: str, tmp_path: Path) -> None:
     """The launch line of a recipe would train something else than the plain line, batch for batch."""
     given, trained = own(script)
     arguments = given.given(tmp_path, per_device_train_batch_size=4)
-    config = RECIPES / "accelerate_configs" / "multi_gpu.yaml"
-    said = in_two_processes([*ACCELERATE, config], RECIPES / f"{script}.py", *arguments)
+    said = in_two_processes(launched_by_accelerate("multi_gpu"), RECIPES / f"{script}.py", *arguments)
     assert spreads(said)
     assert furthest(weights(tmp_path), weights(trained)) < 1e-5
 
@@ -144,8 +151,7 @@ def test_bad_input_is_one_clear_line(script: str, bad: str, tmp_path: Path, caps
 
 def test_a_config_for_another_number_of_processes_is_one_clear_line(tmp_path: Path) -> None:
     """A mesh of eight on a machine of two would end in pages of traceback of torch."""
-    config = RECIPES / "accelerate_configs" / "tensor_parallel.yaml"
     script = RECIPES / "image_classification.py"
     with pytest.raises(AssertionError) as failed:
-        in_two_processes([*ACCELERATE, config], script, "--quick", "--output_dir", tmp_path)
+        in_two_processes(launched_by_accelerate("tensor_parallel"), script, "--quick", "--output_dir", tmp_path)
     assert "image_classification.py: error: Mesh should not be bigger than default world size 2" in str(failed.value)
