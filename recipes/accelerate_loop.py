@@ -10,6 +10,7 @@
 # --mhe_hidden_weight 0 --mhe_output_weight 0 is the same training without MHE; --quick tries whether all of it runs.
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +54,7 @@ class LoopArguments:
     resume_from_checkpoint: str | None = field(default=None, metadata={"help": "A folder epoch_N to go on from."})
     report_to: str | None = field(default=None, metadata={"help": "A tracker, such as tensorboard."})
     push_to_hub: str | None = field(default=None, metadata={"help": "The repository to publish the model to."})
+    cpu: bool = field(default=False, metadata={"help": "Train on CPUs, with several processes too."})
     quick: bool = field(default=False, metadata={"help": "A few steps, to see whether it runs."})
 
 
@@ -157,10 +159,14 @@ def main() -> None:
 
             args.model_name_or_path = minilm()
         accelerator = Accelerator(
+            cpu=args.cpu,
             gradient_accumulation_steps=args.gradient_accumulation_steps,
             log_with=args.report_to,
             project_dir=args.output_dir,
         )
+        launched = int(os.environ.get("WORLD_SIZE", 1))
+        if launched != accelerator.num_processes:  # accelerate does not connect them where it finds no GPU
+            raise ValueError(f"{launched} processes were launched, each for itself: without GPUs, add --cpu")
         accelerator.init_trackers("accelerate_loop")
         set_seed(args.seed)
         metric = evaluate.load(args.metric)

@@ -11,6 +11,7 @@
 # --mhe_hidden_weight 0 --mhe_output_weight 0 is the same training without MHE; --quick tries whether all of it runs.
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,6 +138,9 @@ def main() -> None:
     parser.set_defaults(**(QUICK if "--quick" in sys.argv else DEFAULTS))
     try:
         args, training_args, mhe_args = parser.parse_args_into_dataclasses()
+        launched = int(os.environ.get("WORLD_SIZE", 1))
+        if launched != training_args.world_size:  # accelerate does not connect them where it finds no GPU
+            raise ValueError(f"{launched} processes were launched, each for itself: without GPUs, add --use_cpu")
         trainer = build_trainer(args, training_args, mhe_args.to_config())
         before = hf_mhe.analyze(trainer.model, exclude=VOCABULARY) if trainer.is_world_process_zero() else None
     except (hf_mhe.MHEError, ImportError, OSError, RuntimeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""The recipes that are no Trainer's: a loop with accelerate, class prototypes, federated clients, selection of data."""
+"""The recipes that are not a Trainer's alone: a loop with accelerate, class prototypes, the selection of data."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_loop_of_two_processes_trains_as_one_process_does(tmp_path: Path) -> N
     """The launch line of the loop would train something else than the plain line."""
     assert in_this_process("accelerate_loop", *loop_arguments(tmp_path, tmp_path / "one")) == 0
     arguments = loop_arguments(tmp_path, tmp_path / "two", batch_size=8)
-    in_two_processes(launched_by_accelerate("multi_gpu"), RECIPES / "accelerate_loop.py", *arguments)
+    in_two_processes(launched_by_accelerate("multi_gpu"), RECIPES / "accelerate_loop.py", *arguments, "--cpu")
     assert furthest(weights(tmp_path / "one"), weights(tmp_path / "two")) < 1e-4
 
 

@@ -149,9 +149,17 @@ def test_bad_input_is_one_clear_line(script: str, bad: str, tmp_path: Path, caps
     assert expected in last
 
 
-def test_a_config_for_another_number_of_processes_is_one_clear_line(tmp_path: Path) -> None:
-    """A mesh of eight on a machine of two would end in pages of traceback of torch."""
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ("tensor_parallel", "error: Mesh should not be bigger than default world size 2"),
+        ("multi_gpu", "error: 2 processes were launched, each for itself: without GPUs, add --use_cpu"),
+    ],
+)
+def test_a_config_that_does_not_fit_the_machine_is_one_clear_line(config: str, expected: str, tmp_path: Path) -> None:
+    """A mesh of eight would end in pages of torch, and processes that are not connected in each other's files."""
     script = RECIPES / "image_classification.py"
     with pytest.raises(AssertionError) as failed:
-        in_two_processes(launched_by_accelerate("tensor_parallel"), script, "--quick", "--output_dir", tmp_path)
-    assert "image_classification.py: error: Mesh should not be bigger than default world size 2" in str(failed.value)
+        in_two_processes(launched_by_accelerate(config), script, "--quick", "--output_dir", tmp_path)
+    assert f"image_classification.py: {expected}" in str(failed.value)
+    assert not list(tmp_path.iterdir())
