@@ -82,7 +82,7 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(script: str, tm
 def test_two_processes_end_where_one_does(script: str, tmp_path: Path) -> None:
     """The launch line of a recipe would train something else than the plain line, batch for batch."""
     given, trained = own(script)
-    arguments = given.given(tmp_path, per_device_train_batch_size=4)
+    arguments = given.given(tmp_path, per_device_train_batch_size=4) + ["--use_cpu"]
     said = in_two_processes(launched_by_accelerate("multi_gpu"), RECIPES / f"{script}.py", *arguments)
     assert spreads(said)
     assert furthest(weights(tmp_path), weights(trained)) < 1e-5
@@ -94,7 +94,7 @@ def test_a_sharded_training_ends_where_one_process_does(engine: str, script: str
     if engine == "zero2":
         pytest.importorskip("deepspeed")
     given, trained = own(script)
-    arguments = given.given(tmp_path, per_device_train_batch_size=4, save_strategy="no")
+    arguments = given.given(tmp_path, per_device_train_batch_size=4, save_strategy="no") + ["--use_cpu"]
     said = in_two_processes([*TORCHRUN, engine], RECIPES / f"{script}.py", *arguments)
     assert spreads(said)
     assert furthest(weights(tmp_path), weights(trained)) < 1e-5
