@@ -148,7 +148,7 @@ def _edited(old: FrontMatter, new: FrontMatter, found: Collection[str]) -> Front
             missing = [item for item in new.sources(key) if item[0] not in items]
             expected[key] = [*items, *(text for text, _ in missing)] if missing else present
             merged = merged.extend(key, [source for _, source in missing]) if missing else merged
-        elif key == "model-index" and present:
+        elif key == "model-index" and present and not _has_no_results(present):
             merged, expected[key] = _merge_index(merged, new)
         elif present != value and not (present and (key in _GUESSED or key in found)):
             expected[key] = value
@@ -160,6 +160,11 @@ def _edited(old: FrontMatter, new: FrontMatter, found: Collection[str]) -> Front
             "write it with one key on each line"
         )
     return merged
+
+
+def _has_no_results(index: object) -> bool:
+    """Whether a `model-index` names models and not one result, as Trainer writes it beside every model it pushes."""
+    return isinstance(index, list) and all(isinstance(model, dict) and model.get("results") == [] for model in index)
 
 
 def _merge_index(old: FrontMatter, new: FrontMatter) -> tuple[FrontMatter, list[Any]]:

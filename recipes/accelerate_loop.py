@@ -1,0 +1,183 @@
+# A loop of your own with accelerate, laid out as accelerate's examples/nlp_example.py. What minimum hyperspherical
+# energy (MHE) adds is under `# New Code #`; the rest is a loop as anybody has it. As it stands: MiniLM, which language
+# a name of a place, a language or a currency is in.
+#
+#   python recipes/accelerate_loop.py                      # in an environment with pip install -e ".[recipes]"
+#   accelerate launch --config_file recipes/accelerate_configs/multi_gpu.yaml recipes/accelerate_loop.py \
+#       --model_name_or_path answerdotai/ModernBERT-base --dataset_name stanfordnlp/imdb
+#   python recipes/accelerate_loop.py --resume_from_checkpoint accelerate_loop/epoch_0
+#
+# --mhe_hidden_weight 0 --mhe_output_weight 0 is the same training without MHE; --quick tries whether all of it runs.
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import evaluate
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from datasets import load_dataset
+from torch.optim import AdamW
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    HfArgumentParser,
+    get_linear_schedule_with_warmup,
+)
+
+# New Code #
+import hf_mhe
+
+QUICK = {"num_epochs": 2, "batch_size": 8, "max_train_samples": 32, "max_eval_samples": 32}
+
+
+@dataclass
+class LoopArguments:
+    model_name_or_path: str | None = field(default=None, metadata={"help": "A model. Default: MiniLM."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Data with text and label. Default: names."})
+    output_dir: str = field(default="accelerate_loop", metadata={"help": "Where checkpoints and the model go."})
+    metric: str = field(
+        default=str(Path(__file__).parent / "metrics" / "accuracy"), metadata={"help": "A metric of evaluate."}
+    )
+    learning_rate: float = field(default=3e-4, metadata={"help": "At the end of the warm-up."})
+    num_epochs: int = field(default=1, metadata={"help": "Passes over the data."})
+    batch_size: int = field(default=64, metadata={"help": "Of each process."})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches of an optimizer step."})
+    seed: int = field(default=42, metadata={"help": "Of the data's order and of new weights."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many."})
+    resume_from_checkpoint: str | None = field(default=None, metadata={"help": "A folder epoch_N to go on from."})
+    report_to: str | None = field(default=None, metadata={"help": "A tracker, such as tensorboard."})
+    push_to_hub: str | None = field(default=None, metadata={"help": "The repository to publish the model to."})
+    cpu: bool = field(default=False, metadata={"help": "Train on CPUs, with several processes too."})
+    quick: bool = field(default=False, metadata={"help": "A few steps, to see whether it runs."})
+
+
+def get_dataloaders(accelerator: Accelerator, args: LoopArguments):
+    if args.dataset_name is None:
+        from offline import place_names
+
+        datasets = place_names()
+    else:
+        datasets = load_dataset(args.dataset_name)
+    for column in ("text", "label"):
+        if column not in (columns := datasets["train"].column_names):
+            raise ValueError(f"the data has no column {column!r}; it has {', '.join(columns)}")
+    num_labels = datasets["train"].features["label"].num_classes
+    tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
+    loaders = []
+    for split, limit in (("train", args.max_train_samples), ("test", args.max_eval_samples)):
+        rows = datasets[split].take(min(limit or len(datasets[split]), len(datasets[split])))
+        with accelerator.main_process_first():
+            rows = rows.map(lambda batch: tokenizer(batch["text"], truncation=True), batched=True)
+        rows = rows.rename_column("label", "labels").select_columns(
+            [*tokenizer.model_input_names[:1], "attention_mask", "labels"]
+        )
+        collate = DataCollatorWithPadding(tokenizer)
+        loaders.append(DataLoader(rows, args.batch_size, shuffle=split == "train", collate_fn=collate))
+    return *loaders, tokenizer, num_labels
+
+
+def training_function(accelerator: Accelerator, args: LoopArguments, prepared, mhe_config: hf_mhe.MHEConfig) -> None:
+    model, tokenizer, train_dataloader, eval_dataloader, metric = prepared
+    optimizer = AdamW(model.parameters(), lr=args.learning_rate)
+    num_steps = args.num_epochs * len(train_dataloader) // args.gradient_accumulation_steps
+    lr_scheduler = get_linear_schedule_with_warmup(optimizer, num_steps // 20, num_steps)
+
+    # New Code #
+    before = hf_mhe.analyze(model, exclude="*embed*") if accelerator.is_main_process else None
+
+    model, optimizer, train_dataloader, eval_dataloader, lr_scheduler = accelerator.prepare(
+        model, optimizer, train_dataloader, eval_dataloader, lr_scheduler
+    )
+
+    # New Code #
+    regularizer = hf_mhe.MHERegularizer(model, mhe_config, total_steps=num_steps, seed=args.seed)
+    accelerator.register_for_checkpointing(regularizer)
+
+    starting_epoch = 0
+    if args.resume_from_checkpoint:
+        accelerator.load_state(args.resume_from_checkpoint)
+        starting_epoch = int(Path(args.resume_from_checkpoint).name.removeprefix("epoch_")) + 1
+
+    for epoch in range(starting_epoch, args.num_epochs):
+        model.train()
+        train_dataloader.set_epoch(epoch)
+        for batch in train_dataloader:
+            with accelerator.accumulate(model):
+                loss = model(**batch).loss
+                # New Code #
+                loss = regularizer(loss)
+                accelerator.backward(loss)
+                optimizer.step()
+                lr_scheduler.step()
+                optimizer.zero_grad()
+
+        model.eval()
+        for batch in eval_dataloader:
+            with torch.no_grad():
+                predictions = model(**batch).logits.argmax(dim=-1)
+            predictions, references = accelerator.gather_for_metrics((predictions, batch["labels"]))
+            metric.add_batch(predictions=predictions, references=references)
+        eval_metric = metric.compute()
+        accelerator.print(f"epoch {epoch}:", eval_metric)
+        # New Code #
+        accelerator.log(eval_metric | regularizer.logs(), step=epoch)
+        accelerator.save_state(f"{args.output_dir}/epoch_{epoch}")
+
+    unwrapped, state = accelerator.unwrap_model(model), accelerator.get_state_dict(model)
+    unwrapped.save_pretrained(
+        args.output_dir, is_main_process=accelerator.is_main_process, save_function=accelerator.save, state_dict=state
+    )
+    if accelerator.is_main_process:
+        tokenizer.save_pretrained(args.output_dir)
+        # New Code #
+        mhe_config.save_pretrained(args.output_dir)
+        change = hf_mhe.compare(before, hf_mhe.analyze(args.output_dir, exclude="*embed*"))
+        print(f"mean spread {change.before.summary.mean_spread:.3f} -> {change.after.summary.mean_spread:.3f}")
+        if args.push_to_hub:
+            hf_mhe.push_to_hub(
+                args.output_dir, args.push_to_hub, before=before, after=change.after, metrics=eval_metric
+            )
+    accelerator.end_training()
+
+
+def main() -> None:
+    parser = HfArgumentParser((LoopArguments, hf_mhe.MHEArguments))
+    if "--quick" in sys.argv:
+        parser.set_defaults(**QUICK)
+    try:
+        args, mhe_args = parser.parse_args_into_dataclasses()
+        mhe_config = mhe_args.to_config()
+        if args.model_name_or_path is None:
+            from offline import minilm
+
+            args.model_name_or_path = minilm()
+        accelerator = Accelerator(
+            cpu=args.cpu,
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            log_with=args.report_to,
+            project_dir=args.output_dir,
+        )
+        launched = int(os.environ.get("WORLD_SIZE", 1))
+        if launched != accelerator.num_processes:  # accelerate does not connect them where it finds no GPU
+            raise ValueError(f"{launched} processes were launched, each for itself: without GPUs, add --cpu")
+        accelerator.init_trackers("accelerate_loop")
+        set_seed(args.seed)
+        metric = evaluate.load(args.metric)
+        train_dataloader, eval_dataloader, tokenizer, num_labels = get_dataloaders(accelerator, args)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            args.model_name_or_path, num_labels=num_labels, ignore_mismatched_sizes=True
+        )
+    except (hf_mhe.MHEError, ImportError, OSError, RuntimeError, ValueError) as error:
+        parser.exit(2, f"{parser.prog}: error: {' '.join(f'{error} (arguments: {sys.argv[1:]})'.split())}\n")
+    training_function(accelerator, args, (model, tokenizer, train_dataloader, eval_dataloader, metric), mhe_config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+# Train a causal language model with minimum hyperspherical energy and TRL's SFTTrainer, in full, with LoRA or QLoRA.
+# As it stands: a small Llama with random weights, on the source of Python's standard library.
+#
+#   python recipes/causal_lm.py                            # in an environment with pip install -e ".[recipes]"
+#   accelerate launch --config_file recipes/accelerate_configs/fsdp2.yaml recipes/causal_lm.py \
+#       --model_name_or_path Qwen/Qwen3-0.6B --dataset_name trl-lib/Capybara --learning_rate 2e-5 --mhe_budget 0.05
+#   python recipes/causal_lm.py --model_name_or_path Qwen/Qwen3-0.6B --dataset_name my_texts.csv \
+#       --use_peft --load_in_4bit --learning_rate 2e-4
+#
+# --mhe_hidden_weight 0 --mhe_output_weight 0 is the same training without MHE; --quick tries whether all of it runs.
+from __future__ import annotations
+
+import math
+import os
+import sys
+from dataclasses import dataclass, field
+
+from datasets import DatasetDict, load_dataset
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    HfArgumentParser,
+    LlamaConfig,
+    set_seed,
+)
+from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
+
+import hf_mhe
+
+DEFAULTS = {
+    "output_dir": "causal_lm", "learning_rate": 2e-3, "max_steps": 200, "max_length": 256, "packing": True,
+    "per_device_train_batch_size": 16, "per_device_eval_batch_size": 16, "lr_scheduler_type": "cosine", "bf16": False,
+}  # fmt: skip
+VOCABULARY = "*embed*"  # not in the table: its rows take longer to compare than all other layers
+QUICK = DEFAULTS | {
+    "max_steps": 4, "save_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 8, "max_train_samples": 64,
+    "max_eval_samples": 32,
+}  # fmt: skip
+
+
+@dataclass
+class ScriptArguments:
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "A data set of the Hub, a folder or a CSV file. Default: Python's."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Which configuration of the data set."})
+    train_split: str = field(default="train", metadata={"help": "The part to train on."})
+    test_split: str = field(default="test", metadata={"help": "The part to evaluate on; made where there is none."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many."})
+    quick: bool = field(default=False, metadata={"help": "A few steps, to see whether it runs."})
+
+
+def load_data(args: ScriptArguments) -> DatasetDict:
+    """The splits `train` and `test`: texts, or whatever else SFTTrainer takes."""
+    if args.dataset_name is None:
+        from offline import standard_library
+
+        dataset = standard_library()
+    elif args.dataset_name.endswith(".csv"):
+        dataset = load_dataset("csv", data_files=args.dataset_name)
+    else:
+        dataset = load_dataset(args.dataset_name, args.dataset_config)
+    if args.train_split not in dataset:
+        raise ValueError(f"the data has no split {args.train_split!r}; it has {', '.join(dataset)}")
+    if args.test_split in dataset:
+        dataset = DatasetDict(train=dataset[args.train_split], test=dataset[args.test_split])
+    else:
+        dataset = dataset[args.train_split].train_test_split(0.1, seed=0)
+    limits = {"train": args.max_train_samples, "test": args.max_eval_samples}
+    return DatasetDict({name: rows.take(min(limits[name] or len(rows), len(rows))) for name, rows in dataset.items()})
+
+
+def build_trainer(args: ScriptArguments, training_args: SFTConfig, model_args: ModelConfig, config: hf_mhe.MHEConfig):
+    set_seed(training_args.seed)
+    with training_args.main_process_first():
+        dataset = load_data(args)
+    columns = dataset["train"].column_names
+    if not {training_args.dataset_text_field, "messages", "prompt"} & set(columns):
+        raise ValueError(
+            f"the data has no column {training_args.dataset_text_field!r}, messages or prompt; it has "
+            f"{', '.join(columns)} (--dataset_text_field)"
+        )
+    if model_args.model_name_or_path is None:
+        from offline import byte_pairs
+
+        tokenizer = byte_pairs(dataset["train"]["text"])
+        sizes = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 6}
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**sizes, vocab_size=len(tokenizer)))
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
+        model = AutoModelForCausalLM.from_pretrained(
+            model_args.model_name_or_path,
+            dtype=model_args.dtype,
+            attn_implementation=model_args.attn_implementation,
+            quantization_config=get_quantization_config(model_args),
+        )
+    if model_args.use_peft:
+        from peft import get_peft_model
+
+        model = get_peft_model(model, get_peft_config(model_args))
+    return hf_mhe.with_mhe(SFTTrainer)(
+        model=model,
+        args=training_args,
+        train_dataset=dataset["train"],
+        eval_dataset=dataset["test"],
+        processing_class=tokenizer,
+        mhe_config=config,
+    )
+
+
+def main() -> None:
+    parser = HfArgumentParser((ScriptArguments, SFTConfig, ModelConfig, hf_mhe.MHEArguments))
+    parser.set_defaults(**(QUICK if "--quick" in sys.argv else DEFAULTS))
+    try:
+        args, training_args, model_args, mhe_args = parser.parse_args_into_dataclasses()
+        launched = int(os.environ.get("WORLD_SIZE", 1))
+        if launched != training_args.world_size:  # accelerate does not connect them where it finds no GPU
+            raise ValueError(f"{launched} processes were launched, each for itself: without GPUs, add --use_cpu")
+        trainer = build_trainer(args, training_args, model_args, mhe_args.to_config())
+        before = hf_mhe.analyze(trainer.model, exclude=VOCABULARY) if trainer.is_world_process_zero() else None
+    except (hf_mhe.MHEError, ImportError, OSError, RuntimeError, ValueError) as error:
+        parser.exit(2, f"{parser.prog}: error: {' '.join(f'{error} (arguments: {sys.argv[1:]})'.split())}\n")
+
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    metrics = trainer.evaluate()
+    metrics["eval_perplexity"] = math.exp(metrics["eval_loss"])
+    trainer.log_metrics("eval", metrics)
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        trained = trainer.model if model_args.use_peft else training_args.output_dir
+        change = hf_mhe.compare(before, hf_mhe.analyze(trained, exclude=VOCABULARY))
+        columns = ["name", "n", "d", "spread_before", "spread_after", "verdict"]
+        print(change.to_pandas()[columns].to_string(index=False, float_format="%.3f"))
+        print(f"mean spread {change.before.summary.mean_spread:.3f} -> {change.after.summary.mean_spread:.3f}")
+        if training_args.push_to_hub:  # what Trainer has pushed gets its card: energies, figures and metrics
+            hf_mhe.push_to_hub(
+                training_args.output_dir, trainer.hub_model_id, before=before, after=change.after, metrics=metrics
+            )
+    trainer.end()
+
+
+if __name__ == "__main__":
+    main()

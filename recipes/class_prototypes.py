@@ -1,0 +1,200 @@
+# Train an image classifier onto class prototypes that are as far apart as can be: directions of minimum hyperspherical
+# energy as a last layer that is frozen. As it stands: a small ResNet on Fashion-MNIST. With --federated N, in the
+# setting of SphereFed: N clients who have few of the classes each and share the frozen layer, simulated on one machine
+# one after the other; an epoch is a round, after which their models are averaged (FedAvg).
+#
+#   python recipes/class_prototypes.py                     # in an environment with pip install -e ".[recipes]"
+#   python recipes/class_prototypes.py --federated 10
+#   accelerate launch --config_file recipes/accelerate_configs/multi_gpu.yaml recipes/class_prototypes.py \
+#       --model_name_or_path google/vit-base-patch16-224-in21k --dataset_name ethz/food101 --learning_rate 5e-5
+#
+# --trained_head trains the last layer like all others, to compare.
+# --mhe_hidden_weight 0 --mhe_output_weight 0 is the same training without MHE; --quick tries whether all of it runs.
+from __future__ import annotations
+
+import copy
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import evaluate
+import numpy as np
+import torch
+from datasets import ClassLabel, DatasetDict, Value, load_dataset
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    HfArgumentParser,
+    ResNetConfig,
+    Trainer,
+    TrainingArguments,
+    ViTImageProcessor,
+    set_seed,
+)
+
+import hf_mhe
+
+DEFAULTS = {
+    "output_dir": "class_prototypes", "learning_rate": 2e-3, "num_train_epochs": 3,
+    "per_device_train_batch_size": 64, "per_device_eval_batch_size": 256, "remove_unused_columns": False,
+}  # fmt: skip
+QUICK = DEFAULTS | {
+    "max_steps": 4, "save_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 8, "max_train_samples": 64,
+    "max_eval_samples": 32,
+}  # fmt: skip
+
+
+@dataclass
+class ScriptArguments:
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "A model of the Hub or a folder. Default: a small ResNet with random weights."}
+    )
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "A data set of the Hub, or a folder of images. Default: Fashion-MNIST."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Which configuration of the data set."})
+    train_split: str = field(default="train", metadata={"help": "The part to train on."})
+    test_split: str = field(default="test", metadata={"help": "The part to evaluate on; made where there is none."})
+    image_column: str = field(default="image", metadata={"help": "The column with the images."})
+    label_column: str = field(default="label", metadata={"help": "The column with the classes."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many."})
+    metric: str = field(
+        default=str(Path(__file__).parent / "metrics" / "accuracy"),
+        metadata={"help": "A metric of evaluate: a folder, or a name on the Hub, such as accuracy."},
+    )
+    trained_head: bool = field(default=False, metadata={"help": "Train the last layer too, from random weights."})
+    scale: float = field(default=4.0, metadata={"help": "The length of the prototypes."})
+    federated: int = field(default=0, metadata={"help": "How many clients; 0: none."})
+    quick: bool = field(default=False, metadata={"help": "A few steps, to see whether it runs."})
+
+
+def load_data(args: ScriptArguments) -> DatasetDict:
+    """The splits `train` and `test` with class labels."""
+    if args.dataset_name is None:
+        from offline import fashion_mnist
+
+        dataset = fashion_mnist()
+    else:
+        dataset = load_dataset(args.dataset_name, args.dataset_config)
+    if args.train_split not in dataset:
+        raise ValueError(f"the data has no split {args.train_split!r}; it has {', '.join(dataset)}")
+    columns = dataset[args.train_split].column_names
+    for column in (args.image_column, args.label_column):
+        if column not in columns:
+            raise ValueError(f"the data has no column {column!r}; it has {', '.join(columns)}")
+    if not isinstance(dataset[args.train_split].features[args.label_column], ClassLabel):
+        names = sorted({str(label) for label in dataset[args.train_split][args.label_column]})
+        dataset = dataset.cast_column(args.label_column, Value("string"))
+        dataset = dataset.cast_column(args.label_column, ClassLabel(names=names))
+    if args.test_split in dataset:
+        dataset = DatasetDict(train=dataset[args.train_split], test=dataset[args.test_split])
+    else:
+        dataset = dataset[args.train_split].train_test_split(0.1, seed=0)
+    limits = {"train": args.max_train_samples, "test": args.max_eval_samples}
+    return DatasetDict({name: rows.take(min(limits[name] or len(rows), len(rows))) for name, rows in dataset.items()})
+
+
+def freeze_prototypes(model: torch.nn.Module, classes: int, scale: float) -> None:
+    """Make the last layer the directions of minimum energy, of one length and without a bias, for good."""
+    head = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
+    if head.out_features != classes:
+        raise ValueError(f"the last linear layer has {head.out_features} outputs, and there are {classes} classes")
+    with torch.no_grad():
+        head.weight.copy_(scale * hf_mhe.minimize_energy(classes, head.in_features))
+        head.bias.zero_()
+    head.requires_grad_(False)
+
+
+def federate(trainer: Trainer, clients: int, label_column: str) -> None:
+    """FedAvg: in each round every client trains the model on its own rows, and the mean of them is the next model."""
+    rows = trainer.train_dataset
+    by_class = np.argsort(rows.with_format(None)[label_column], kind="stable")
+    shards = np.array_split(by_class, 2 * clients)  # two of each client, as McMahan et al. have it: few classes each
+    order = np.random.default_rng(0).permutation(2 * clients)
+    args = copy.deepcopy(trainer.args)
+    rounds, args.num_train_epochs, args.save_strategy = int(args.num_train_epochs), 1, "no"
+    model, config, collator = trainer.model, trainer.mhe_config, trainer.data_collator
+    for round_ in range(1, rounds + 1):
+        start, total = copy.deepcopy(model.state_dict()), {}
+        for client in range(clients):
+            model.load_state_dict(start)
+            own = rows.select(np.concatenate([shards[i] for i in order[2 * client : 2 * client + 2]]))
+            hf_mhe.MHETrainer(model, args, collator, own, mhe_config=config).train()
+            for name, value in model.state_dict().items():
+                total[name] = total.get(name, 0) + value / clients
+        model.load_state_dict(total)
+        print(f"round {round_} of {rounds}: accuracy {trainer.evaluate()['eval_accuracy']:.4f}")
+
+
+def build_trainer(args: ScriptArguments, training_args: TrainingArguments, config: hf_mhe.MHEConfig):
+    set_seed(training_args.seed)
+    with training_args.main_process_first():
+        dataset = load_data(args)
+    names = dataset["train"].features[args.label_column].names
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    if args.model_name_or_path is None:
+        sizes = {"embedding_size": 16, "hidden_sizes": [16, 32, 64], "depths": [2, 2, 2], "layer_type": "basic"}
+        model = AutoModelForImageClassification.from_config(ResNetConfig(**sizes, **labels))
+        processor = ViTImageProcessor(size={"height": 32, "width": 32})
+    else:
+        # Trainer would miss what from_pretrained renames, as of a ViT (huggingface/transformers#43701).
+        start = training_args.resume_from_checkpoint or args.model_name_or_path
+        model = AutoModelForImageClassification.from_pretrained(start, ignore_mismatched_sizes=True, **labels)
+        processor = AutoImageProcessor.from_pretrained(args.model_name_or_path)
+
+    if not args.trained_head:
+        freeze_prototypes(model, len(names), args.scale)
+
+    def to_pixels(batch):
+        images = [image.convert("RGB") for image in batch[args.image_column]]
+        return {**processor(images, return_tensors="pt"), "labels": batch[args.label_column]}
+
+    dataset = dataset.with_transform(to_pixels)
+    metric = evaluate.load(args.metric)
+    return hf_mhe.MHETrainer(
+        model=model,
+        args=training_args,
+        train_dataset=dataset["train"],
+        eval_dataset=dataset["test"],
+        processing_class=processor,
+        compute_metrics=lambda p: metric.compute(predictions=p.predictions.argmax(-1), references=p.label_ids),
+        mhe_config=config,
+    )
+
+
+def main() -> None:
+    parser = HfArgumentParser((ScriptArguments, TrainingArguments, hf_mhe.MHEArguments))
+    parser.set_defaults(**(QUICK if "--quick" in sys.argv else DEFAULTS))
+    try:
+        args, training_args, mhe_args = parser.parse_args_into_dataclasses()
+        launched = int(os.environ.get("WORLD_SIZE", 1))
+        if launched != training_args.world_size:  # accelerate does not connect them where it finds no GPU
+            raise ValueError(f"{launched} processes were launched, each for itself: without GPUs, add --use_cpu")
+        trainer = build_trainer(args, training_args, mhe_args.to_config())
+        before = hf_mhe.analyze(trainer.model) if trainer.is_world_process_zero() else None
+    except (hf_mhe.MHEError, ImportError, OSError, RuntimeError, ValueError) as error:
+        parser.exit(2, f"{parser.prog}: error: {' '.join(f'{error} (arguments: {sys.argv[1:]})'.split())}\n")
+
+    if args.federated:
+        federate(trainer, args.federated, args.label_column)
+    else:
+        trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    metrics = trainer.evaluate()
+    trainer.log_metrics("eval", metrics)
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        change = hf_mhe.compare(before, training_args.output_dir)
+        columns = ["name", "n", "d", "spread_before", "spread_after", "verdict"]
+        print(change.to_pandas()[columns].to_string(index=False, float_format="%.3f"))
+        print(f"mean spread {change.before.summary.mean_spread:.3f} -> {change.after.summary.mean_spread:.3f}")
+        if training_args.push_to_hub:  # what Trainer has pushed gets its card: energies, figures and metrics
+            hf_mhe.push_to_hub(
+                training_args.output_dir, trainer.hub_model_id, before=before, after=change.after, metrics=metrics
+            )
+    trainer.end()
+
+
+if __name__ == "__main__":
+    main()

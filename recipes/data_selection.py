@@ -1,0 +1,150 @@
+# Choose which examples to label: those whose embeddings have minimum hyperspherical energy (as in MHEAL), beside a
+# random choice and k-center, in rounds of active learning. As it stands: names of places, languages and currencies,
+# embedded by MiniLM; a linear classifier on what was chosen says how good the choice is.
+#
+#   python recipes/data_selection.py                       # in an environment with pip install -e ".[recipes]"
+#   python recipes/data_selection.py --dataset_name stanfordnlp/imdb --model_name_or_path BAAI/bge-small-en-v1.5
+#   python recipes/data_selection.py --dataset_name my_texts.csv --per_round 100 --rounds 5
+#
+# The rows chosen by energy are saved to --output_dir, for datasets.load_from_disk, in the order in which they were
+# chosen. --quick tries whether all of it runs.
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import evaluate
+import torch
+from datasets import DatasetDict, load_dataset
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer, HfArgumentParser, set_seed
+
+import hf_mhe
+
+QUICK = {"max_samples": 200, "per_round": 20, "rounds": 2}
+
+
+@dataclass
+class SelectionArguments:
+    model_name_or_path: str | None = field(default=None, metadata={"help": "What embeds. Default: MiniLM."})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "A data set of the Hub, a folder or a CSV file. Default: names."}
+    )
+    text_column: str = field(default="text", metadata={"help": "The column with the texts."})
+    label_column: str = field(default="label", metadata={"help": "The column with the classes."})
+    per_round: int = field(default=200, metadata={"help": "Examples that each round chooses."})
+    rounds: int = field(default=4, metadata={"help": "Rounds."})
+    max_samples: int | None = field(default=None, metadata={"help": "Choose among the first so many."})
+    metric: str = field(
+        default=str(Path(__file__).parent / "metrics" / "accuracy"),
+        metadata={"help": "A metric of evaluate: a folder, or a name on the Hub, such as accuracy."},
+    )
+    seed: int = field(default=0, metadata={"help": "Of the random choice, and of every first example."})
+    output_dir: str = field(default="data_selection", metadata={"help": "Where the chosen rows go."})
+    push_to_hub: str | None = field(default=None, metadata={"help": "The data set to publish the rows as."})
+    quick: bool = field(default=False, metadata={"help": "A few examples, to see whether it runs."})
+
+
+def by_energy(vectors: Tensor, chosen: list[int], count: int) -> list[int]:
+    """Each next example is the one on which those chosen so far have the lowest potential (s = 2)."""
+    potential = sum((1 / distances(vectors, index) for index in chosen), torch.zeros(len(vectors)))
+    for _ in range(count):
+        potential[chosen] = torch.inf
+        chosen = [*chosen, int(potential.argmin())]
+        potential = potential + 1 / distances(vectors, chosen[-1])
+    return chosen
+
+
+def by_k_center(vectors: Tensor, chosen: list[int], count: int) -> list[int]:
+    """Each next example is the one that is farthest from those chosen so far."""
+    nearest = torch.stack([distances(vectors, index) for index in chosen]).amin(0)
+    for _ in range(count):
+        chosen = [*chosen, int(nearest.argmax())]
+        nearest = torch.minimum(nearest, distances(vectors, chosen[-1]))
+    return chosen
+
+
+def by_chance(vectors: Tensor, chosen: list[int], count: int) -> list[int]:
+    rest = sorted(set(range(len(vectors))) - set(chosen))
+    return chosen + [rest[i] for i in torch.randperm(len(rest))[:count].tolist()]
+
+
+def distances(vectors: Tensor, index: int) -> Tensor:
+    """The squared chords from one vector to all."""
+    return (2 - 2 * vectors @ vectors[index]).clamp_min(1e-6)
+
+
+@torch.no_grad()
+def embed(texts: list[str], checkpoint: str, batch_size: int = 256) -> Tensor:
+    """Unit vectors, the mean over tokens."""
+    tokenizer, model = AutoTokenizer.from_pretrained(checkpoint), AutoModel.from_pretrained(checkpoint)
+    means = []
+    for start in range(0, len(texts), batch_size):
+        tokens = tokenizer(texts[start : start + batch_size], padding=True, truncation=True, return_tensors="pt")
+        mask = tokens["attention_mask"].unsqueeze(-1)
+        means.append((model(**tokens).last_hidden_state * mask).sum(1) / mask.sum(1))
+    return torch.nn.functional.normalize(torch.cat(means))
+
+
+def load_data(args: SelectionArguments) -> DatasetDict:
+    """The splits `train`, to choose from, and `test`."""
+    if args.dataset_name is None:
+        from offline import place_names
+
+        dataset = place_names()
+    elif args.dataset_name.endswith(".csv"):
+        dataset = load_dataset("csv", data_files=args.dataset_name)
+    else:
+        dataset = load_dataset(args.dataset_name)
+    for column in (args.text_column, args.label_column):
+        if column not in (columns := dataset["train"].column_names):
+            raise ValueError(f"the data has no column {column!r}; it has {', '.join(columns)}")
+    if "test" not in dataset:
+        dataset = dataset["train"].train_test_split(0.2, seed=0)
+    rows = min(args.max_samples or len(dataset["train"]), len(dataset["train"]))
+    if args.rounds * args.per_round > rows:
+        raise ValueError(f"{args.rounds} rounds of {args.per_round} cannot be chosen among {rows} rows")
+    return DatasetDict(train=dataset["train"].take(rows), test=dataset["test"])
+
+
+def main() -> None:
+    parser = HfArgumentParser(SelectionArguments)
+    if "--quick" in sys.argv:
+        parser.set_defaults(**QUICK)
+    try:
+        (args,) = parser.parse_args_into_dataclasses()
+        if args.model_name_or_path is None:
+            from offline import minilm
+
+            args.model_name_or_path = minilm()
+        dataset, metric = load_data(args), evaluate.load(args.metric)
+        vectors = {
+            name: embed(list(rows[args.text_column]), args.model_name_or_path) for name, rows in dataset.items()
+        }
+    except (hf_mhe.MHEError, ImportError, OSError, RuntimeError, ValueError) as error:
+        parser.exit(2, f"{parser.prog}: error: {' '.join(f'{error} (arguments: {sys.argv[1:]})'.split())}\n")
+
+    labels = {name: torch.tensor(rows[args.label_column]) for name, rows in dataset.items()}
+    print("examples  choice    accuracy  energy  spread")
+    for name, choose in {"energy": by_energy, "k-center": by_k_center, "random": by_chance}.items():
+        set_seed(args.seed)
+        chosen = [int(torch.randint(len(vectors["train"]), ()))]
+        for round_ in range(1, args.rounds + 1):
+            chosen = choose(vectors["train"], chosen, round_ * args.per_round - len(chosen))
+            classifier = LogisticRegression(C=10, max_iter=1000).fit(vectors["train"][chosen], labels["train"][chosen])
+            found = metric.compute(predictions=classifier.predict(vectors["test"]), references=labels["test"])
+            energy = hf_mhe.measure(vectors["train"][chosen])
+            score = next(iter(found.values()))
+            print(f"{len(chosen):8}  {name:8}  {score:8.4f}  {energy.energy:6.4f}  {energy.spread:6.3f}")
+        if name == "energy":
+            rows: datasets.Dataset = dataset["train"].select(chosen)
+            rows.save_to_disk(args.output_dir)
+            if args.push_to_hub:
+                rows.push_to_hub(args.push_to_hub)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+# Fine-tune a text classifier with minimum hyperspherical energy, in full or with LoRA. As it stands: MiniLM, which
+# language a name of a place, a language or a currency is in.
+#
+#   python recipes/text_classification.py                  # in an environment with pip install -e ".[recipes]"
+#   accelerate launch --config_file recipes/accelerate_configs/multi_gpu.yaml recipes/text_classification.py \
+#       --model_name_or_path answerdotai/ModernBERT-base --dataset_name nyu-mll/glue --dataset_config mrpc \
+#       --text_columns sentence1 sentence2 --test_split validation
+#   python recipes/text_classification.py --dataset_name my_texts.csv --lora_r 8 --learning_rate 1e-3
+#
+# --mhe_hidden_weight 0 --mhe_output_weight 0 is the same training without MHE; --quick tries whether all of it runs.
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import evaluate
+from datasets import ClassLabel, DatasetDict, Value, load_dataset
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    HfArgumentParser,
+    TrainingArguments,
+    set_seed,
+)
+
+import hf_mhe
+
+DEFAULTS = {
+    "output_dir": "text_classification", "learning_rate": 3e-4, "num_train_epochs": 1,
+    "per_device_train_batch_size": 64, "per_device_eval_batch_size": 256,
+}  # fmt: skip
+VOCABULARY = "*embed*"  # not in the table: its rows take longer to compare than all other layers
+QUICK = DEFAULTS | {
+    "max_steps": 4, "save_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 8, "max_train_samples": 64,
+    "max_eval_samples": 32,
+}  # fmt: skip
+
+
+@dataclass
+class ScriptArguments:
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "A model of the Hub or a folder. Default: MiniLM."}
+    )
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "A data set of the Hub, a folder or a CSV file. Default: names."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Which configuration of the data set."})
+    train_split: str = field(default="train", metadata={"help": "The part to train on."})
+    test_split: str = field(default="test", metadata={"help": "The part to evaluate on; made where there is none."})
+    text_columns: list[str] = field(
+        default_factory=lambda: ["text"], metadata={"help": "The column with the texts, or two for pairs."}
+    )
+    label_column: str = field(default="label", metadata={"help": "The column with the classes."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many."})
+    lora_r: int = field(default=0, metadata={"help": "Rank of a LoRA adapter on all linear layers; 0: none."})
+    metric: str = field(
+        default=str(Path(__file__).parent / "metrics" / "accuracy"),
+        metadata={"help": "A metric of evaluate: a folder, or a name on the Hub, such as accuracy."},
+    )
+    quick: bool = field(default=False, metadata={"help": "A few steps, to see whether it runs."})
+
+
+def load_data(args: ScriptArguments) -> DatasetDict:
+    """The splits `train` and `test` with class labels."""
+    if args.dataset_name is None:
+        from offline import place_names
+
+        dataset = place_names()
+    elif args.dataset_name.endswith(".csv"):
+        dataset = load_dataset("csv", data_files=args.dataset_name)
+    else:
+        dataset = load_dataset(args.dataset_name, args.dataset_config)
+    if args.train_split not in dataset:
+        raise ValueError(f"the data has no split {args.train_split!r}; it has {', '.join(dataset)}")
+    columns = dataset[args.train_split].column_names
+    for column in (*args.text_columns, args.label_column):
+        if column not in columns:
+            raise ValueError(f"the data has no column {column!r}; it has {', '.join(columns)}")
+    if not isinstance(dataset[args.train_split].features[args.label_column], ClassLabel):
+        names = sorted({str(label) for label in dataset[args.train_split][args.label_column]})
+        dataset = dataset.cast_column(args.label_column, Value("string"))
+        dataset = dataset.cast_column(args.label_column, ClassLabel(names=names))
+    if args.test_split in dataset:
+        dataset = DatasetDict(train=dataset[args.train_split], test=dataset[args.test_split])
+    else:
+        dataset = dataset[args.train_split].train_test_split(0.1, seed=0)
+    limits = {"train": args.max_train_samples, "test": args.max_eval_samples}
+    return DatasetDict({name: rows.take(min(limits[name] or len(rows), len(rows))) for name, rows in dataset.items()})
+
+
+def build_trainer(args: ScriptArguments, training_args: TrainingArguments, config: hf_mhe.MHEConfig):
+    set_seed(training_args.seed)
+    with training_args.main_process_first():
+        dataset = load_data(args)
+    names = dataset["train"].features[args.label_column].names
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    if args.model_name_or_path is None:
+        from offline import minilm
+
+        args.model_name_or_path = minilm()
+    tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        args.model_name_or_path, ignore_mismatched_sizes=True, **labels
+    )
+    if args.lora_r:
+        from peft import LoraConfig, get_peft_model
+
+        lora = LoraConfig(task_type="SEQ_CLS", r=args.lora_r, lora_alpha=2 * args.lora_r, target_modules="all-linear")
+        model = get_peft_model(model, lora)
+
+    def to_tokens(batch):
+        tokens = tokenizer(*(batch[column] for column in args.text_columns), truncation=True)
+        return {**tokens, "labels": batch[args.label_column]}
+
+    with training_args.main_process_first():
+        dataset = dataset.map(to_tokens, batched=True, remove_columns=dataset["train"].column_names)
+    metric = evaluate.load(args.metric)
+    return hf_mhe.MHETrainer(
+        model=model,
+        args=training_args,
+        train_dataset=dataset["train"],
+        eval_dataset=dataset["test"],
+        processing_class=tokenizer,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        compute_metrics=lambda p: metric.compute(predictions=p.predictions.argmax(-1), references=p.label_ids),
+        mhe_config=config,
+    )
+
+
+def main() -> None:
+    parser = HfArgumentParser((ScriptArguments, TrainingArguments, hf_mhe.MHEArguments))
+    parser.set_defaults(**(QUICK if "--quick" in sys.argv else DEFAULTS))
+    try:
+        args, training_args, mhe_args = parser.parse_args_into_dataclasses()
+        launched = int(os.environ.get("WORLD_SIZE", 1))
+        if launched != training_args.world_size:  # accelerate does not connect them where it finds no GPU
+            raise ValueError(f"{launched} processes were launched, each for itself: without GPUs, add --use_cpu")
+        trainer = build_trainer(args, training_args, mhe_args.to_config())
+        before = hf_mhe.analyze(trainer.model, exclude=VOCABULARY) if trainer.is_world_process_zero() else None
+    except (hf_mhe.MHEError, ImportError, OSError, RuntimeError, ValueError) as error:
+        parser.exit(2, f"{parser.prog}: error: {' '.join(f'{error} (arguments: {sys.argv[1:]})'.split())}\n")
+
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    metrics = trainer.evaluate()
+    trainer.log_metrics("eval", metrics)
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        trained = trainer.model if args.lora_r else training_args.output_dir
+        change = hf_mhe.compare(before, hf_mhe.analyze(trained, exclude=VOCABULARY))
+        columns = ["name", "n", "d", "spread_before", "spread_after", "verdict"]
+        print(change.to_pandas()[columns].to_string(index=False, float_format="%.3f"))
+        print(f"mean spread {change.before.summary.mean_spread:.3f} -> {change.after.summary.mean_spread:.3f}")
+        if training_args.push_to_hub:  # what Trainer has pushed gets its card: energies, figures and metrics
+            hf_mhe.push_to_hub(
+                training_args.output_dir, trainer.hub_model_id, before=before, after=change.after, metrics=metrics
+            )
+    trainer.end()
+
+
+if __name__ == "__main__":
+    main()

