@@ -10,8 +10,9 @@ Half space, in which neurons are mirrored, would pull it back to a right angle.
 Note [Memory]
 All of it follows from the m Gram matrices (k, k) of inner products of the members' matrices, which are sums over
 coordinates. One walk adds them up, block by block of coordinates; another makes the gradient, which is a (k, k) matrix
-times the block, where it is stored. Beside the weights and their gradients there is one block. Ranks that hold some
-coordinates each, of all members, add up their Gram matrices. Rejected: the stacked members as rows of the exact walk,
+times the block, where it is stored. Beside the weights and their gradients there are a few blocks: 5 to 29 MiB were
+measured where 8 experts have 192. Ranks that hold some coordinates each, of all members, add up their Gram matrices.
+Rejected: the stacked members as rows of the exact walk,
 whose copy, unit rows and gradient are three times the weights.
 
 Note [Members that coincide]
@@ -19,6 +20,10 @@ Upcycled experts are all equal, and get the same gradients as long as they get t
 Note [Copies], they are pushed apart by the gradient of potentials with `parts`, as hard as at a right angle: each
 along signs of its own, hashed from the place of a coordinate in its weight, so that every rank, engine and device has
 the same ones, whichever part it holds, and no direction is kept.
+
+Measured: a Mixtral of 2 layers with 4 equal experts of 32 x 48, 50 steps of AdamW (5e-4, 8 x 16 tokens), every token
+to every expert; largest cosine of two flattened experts, and the task's loss over these steps: without it equal to the
+bit, 3.99; weight 0.1: 0.72, 4.01; weight 1: 0.67, 4.06. With two experts a token: 0.96, 3.98; 0.73, 4.01; 0.67, 4.06.
 """
 
 from __future__ import annotations

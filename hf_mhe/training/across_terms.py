@@ -62,9 +62,20 @@ class Across:
         return [group for stack in self._stacks for group in stack.groups]
 
     def terms(self) -> list[AcrossTerm]:
-        """One for each stack of which something trains now."""
+        """One for each stack of which something trains now; one that an adapter froze cannot be left out.
+
+        Raises:
+            MHEError: a module became something else than it was.
+        """
         potential, weight = self._config.potential_across, self._config.weight_across
-        return [AcrossTerm(stack, weight, potential) for stack in self._stacks if stack.requires_grad]
+        found = []
+        for stack in self._stacks:
+            if stack.requires_grad:
+                found.append(AcrossTerm(stack, weight, potential))
+            else:
+                for group in stack.groups:
+                    group.check_in_use()
+        return found
 
     def evaluate(
         self, engine: Engine, terms: Sequence[Term], across: Sequence[AcrossTerm], *, due: bool = False

@@ -51,8 +51,8 @@ class MHEConfig:
             by its tangent there; see Note [Copies in training] in `hf_mhe/training/softening.py`. 0: it is exact
             everywhere, and two neurons that coincide are an error. Above 0: Plummer softening `eps` for all pairs,
             `rho^2 + eps^2` for `rho^2`.
-        part_copies: whether neurons that coincide are pushed apart (`hf_mhe.energy.walks.copies`); for the bounded
-            energies, which give them no direction of their own.
+        part_copies: whether neurons that coincide, and modules (`across`), are pushed apart
+            (`hf_mhe.energy.walks.copies`); for the bounded energies, which give them no direction of their own.
         hidden_weight: weight of each hidden group's mean energy.
         output_weight: weight of each output group's mean energy (a classifier's last layer, an untied language-model
             head).

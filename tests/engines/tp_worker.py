@@ -5,6 +5,7 @@ torchrun --standalone --nproc_per_node 2 -m tests.engines.tp_worker OUTPUT.pt FO
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -44,7 +45,8 @@ def run(folder: Path, penalty: bool, **loading: Any) -> dict[str, Tensor]:
         folder, dtype=torch.float64, experts_implementation="eager", **loading
     )
     assert bool(loading) == any(isinstance(parameter, DTensor) for parameter in model.parameters())
-    regularizer = MHERegularizer(model, CONFIG)
+    across = ["heads", "experts"] if folder.name == "mixtral" else ["heads"]
+    regularizer = MHERegularizer(model, dataclasses.replace(CONFIG, across=across))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, foreach=False)
     model.train()
     for step in range(STEPS):

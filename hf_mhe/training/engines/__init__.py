@@ -9,5 +9,8 @@
   send back the gradients.
 - `DeepSpeed` (`deepspeed/`): ZeRO 0 to 3; each rank walks some neurons of every group.
 
+Stacks of whole modules (`MHEConfig(across=...)`) each rank computes for itself where parameters are whole; where they
+are DTensors each rank walks some coordinates of all members (`dtensor/sharded_across.py`); ZeRO 3 is refused.
+
 An engine that is not supported is refused by name (`refuse.py`).
 """
