@@ -18,7 +18,7 @@ from hf_mhe.errors import MHEError
 from hf_mhe.json_files import read_json
 from hf_mhe.neurons import Adapters
 from hf_mhe.training.find_config import find_config
-from hf_mhe.training.objectives.catalog import ObjectiveName, check_objective, options_of
+from hf_mhe.training.objectives.family_members import ObjectiveName, check_objective, options_of
 from hf_mhe.training.schedule import Decay, Schedule
 from hf_mhe.training.softening import AUTO, CLOSEST, AutoSoftening
 
@@ -83,7 +83,7 @@ class MHEConfig:
             neurons. It stands for `every_n_steps`, which has to be 1.
         log_groups: log each group's mean energy too, as `mhe_energy/<group>`.
         objective: what is minimized in place of the mean energy, with the same engines, schedules and budget; see
-            `hf_mhe.training.objectives.catalog` for what each is and what its weight multiplies. `s`, `distance`,
+            `hf_mhe.training.objectives.family_members` for what each is and what its weight multiplies. `s`, `distance`,
             `space` and `softening` are refused where it has no use for them, unless they are at their defaults. A
             budget draws groups, and no samples of neurons.
         objective_options: of the objective, such as `{"iterations": 2}` of `"srip"`; by default those of its function

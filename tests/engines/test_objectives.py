@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_mhe.training.objectives.catalog import MEMBERS
+from hf_mhe.training.objectives.family_members import MEMBERS
 from tests.engines.launch import Results, run_in_processes
 from tests.engines.worker import Cell, run
 from tests.engines.wrapping import SHARDED

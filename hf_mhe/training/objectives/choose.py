@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from hf_mhe.neurons import NeuronGroup
 from hf_mhe.training.config import MHEConfig
-from hf_mhe.training.objectives.catalog import MEMBERS
 from hf_mhe.training.objectives.energy import Energy
 from hf_mhe.training.objectives.family import FamilyObjective
+from hf_mhe.training.objectives.family_members import MEMBERS
 from hf_mhe.training.terms import Term
 
 
