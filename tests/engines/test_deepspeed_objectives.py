@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_mhe.training.objectives.members import MEMBERS
+from hf_mhe.training.objectives.family_members import MEMBERS
 from tests.engines.deepspeed_worker import Cell, run
 from tests.engines.launch import run_in_processes
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hf_mhe.training.budget.allotment import allot
 from hf_mhe.training.engines.plan import GroupShape, Workload
-from hf_mhe.training.objectives.members import MEMBERS
+from hf_mhe.training.objectives.family_members import MEMBERS
 from tests.engines import budget_worker
 from tests.engines.launch import Results, run_in_processes
 from tests.engines.worker import Cell, run

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_mhe import MHEConfig, MHEError, MHERegularizer, MHETrainer, neuron_groups
-from hf_mhe.training.objectives.members import MEMBERS, ObjectiveName
+from hf_mhe.training.objectives.family_members import MEMBERS, ObjectiveName
 from tests.engines import zoo
 from tests.training.cases import HIDDEN, LEARNING_RATE, OUTPUT, TinyClassifier, make_tiny, tiny_data
 from tests.training.definitions import DEFINITIONS, OPTIONS, penalty

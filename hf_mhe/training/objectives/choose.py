@@ -9,7 +9,7 @@ from hf_mhe.neurons import NeuronGroup
 from hf_mhe.training.config import MHEConfig
 from hf_mhe.training.objectives.energy import Energy
 from hf_mhe.training.objectives.family import FamilyObjective
-from hf_mhe.training.objectives.members import MEMBERS
+from hf_mhe.training.objectives.family_members import MEMBERS
 from hf_mhe.training.terms import Term
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from hf_mhe.energy import Potential
 from hf_mhe.energy.rows import TooFewLiveRowsError
 from hf_mhe.errors import MHEError
-from hf_mhe.training.objectives.members import MEMBERS
+from hf_mhe.training.objectives.family_members import MEMBERS
 from hf_mhe.training.objectives.objective import Sample
 
 

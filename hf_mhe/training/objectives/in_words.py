@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hf_mhe.training.config import MHEConfig
-from hf_mhe.training.objectives.members import ENERGY_SETTINGS, MEMBERS
+from hf_mhe.training.objectives.family_members import ENERGY_SETTINGS, MEMBERS
 
 
 def title(config: MHEConfig) -> str:
