@@ -83,9 +83,9 @@ class MHEConfig:
             neurons. It stands for `every_n_steps`, which has to be 1.
         log_groups: log each group's mean energy too, as `mhe_energy/<group>`.
         objective: what is minimized in place of the mean energy, with the same engines, schedules and budget; see
-            `hf_mhe.training.objectives.family_members` for what each is and what its weight multiplies. `s`, `distance`,
-            `space` and `softening` are refused where it has no use for them, unless they are at their defaults. A
-            budget draws groups, and no samples of neurons.
+            `hf_mhe.training.objectives.family_members` for what each is and what its weight multiplies. `s`,
+            `distance`, `space` and `softening` are refused where it has no use for them, unless they are at their
+            defaults. A budget draws groups, and no samples of neurons.
         objective_options: of the objective, such as `{"iterations": 2}` of `"srip"`; by default those of its function
             in `hf_mhe.energy.family`. Also as JSON text.
 

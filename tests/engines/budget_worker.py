@@ -1,12 +1,13 @@
 """Three penalties under a budget in this world of processes: the gradient that each parameter ends up with.
 
-torchrun --standalone --nproc_per_node 2 -m tests.engines.budget_worker OUTPUT.pt ENGINE...
+torchrun --standalone --nproc_per_node 2 -m tests.engines.budget_worker OUTPUT.pt ENGINE[:OBJECTIVE]...
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,9 @@ STEPS = 3
 RATE = 0.1
 
 
-def config(engine: str) -> MHEConfig:
-    return MHEConfig(hidden_weight=0.7, budget=SHARES[engine])
+def config(engine: str, objective: Any = "energy") -> MHEConfig:
+    share = SHARES[engine] if objective == "energy" else 1.0  # nothing else is computed of a sample
+    return MHEConfig(hidden_weight=0.7, budget=share, objective=objective)
 
 
 class Chain(nn.Module):
@@ -45,14 +47,14 @@ def batch(rank: int, step: int) -> Tensor:
     return torch.ones(4 + 2 * rank + step, 64, dtype=torch.float64)
 
 
-def run(engine: str) -> list[list[Tensor]]:
+def run(engine: str, *objective: str) -> list[list[Tensor]]:
     """Step by step, the whole gradient of each parameter; the task has none."""
     model: nn.Module = make()
     if engine == "ddp":
         model = DistributedDataParallel(model)
     else:
         fully_shard(model, mesh=torch.distributed.init_device_mesh("cpu", (torch.distributed.get_world_size(),)))
-    regularizer = MHERegularizer(model, config(engine), seed=7)
+    regularizer = MHERegularizer(model, config(engine, *objective), seed=7)
     gradients = []
     for step in range(STEPS):
         regularizer(0 * model(batch(torch.distributed.get_rank(), step))).backward()
@@ -63,7 +65,7 @@ def run(engine: str) -> list[list[Tensor]]:
     return [*gradients, [torch.tensor(regularizer.budget.step_operations, dtype=torch.float64)]]
 
 
-def run_deepspeed() -> list[list[Tensor]]:
+def run_deepspeed(*objective: str) -> list[list[Tensor]]:
     """The same under DeepSpeed's ZeRO 2, in float32, and from where the steps of SGD before have led."""
     import deepspeed
 
@@ -71,13 +73,14 @@ def run_deepspeed() -> list[list[Tensor]]:
     model = make().float()
     settings = {
         "train_micro_batch_size_per_gpu": 1,
+        "gradient_clipping": 0.0,  # or it clips at 1
         "zero_optimization": {"stage": 2},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     engine = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
-    regularizer = MHERegularizer(engine, config("deepspeed"), seed=7)
+    regularizer = MHERegularizer(engine, config("deepspeed", *objective), seed=7)
     gradients = []
     for step in range(STEPS):
         before = [p.detach().clone() for p in model.parameters()]
@@ -91,7 +94,10 @@ def run_deepspeed() -> list[list[Tensor]]:
 
 if __name__ == "__main__":
     torch.distributed.init_process_group("gloo")
-    results = {engine: run_deepspeed() if engine == "deepspeed" else run(engine) for engine in sys.argv[2:]}
+    results = {}
+    for cell in sys.argv[2:]:
+        engine, *objective = cell.split(":")
+        results[cell] = run_deepspeed(*objective) if engine == "deepspeed" else run(engine, *objective)
     if int(os.environ["RANK"]) == 0:
         torch.save(results, sys.argv[1])
     leave_processes()

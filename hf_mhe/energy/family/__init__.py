@@ -19,6 +19,7 @@ g: the smaller of n and d. Cost counts operations with the gradient; memory is b
 
 The CoMHE members are objectives of their own, not estimators of the energy. `angle_preserving_projection` and
 `adversarial_projection` move a projection that outlives one step. Without unrolling, the adversarial one holds `n d`.
+Those that count no lengths also take `dead="skip_negligible"`, as `hyperspherical_energy` does: training asks for it.
 """
 
 from hf_mhe.energy.family.adversarial import adversarial_projection, adversarial_projection_energy

@@ -61,5 +61,9 @@ class FamilyObjective:
         return MEMBERS[self.name].operations(n, d, self.potential.space, dict(self.options))
 
     def sampled(self, sample: Sample) -> FamilyObjective:
-        """Raises MHEError: a number of the whole matrix has no estimate from some of its rows."""
+        """See `Objective`; there is none.
+
+        Raises:
+            MHEError: in any case.
+        """
         raise MHEError(f"{self.name} cannot be estimated from a sample of {sample.rows} neurons")
