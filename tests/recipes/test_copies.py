@@ -29,7 +29,7 @@ def test_every_case_runs(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "copies.json").read_text())
     assert [found["case"] for found in results] == CASES
     for found in results:
-        assert found["cosine_before"] > 0.999  # copies, before anything is trained
+        assert found["before"]["nearest"] > 0.999  # copies, before anything is trained
         for arm in ("plain", "mhe"):
             assert len(found[arm]["losses"]) == 3
             assert all(map(math.isfinite, found[arm]["losses"]))
