@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from hf_mhe.training.engines.refuse import refuse_distributed_type
+from hf_mhe.training.engines.refuse import refuse_distributed_type, refuse_parallelism
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ def accelerate_says() -> Accelerate:
     shared, gradients = state.AcceleratorState(), state.GradientState()
     distributed_type = str(shared.distributed_type.value)
     refuse_distributed_type(distributed_type, is_fsdp2=shared.is_fsdp2)
+    refuse_parallelism(getattr(shared, "parallelism_config", None))
     return Accelerate(bool(gradients.sync_gradients), float(gradients.num_steps), distributed_type)
 
 

@@ -25,7 +25,7 @@ from hf_mhe.neurons.model.unwrap import unwrap
 from hf_mhe.training.binding import bind_groups
 from hf_mhe.training.config import MHEConfig
 from hf_mhe.training.engines.protocol import Engine
-from hf_mhe.training.engines.refuse import refuse_distributed_type
+from hf_mhe.training.engines.refuse import refuse_distributed_type, refuse_parallelism
 from hf_mhe.training.regularizer import MHERegularizer
 
 _BUDGET = "MHEBudget"
@@ -187,6 +187,7 @@ class MHEMixin(Trainer):
     def _refuse_engine(self) -> None:
         shared = self.accelerator.state
         refuse_distributed_type(str(shared.distributed_type.value), is_fsdp2=shared.is_fsdp2)
+        refuse_parallelism(getattr(shared, "parallelism_config", None))
         if self.args.n_gpu > 1:
             raise MHEError(
                 f"MHE does not support torch.nn.DataParallel ({self.args.n_gpu} GPUs in one process): start one "

@@ -5,8 +5,7 @@
     python recipes/experiments/copies.py --quick --output FOLDER
 
 Each model is trained a little, then given copies, then trained on twice from there, on the same batches in the same
-order: by Trainer and by MHETrainer. What is compared is the task's loss on held-out data, and the largest cosine
-between a neuron and its copies.
+order: by Trainer and by MHETrainer. Compared are the task's loss on held-out data, and how alike the copies are.
 
 - `gpt2_mean`, `gpt2_equal`: a GPT-2 on the source of Python's standard library, byte by byte; then 500 words of it
   become tokens, by `resize_token_embeddings`, which draws their rows around the mean of the others, all but equal; or
@@ -92,12 +91,18 @@ def train(model: nn.Module, data: tuple[Data, Data], folder: str, mhe: dict[str,
     return trainer
 
 
-def largest_cosine(rows: Tensor) -> float:
-    """Of groups of copies, `(groups, copies, d)`: the largest cosine of two of one group, mean over the groups."""
+def alike(rows: Tensor) -> dict[str, float]:
+    """Of groups of copies, `(groups, copies, d)`: how alike the copies of one group are.
+
+    `nearest` is the cosine of a neuron and the nearest of its copies, mean over the neurons; `largest` that of the
+    most alike pair of all; `near_duplicates` the share of the pairs with a cosine of 0.95 or more.
+    """
     directions = nn.functional.normalize(rows.detach().double(), dim=-1)
     cosines = directions @ directions.mT
     cosines.diagonal(dim1=-2, dim2=-1).fill_(-1.0)
-    return cosines.flatten(1).amax(1).mean().item()
+    nearest, copies = cosines.amax(-1), rows.shape[1]
+    near = (cosines >= 0.95).sum().item() / (len(rows) * copies * (copies - 1))
+    return {"nearest": nearest.mean().item(), "largest": nearest.max().item(), "near_duplicates": near}
 
 
 class Case:
@@ -229,7 +234,7 @@ def compare(name: str, seed: int, quick: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         case = CASES[name](seed, quick, folder)
         state = {key: value.clone() for key, value in case.model.state_dict().items()}
-        found: dict[str, Any] = {"case": name, "seed": seed, "cosine_before": largest_cosine(case.copies(case.model))}
+        found: dict[str, Any] = {"case": name, "seed": seed, "before": alike(case.copies(case.model))}
         for arm, mhe in (("plain", None), ("mhe", case.mhe)):
             case.model.load_state_dict(state)
             steps = 3 if quick else 100
@@ -237,15 +242,13 @@ def compare(name: str, seed: int, quick: bool) -> dict[str, Any]:
             found[arm] = {
                 "losses": [round(record["loss"], 5) for record in trainer.state.log_history if "loss" in record],
                 "held_out": trainer.evaluate()["eval_loss"],
-                "cosine": largest_cosine(case.copies(trainer.model)),
+                "copies": alike(case.copies(trainer.model)),
             }
     found["loss_ratio"] = found["mhe"]["held_out"] / found["plain"]["held_out"]
-    print(
-        f"{name}, seed {seed}: held-out loss {found['plain']['held_out']:.4f} without MHE, "
-        f"{found['mhe']['held_out']:.4f} with it ({found['loss_ratio'] - 1:+.1%}); largest cosine of copies "
-        f"{found['cosine_before']:.3f}, then {found['plain']['cosine']:.3f} and {found['mhe']['cosine']:.3f}",
-        file=sys.stderr,
-    )
+    print(f"{name}, seed {seed}: held-out loss with MHE {found['loss_ratio'] - 1:+.1%}", file=sys.stderr)
+    for arm in ("plain", "mhe"):
+        numbers = {key: round(value, 3) for key, value in found[arm]["copies"].items()}
+        print(f"  {arm}: {found[arm]['held_out']:.4f}, copies {numbers}", file=sys.stderr)
     return found
 
 
@@ -262,7 +265,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
         of_case = [found for found in results if found["case"] == name]
         for arm, label, color in (("plain", "without MHE", "#0072B2"), ("mhe", "with MHE", "#D55E00")):
             curves = torch.tensor([found[arm]["losses"] for found in of_case])
-            cosine = sum(found[arm]["cosine"] for found in of_case) / len(of_case)
+            cosine = sum(found[arm]["copies"]["nearest"] for found in of_case) / len(of_case)
             axis.plot(
                 range(1, curves.shape[1] + 1), curves.mean(0), color=color, label=f"{label}, copies {cosine:.2f}"
             )

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.parallelism_config import ParallelismConfig
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
@@ -20,8 +22,9 @@ from transformers import AutoModelForCausalLM, MixtralConfig
 from hf_mhe import MHEConfig, MHEError, MHERegularizer, hyperspherical_energy
 from hf_mhe.training import mean_energy
 from hf_mhe.training.engines.plan import balance
-from hf_mhe.training.engines.refuse import refuse_distributed_type
+from hf_mhe.training.engines.refuse import refuse_distributed_type, refuse_parallelism
 from tests.training.cases import CASES, make_gpt2, make_tiny, slow_energy, slow_penalty
+from tests.training.loops import forget_accelerate
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -279,6 +282,27 @@ def test_engines_that_are_not_served_are_refused_by_name() -> None:
         with pytest.raises(MHEError, match=f"does not support {engine} .*in one process"):
             refuse_distributed_type(distributed_type)
     refuse_distributed_type("FSDP", is_fsdp2=True)
+
+
+@pytest.mark.parametrize(("size", "kind"), [("cp_size", "context parallel"), ("sp_size", "sequence parallel")])
+def test_parts_of_a_sequence_are_refused_by_name(size: str, kind: str) -> None:
+    """A penalty would be added to the loss of a part of a sequence, which nobody has checked the sum of."""
+    words = rf"does not support {kind} \({size}=2\) .*parallelism_config"
+    config = ParallelismConfig(**{size: 2})
+    accelerator = Accelerator(cpu=True)
+    regularizer = MHERegularizer(make_tiny().train())
+    loss = torch.zeros((), requires_grad=True)
+    assert regularizer(loss) is not loss
+    accelerator.state.parallelism_config = (
+        config  # as of several processes, which accelerate asks for before it is set
+    )
+    try:
+        with pytest.raises(MHEError, match=words):
+            regularizer(loss)
+    finally:
+        forget_accelerate()
+    refuse_parallelism(ParallelismConfig())
+    refuse_parallelism(None)
 
 
 def test_printed_it_is_one_line_of_what_it_does() -> None:

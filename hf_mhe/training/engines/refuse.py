@@ -7,6 +7,7 @@ Two marks give an engine away: the wrapper around the model (seen at constructio
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -24,6 +25,7 @@ _WRAPPERS = {
     "DataParallel": "torch.nn.DataParallel (several GPUs in one process)",
     "FullyShardedDataParallel": "FSDP1 (FullyShardedDataParallel)",
 }
+_SPLITS_OF_A_SEQUENCE = {"cp_size": "context parallel", "sp_size": "sequence parallel"}
 _DISTRIBUTED_TYPES = {"FSDP": "FSDP1 (fsdp_version: 1)", "MEGATRON_LM": "Megatron-LM"}
 
 
@@ -51,6 +53,18 @@ def refuse_distributed_type(name: str, *, is_fsdp2: bool = False) -> None:
     """
     if name in _DISTRIBUTED_TYPES and not (name == "FSDP" and is_fsdp2):
         _refuse(_DISTRIBUTED_TYPES[name], "accelerate's distributed type")
+
+
+def refuse_parallelism(config: Any | None) -> None:
+    """Refuse accelerate's `ParallelismConfig` where several ranks have one sequence, and its loss in parts.
+
+    Raises:
+        MHEError: names the kind, and how many ranks share a sequence.
+    """
+    for size, kind in _SPLITS_OF_A_SEQUENCE.items():
+        ranks = getattr(config, size, None) or 1
+        if ranks > 1:
+            _refuse(f"{kind} ({size}={ranks})", "accelerate's parallelism_config")
 
 
 def refuse_without_values(groups: Iterable[NeuronGroup]) -> None:
