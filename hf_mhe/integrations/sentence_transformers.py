@@ -118,7 +118,8 @@ class EnergyRegularizedLoss(nn.Module):
             raise MHEError(f"{type(self.loss).__name__} computed no sentence embeddings by its model")
         rows = torch.cat(embeddings)
         examples = _examples(features[0])
-        if len(rows) == examples and _is_one_class_each(labels, examples):
+        # Labels of several columns are of the example: of a pair that is alike or not.
+        if len(features) == 1 and len(rows) == examples and _is_one_class_each(labels, examples):
             return self.energy(rows, labels.reshape(-1).to(rows.device))
         numbers = [torch.arange(len(each), device=rows.device) for each in embeddings]
         if any(len(each) % examples for each in embeddings):

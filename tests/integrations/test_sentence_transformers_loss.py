@@ -40,6 +40,7 @@ def features(model: Any, *columns: list[str]) -> list[dict[str, Any]]:
 
 
 CLASSES = torch.tensor([0, 0, 1, 1, 2, 2, 0, 1])
+TENSION = CLASSES % 2
 SCORES = torch.linspace(0, 1, 8, dtype=torch.float64)
 PAIR = (ANCHORS, POSITIVES)
 TRIPLET = (*PAIR, NEGATIVES[:8])
@@ -67,7 +68,7 @@ CASES: dict[str, Case] = {
     "classifier": (lambda m: losses().SoftmaxLoss(m, 32, 3), PAIR, CLASSES),
     "teacher": (lambda m: losses().MSELoss(m), (ANCHORS,), torch.randn(8, 32)),
     "parts": (lambda m: losses().GlobalOrthogonalRegularizationLoss(m), PAIR, None),
-    "tension": (lambda m: losses().ContrastiveTensionLoss(m), PAIR, CLASSES % 2),
+    "tension": (lambda m: losses().ContrastiveTensionLoss(m), PAIR, TENSION),
     "matryoshka": (
         lambda m: losses().MatryoshkaLoss(m, losses().MultipleNegativesRankingLoss(m), DIMS),
         TRIPLET,
@@ -119,7 +120,8 @@ def total(parts: Any) -> Tensor:
 
 def energy_of(model: Any, columns: tuple[list[str], ...], labels: Any) -> Tensor:
     """The energy of the embeddings by a forward pass of its own; texts of one example, or one class, do not count."""
-    rows = torch.cat([model(each)["sentence_embedding"] for each in features(model, *columns)])
+    embedded = columns[1:] if labels is TENSION else columns  # its other column is embedded by a model of its own
+    rows = torch.cat([model(each)["sentence_embedding"] for each in features(model, *embedded)])
     one_class_each = len(columns) == 1 and labels is CLASSES
     return EnergyLoss()(rows, CLASSES if one_class_each else torch.arange(len(rows)) % len(ANCHORS))
 
