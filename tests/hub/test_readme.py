@@ -165,6 +165,14 @@ def test_results_of_others_stay_as_they_are_written() -> None:
     assert merge_readme(merged, CARD, "here") == merged
 
 
+def test_the_card_that_trainer_writes_gets_results() -> None:
+    """If this fails, a model that Trainer pushed with its own card cannot be published with its energies."""
+    readme = "---\nlibrary_name: transformers\nmodel-index:\n- name: out\n  results: []\n---\n\n# out\n"
+    merged = merge_readme(readme, CARD, "here")
+    assert written(merged)["model-index"] == written(CARD)["model-index"]
+    assert merge_readme(merged, CARD, "here") == merged
+
+
 def test_what_a_key_found_by_itself_does_not_know_better() -> None:
     """If this fails, a guess of ours replaces what the owner wrote."""
     card = CARD.replace("license: mit", "base_model: a/guess\nbase_model_relation: adapter")
