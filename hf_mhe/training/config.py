@@ -168,7 +168,7 @@ class MHEConfig:
         values = {item.name: (getattr(self, item.name), item.default) for item in fields(self)}
         # As text, in which both forms of softening's default are alike.
         changed = {name: value for name, (value, default) in values.items() if str(value) != str(default)}
-        options = check_objective(self.objective, self.objective_options, changed)
+        options = check_objective(self.objective, self.objective_options, changed, across=self.weight_across > 0)
         object.__setattr__(self, "objective_options", options)
         self.over(math.inf)  # and the schedule which decays
         if self.budget is not None and self.every_n_steps > 1:

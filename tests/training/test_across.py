@@ -118,6 +118,35 @@ def test_the_configs_energy_in_full_space(changes: dict[str, Any]) -> None:
     assert found.item() == pytest.approx(expected.item(), rel=1e-12)
 
 
+def test_the_energy_between_modules_is_added_to_another_objective_of_neurons() -> None:
+    """Experts would be made orthogonal by a number that is none of theirs, or the energy's settings be refused."""
+    model = make_experts()
+    neurons = MHERegularizer(model, MHEConfig(objective="soft_orthogonality", hidden_weight=0.3))
+    config = MHEConfig(objective="soft_orthogonality", hidden_weight=0.3, across="experts", across_weight=0.7, s=1)
+    expected = neurons.penalty() + 0.7 * slow_penalty(by_hand("listed", model), s=1)
+    assert MHERegularizer(model, config).penalty().item() == pytest.approx(expected.item(), rel=1e-12)
+    assert MHEConfig.from_dict(config.to_dict()) == config
+    with pytest.raises(MHEError, match=r"s=1\.0 has no effect with objective=.soft_orthogonality."):
+        MHEConfig(objective="soft_orthogonality", s=1)
+    with pytest.raises(MHEError, match="space='full' has no effect"):
+        MHEConfig(objective="soft_orthogonality", across="experts", space="full")
+
+
+@pytest.mark.slow
+def test_a_budget_draws_both_from_another_objective_and_between_modules() -> None:
+    """With a budget, one of the two would be left out, counted twice, or stop the training."""
+    model = make_experts()
+    config = MHEConfig(objective="srip", hidden_weight=0.3, across="experts", across_weight=0.7, budget=1.0)
+    exact = MHERegularizer(model, config).penalty().item()
+    drawn = MHERegularizer(model, config, step_operations=1e9).advance()
+    assert drawn is not None
+    assert drawn.item() == pytest.approx(exact, rel=1e-12)
+    few = [MHERegularizer(model, config, step_operations=3e3, seed=seed).advance() for seed in range(200)]
+    values = torch.tensor([0.0 if each is None else each.item() for each in few])
+    assert values.std() > 0
+    assert values.mean().item() == pytest.approx(exact, abs=4 * values.std().item() / 200**0.5)
+
+
 def test_it_is_added_to_the_neurons_penalty() -> None:
     """One of the two would replace the other, or the weight be another than `hidden_weight` by default."""
     torch.manual_seed(0)

@@ -53,6 +53,7 @@ Options = Mapping[str, Any]
 
 # The fields of a config that say what the energy of a pair is.
 ENERGY_SETTINGS = ("s", "distance", "space", "softening")
+ACROSS_SETTINGS = ("s", "distance", "softening")  # of the energy between modules, which is always in full space
 
 ObjectiveName = Literal[
     "energy",
@@ -94,13 +95,16 @@ class Member:
     draws: bool = False
 
 
-def check_objective(name: object, options: object, changed: Mapping[str, object]) -> dict[str, Any] | None:
+def check_objective(
+    name: object, options: object, changed: Mapping[str, object], *, across: bool
+) -> dict[str, Any] | None:
     """The options given to an objective, as a dict of plain values; None where none are.
 
     Args:
         name: of the objective.
         options: a dict, its JSON text, or None.
         changed: the settings of the config that are not at their defaults.
+        across: whether modules are pushed apart too, which takes the energy whatever the objective is.
 
     Raises:
         MHEError: there is no such objective or option, a value is not allowed, or a setting of the energy was changed
@@ -108,7 +112,7 @@ def check_objective(name: object, options: object, changed: Mapping[str, object]
     """
     check_option("objective", name, get_args(ObjectiveName))
     name = str(name)
-    useful = MEMBERS[name].settings if name in MEMBERS else ENERGY_SETTINGS
+    useful = settings_in_use(name, across=across)
     for setting in (each for each in ENERGY_SETTINGS if each in changed and each not in useful):
         those = [each for each in get_args(ObjectiveName) if each not in MEMBERS or setting in MEMBERS[each].settings]
         raise MHEError(
@@ -117,6 +121,12 @@ def check_objective(name: object, options: object, changed: Mapping[str, object]
         )
     complete = options_of(name, options)
     return {key: complete[key] for key in _mapping(options)} or None
+
+
+def settings_in_use(name: str, *, across: bool) -> set[str]:
+    """Which of the energy's settings say something where this is the objective."""
+    own = MEMBERS[name].settings if name in MEMBERS else ENERGY_SETTINGS
+    return {*own, *(ACROSS_SETTINGS if across else ())}
 
 
 def _mapping(options: object) -> Mapping[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hf_mhe.training.config import MHEConfig
-from hf_mhe.training.objectives.family_members import ENERGY_SETTINGS, MEMBERS
+from hf_mhe.training.objectives.family_members import ENERGY_SETTINGS, MEMBERS, settings_in_use
 
 
 def title(config: MHEConfig) -> str:
@@ -37,7 +37,7 @@ def in_use(config: MHEConfig) -> dict[str, Any]:
     values = config.to_dict()
     if config.objective == "energy":
         return values
-    useful = MEMBERS[config.objective].settings
+    useful = settings_in_use(config.objective, across=config.weight_across > 0)
     useless = [name for name in ENERGY_SETTINGS if name not in useful]
     if "s" not in useful:
         useless.append("part_copies")
