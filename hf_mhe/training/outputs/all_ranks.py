@@ -37,7 +37,7 @@ class _Said(NamedTuple):
     """What a rank says of its rows before they are sent."""
 
     error: str | None
-    count: int = 0
+    rows: int = 0
     d: int = 0
     dtype: str = ""
     has_labels: bool = False
@@ -77,7 +77,7 @@ def energy_of_all_ranks(
         if other.error is not None:
             raise error or MHEError(f"{other.error} (on rank {rank})")
     _check_alike(everyone_said)
-    everyone = _gather(own.detach(), classes, [each.count for each in everyone_said], group)
+    everyone = _gather(own.detach(), classes, [each.rows for each in everyone_said], group)
     energy: Tensor = _WholeEnergy.apply(own, everyone, potential, group)
     return energy
 
