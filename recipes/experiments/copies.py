@@ -94,15 +94,15 @@ def train(model: nn.Module, data: tuple[Data, Data], folder: str, mhe: dict[str,
 def alike(rows: Tensor) -> dict[str, float]:
     """Of groups of copies, `(groups, copies, d)`: how alike the copies of one group are.
 
-    `nearest` is the cosine of a neuron and the nearest of its copies, mean over the neurons; `largest` that of the
-    most alike pair of all; `near_duplicates` the share of the pairs with a cosine of 0.95 or more.
+    `largest` is the cosine of the most alike two of a group, mean over the groups; `nearest` that of a neuron and the
+    nearest of its copies, mean over the neurons; `near_duplicates` the share of pairs with a cosine of 0.95 or more.
     """
     directions = nn.functional.normalize(rows.detach().double(), dim=-1)
     cosines = directions @ directions.mT
     cosines.diagonal(dim1=-2, dim2=-1).fill_(-1.0)
     nearest, copies = cosines.amax(-1), rows.shape[1]
     near = (cosines >= 0.95).sum().item() / (len(rows) * copies * (copies - 1))
-    return {"nearest": nearest.mean().item(), "largest": nearest.max().item(), "near_duplicates": near}
+    return {"largest": nearest.amax(-1).mean().item(), "nearest": nearest.mean().item(), "near_duplicates": near}
 
 
 class Case:
@@ -265,7 +265,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
         of_case = [found for found in results if found["case"] == name]
         for arm, label, color in (("plain", "without MHE", "#0072B2"), ("mhe", "with MHE", "#D55E00")):
             curves = torch.tensor([found[arm]["losses"] for found in of_case])
-            cosine = sum(found[arm]["copies"]["nearest"] for found in of_case) / len(of_case)
+            cosine = sum(found[arm]["copies"]["largest"] for found in of_case) / len(of_case)
             axis.plot(
                 range(1, curves.shape[1] + 1), curves.mean(0), color=color, label=f"{label}, copies {cosine:.2f}"
             )
@@ -283,7 +283,7 @@ def main() -> None:
     args = parser.parse_args()
     results = [compare(name, seed, args.quick) for name in args.cases for seed in args.seeds]
     args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "copies.json").write_text(json.dumps(results, indent=1) + "\n")
+    (args.output / "copies.json").write_text(json.dumps(results, separators=(",", ":")) + "\n")
     draw(results, args.output / "copies.png")
 
 
