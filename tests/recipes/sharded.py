@@ -13,7 +13,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import Trainer
 
 
@@ -37,6 +39,14 @@ def on_fsdp2() -> None:
         assert isinstance(model, FSDPModule)
         return step(self, model, *args, **kwargs)
 
+    gather = Accelerator.get_state_dict
+
+    def gather_whole(self: Accelerator, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Gather what accelerate leaves in shards where it found no GPU when it was made."""
+        state = gather(self, *args, **kwargs)
+        return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in state.items()}
+
+    Accelerator.get_state_dict = gather_whole
     Trainer.create_accelerator_and_postprocess = create_on_a_gpu
     Trainer.training_step = step_sharded
 
