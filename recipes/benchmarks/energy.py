@@ -2,6 +2,7 @@
 
     python recipes/benchmarks/energy.py                      # the table in recipes/benchmarks/README.md
     python recipes/benchmarks/energy.py --shapes 3072x768 --variants 2-euclidean-full --rounds 9
+    python recipes/benchmarks/energy.py --sweep --csv sweep.csv --figure sweep.png --before OTHER_CHECKOUT
 
 The floor is the time of the matrix products alone, measured in the same process: `n^2 d` operations for the cosines
 and `2 n^2 d` for the gradient, at the rate of one large product each. All figures of a row are taken in turn, round
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -19,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 
+import sweep
 import torch
 from torch import Tensor
 
@@ -72,39 +75,43 @@ def floor_calls(unit: Tensor) -> list[tuple[float, Callable[[], object]]]:
     ]
 
 
+class Calls:
+    """What a row of the table measures, of one shape and variant."""
+
+    def __init__(self, n: int, d: int, variant: str, *, dtype: torch.dtype, device: str, dense: bool) -> None:
+        s, distance, space = variant.split("-")
+        weight = torch.randn(n, d, generator=torch.Generator().manual_seed(0)).to(device, dtype).requires_grad_()
+        options = {"distance": distance, "space": space}
+
+        def exact() -> None:
+            torch.autograd.grad(hyperspherical_energy(weight, float(s), **options), weight)
+
+        def forward() -> None:
+            with torch.no_grad():
+                hyperspherical_energy(weight, float(s), **options)
+
+        def rival() -> None:
+            torch.autograd.grad(dense_formula(weight, float(s), distance, space), weight)
+
+        cosines, gradient = floor_calls(torch.nn.functional.normalize(weight.detach(), dim=1))
+        self._repeat = max(1, int(2e8 / (3 * n * n * d)))
+        # In this order: what a call leaves in the caches is as foreign to the next one as that of another layer.
+        self._calls = {"cosines": cosines, "exact": (1.0, exact), "gradient": gradient, "forward": (1.0, forward)}
+        if dense:
+            self._calls["dense"] = (1.0, rival)
+
+    def turn(self) -> dict[str, float]:
+        """Seconds of each, one after the other."""
+        return {name: times * seconds(call, self._repeat) for name, (times, call) in self._calls.items()}
+
+
 def measure(
     n: int, d: int, variant: str, *, rounds: int, dtype: torch.dtype, device: str, dense: bool
 ) -> dict[str, object]:
     """One row of the table."""
-    s, distance, space = variant.split("-")
-    weight = torch.randn(n, d, generator=torch.Generator().manual_seed(0)).to(device, dtype).requires_grad_()
-    options = {"distance": distance, "space": space}
-    repeat = max(1, int(2e8 / (3 * n * n * d)))
-
-    def exact() -> None:
-        torch.autograd.grad(hyperspherical_energy(weight, float(s), **options), weight)
-
-    def forward() -> None:
-        with torch.no_grad():
-            hyperspherical_energy(weight, float(s), **options)
-
-    def rival() -> None:
-        torch.autograd.grad(dense_formula(weight, float(s), distance, space), weight)
-
-    unit = torch.nn.functional.normalize(weight.detach(), dim=1)
-    products = floor_calls(unit)
-    times: dict[str, list[float]] = {name: [] for name in ("cosines", "gradient", "exact", "forward", "dense")}
-    for turn in range(rounds + 1):
-        taken = {
-            "cosines": products[0][0] * seconds(products[0][1], repeat),
-            "exact": seconds(exact, repeat),
-            "gradient": products[1][0] * seconds(products[1][1], repeat),
-            "forward": seconds(forward, repeat),
-            "dense": seconds(rival, repeat) if dense else float("nan"),
-        }
-        if turn:  # the first is the warm-up
-            for name, value in taken.items():
-                times[name].append(value)
+    calls = Calls(n, d, variant, dtype=dtype, device=device, dense=dense)
+    turns = [calls.turn() for _ in range(rounds + 1)][1:]  # the first is the warm-up
+    times = {name: [turn[name] for turn in turns] for name in turns[0]}
     ratio = lambda top, bottom: statistics.median(a / b for a, b in zip(top, bottom, strict=True))  # noqa: E731
     floor = [a + b for a, b in zip(times["cosines"], times["gradient"], strict=True)]
     return {
@@ -150,6 +157,42 @@ def peak_memory(n: int, d: int, variant: str) -> int:
     return _resident("VmHWM") - before
 
 
+def take_turns_of(options: argparse.Namespace) -> None:
+    """Measure what comes on the standard input, a turn at a time."""
+    dtype, made = getattr(torch, options.dtype), {}
+
+    def turn(n: int, d: int, variant: str) -> sweep.Turn:
+        if (n, d, variant) not in made:
+            made.clear()
+            made[n, d, variant] = Calls(n, d, variant, dtype=dtype, device=options.device, dense=False)
+        return made[n, d, variant].turn()
+
+    sweep.take_turns(turn, sys.stdin, sys.stdout)
+
+
+def run_sweep(options: argparse.Namespace) -> None:
+    """Print the ratios over n, and write them where asked."""
+    shapes = [f"{n}x{d}" for d in sweep.D for n in sweep.N] if options.shapes == SHAPES else options.shapes
+    sizes = [tuple(map(int, shape.split("x"))) for shape in shapes]
+    threads = str(options.threads or torch.get_num_threads())
+    given = ["--threads", threads, "--dtype", options.dtype, "--device", options.device]
+    print(
+        f"torch {torch.__version__}, {options.device} ({processor(options.device)}), {threads} threads, {options.dtype}"
+    )
+    heads = "n", "d", "variant", "version", "exact, ms", "exact / floor", "value, ms", "value / its floor"
+    print("| " + " | ".join(heads) + " |")
+    print("| ---: | ---: | --- | --- | ---: | ---: | ---: | ---: |", flush=True)
+    versions = [sweep.Version("before", options.before, given)] if options.before else []
+    versions.append(sweep.Version("now", None, given))
+    rows = sweep.sweep(versions, sizes, options.variants[0], options.rounds)
+    for version in versions:
+        version.end()
+    if options.csv:
+        sweep.write_csv(rows, options.csv)
+    if options.figure:
+        sweep.draw(rows, options.figure)
+
+
 def main() -> None:
     """Print the table, or with `--memory` one number."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -164,9 +207,19 @@ def main() -> None:
         "--memory", action="store_true", help="bytes of peak extra memory of the first shape and variant"
     )
     parser.add_argument("--json", metavar="FILE", help="write the rows here as well")
+    parser.add_argument("--sweep", action="store_true", help="the first variant over n and d, in place of the table")
+    parser.add_argument("--before", metavar="FOLDER", help="another checkout, measured in turn with this one (sweep)")
+    parser.add_argument("--csv", metavar="FILE", help="the rows of the sweep")
+    parser.add_argument("--figure", metavar="FILE", help="the ratios of the sweep over n")
+    parser.add_argument("--turns", action="store_true", help=argparse.SUPPRESS)  # a process of the sweep
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
+    if options.before and not os.path.isdir(os.path.join(options.before, "hf_mhe")):
+        parser.error(f"--before {options.before}: a checkout has a folder hf_mhe, and there is none")
+    if options.turns or options.sweep:
+        (take_turns_of if options.turns else run_sweep)(options)
+        return
     if options.memory:
         n, d = (int(x) for x in options.shapes[0].split("x"))
         print(peak_memory(n, d, options.variants[0]))

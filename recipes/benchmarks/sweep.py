@@ -1,0 +1,130 @@
+"""How many times its floor the exact energy takes, over the number of neurons, now and in another checkout.
+
+`python recipes/benchmarks/energy.py --sweep` calls it. Each checkout has a process of its own, which waits for its
+turn: the processes measure one after the other, round after round, so that what the machine does meanwhile hits them
+alike, and the ratio to the floor is taken within a turn.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+N = (256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+D = (384, 768, 2048)
+Turn = dict[str, float]
+Row = dict[str, object]
+
+
+class Version:
+    """A process that measures with the package of one checkout.
+
+    Args:
+        name: what it is called in the table.
+        checkout: the folder with its `hf_mhe`, or None for the package that is installed.
+        options: of `energy.py`: threads, dtype, device.
+    """
+
+    def __init__(self, name: str, checkout: str | None, options: list[str]) -> None:
+        self.name = name
+        environment = dict(os.environ)
+        if checkout is not None:
+            environment["PYTHONPATH"] = str(Path(checkout).resolve())
+        script = Path(__file__).with_name("energy.py")
+        self._process = subprocess.Popen(
+            [sys.executable, str(script), "--turns", *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    def turn(self, n: int, d: int, variant: str) -> Turn:
+        """Seconds of the floor's products, of the energy with its gradient, and of a value alone."""
+        asked, said = self._process.stdin, self._process.stdout
+        assert asked is not None
+        assert said is not None
+        asked.write(json.dumps([n, d, variant]) + "\n")
+        asked.flush()
+        line = said.readline()
+        if not line:
+            raise SystemExit(f"{self.name}: the process that measures ended with status {self._process.wait()}")
+        taken: Turn = json.loads(line)
+        return taken
+
+    def end(self) -> None:
+        """Let the process go."""
+        self._process.communicate()
+
+
+def take_turns(measure: Callable[[int, int, str], Turn], asked: IO[str], said: IO[str]) -> None:
+    """The other side of `Version`: one turn for each line, until there are no more."""
+    for line in asked:
+        said.write(json.dumps(measure(*json.loads(line))) + "\n")
+        said.flush()
+
+
+def sweep(versions: list[Version], sizes: list[tuple[int, int]], variant: str, rounds: int) -> list[Row]:
+    """One row for each shape and version, medians over the rounds; the first round is the warm-up."""
+    rows = []
+    for n, d in sizes:
+        turns = [[version.turn(n, d, variant) for version in versions] for _ in range(rounds + 1)][1:]
+        for version, taken in zip(versions, zip(*turns, strict=True), strict=True):
+            row = {"n": n, "d": d, "variant": variant, "version": version.name, **_ratios(taken)}
+            rows.append(row)
+            print("| " + " | ".join(str(value) for value in row.values()) + " |", flush=True)
+    return rows
+
+
+def _ratios(turns: tuple[Turn, ...]) -> Row:
+    median = statistics.median
+    return {
+        "exact_ms": round(median(t["exact"] for t in turns) * 1e3, 3),
+        "exact_over_floor": round(median(t["exact"] / (t["cosines"] + t["gradient"]) for t in turns), 3),
+        "value_ms": round(median(t["forward"] for t in turns) * 1e3, 3),
+        "value_over_floor": round(median(t["forward"] / t["cosines"] for t in turns), 3),
+    }
+
+
+def write_csv(rows: list[Row], path: str) -> None:
+    """The rows as they were printed."""
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def draw(rows: list[Row], path: str) -> None:
+    """Both ratios over n: a colour for each d, broken lines for the checkout before."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
+    titles = {"exact_over_floor": "energy and gradient", "value_over_floor": "value alone"}
+    dimensions = sorted({int(str(row["d"])) for row in rows})
+    for axes, (key, title) in zip(panels, titles.items(), strict=True):
+        for colour, d in enumerate(dimensions):
+            for version in dict.fromkeys(str(row["version"]) for row in rows):
+                points = [(row["n"], row[key]) for row in rows if row["d"] == d and row["version"] == version]
+                dashed = "--" if version == "before" else "-"
+                axes.plot(
+                    *zip(*points, strict=True), dashed, color=f"C{colour}", marker=".", label=f"d = {d}, {version}"
+                )
+        axes.axhline(1, color="0.6", linewidth=0.8)
+        axes.set(title=title, xlabel="neurons", xscale="log")
+        axes.set_xticks([n for n in N if n in {row["n"] for row in rows}], minor=False)
+        axes.set_xticks([], minor=True)
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        axes.tick_params(axis="x", rotation=60)
+    panels[0].set_ylabel("time over that of its products alone")
+    panels[1].legend(fontsize=8)
+    figure.savefig(path, dpi=150)
