@@ -176,9 +176,8 @@ def run_sweep(options: argparse.Namespace) -> None:
     sizes = [tuple(map(int, shape.split("x"))) for shape in shapes]
     threads = str(options.threads or torch.get_num_threads())
     given = ["--threads", threads, "--dtype", options.dtype, "--device", options.device]
-    print(
-        f"torch {torch.__version__}, {options.device} ({processor(options.device)}), {threads} threads, {options.dtype}"
-    )
+    chip = processor(options.device)
+    print(f"torch {torch.__version__}, {options.device} ({chip}), {threads} threads, {options.dtype}")
     heads = "n", "d", "variant", "version", "exact, ms", "exact / floor", "value, ms", "value / its floor"
     print("| " + " | ".join(heads) + " |")
     print("| ---: | ---: | --- | --- | ---: | ---: | ---: | ---: |", flush=True)
