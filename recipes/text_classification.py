@@ -31,6 +31,8 @@ import hf_mhe
 DEFAULTS = {
     "output_dir": "text_classification", "learning_rate": 3e-4, "num_train_epochs": 1,
     "per_device_train_batch_size": 64, "per_device_eval_batch_size": 256,
+    # Else Trainer multiplies the loss by the number of processes, which is none for a mean over rows, as BERT's is.
+    "average_tokens_across_devices": False,
 }  # fmt: skip
 VOCABULARY = "*embed*"  # not in the table: its rows take longer to compare than all other layers
 QUICK = DEFAULTS | {

@@ -265,10 +265,9 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
         of_case = [found for found in results if found["case"] == name]
         for arm, label, color in (("plain", "without MHE", "#0072B2"), ("mhe", "with MHE", "#D55E00")):
             curves = torch.tensor([found[arm]["losses"] for found in of_case])
-            cosine = sum(found[arm]["copies"]["largest"] for found in of_case) / len(of_case)
-            axis.plot(
-                range(1, curves.shape[1] + 1), curves.mean(0), color=color, label=f"{label}, copies {cosine:.2f}"
-            )
+            alike = sum(found[arm]["copies"]["near_duplicates"] for found in of_case) / len(of_case)
+            said = f"{label}: {alike:.1%} of pairs alike"
+            axis.plot(range(1, curves.shape[1] + 1), curves.mean(0), color=color, label=said)
         axis.set(title=name, xlabel="step", ylabel="task loss")
         axis.legend(fontsize=7)
     figure.savefig(path, dpi=120)

@@ -122,8 +122,6 @@ def texts(folder: Path) -> Own:
     data = {
         "--model_name_or_path": folder / "model", "--dataset_name": folder / "texts.csv", "--text_columns": "said",
         "--label_column": "liked",
-        # Trainer would multiply the loss by the number of processes, which BERT's mean over the rows does not expect.
-        "--average_tokens_across_devices": False,
     }  # fmt: skip
     return Own(data, "AutoModelForSequenceClassification")
 
