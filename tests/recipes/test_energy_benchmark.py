@@ -19,8 +19,8 @@ def test_a_sweep_has_a_row_for_each_shape_and_checkout(tmp_path: Path) -> None:
     rows, figure = tmp_path / "rows.csv", tmp_path / "figure.png"
     done = subprocess.run(
         [
-            sys.executable, str(ROOT / "recipes" / "benchmarks" / "energy.py"), "--sweep", "--rounds", "2", "--threads",
-            "1", "--shapes", "64x32", "96x32", "600x16", "--before", str(ROOT), "--csv", str(rows),
+            sys.executable, str(ROOT / "recipes" / "benchmarks" / "energy.py"), "--sweep", "--rounds", "2",
+            "--threads", "1", "--shapes", "64x32", "96x32", "600x16", "--before", str(ROOT), "--csv", str(rows),
             "--figure", str(figure),
         ],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
