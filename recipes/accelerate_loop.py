@@ -18,7 +18,7 @@ from pathlib import Path
 import evaluate
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DataLoaderConfiguration, set_seed
 from datasets import load_dataset
 from torch.optim import AdamW
 from torch.utils.data import DataLoader
@@ -96,8 +96,9 @@ def training_function(accelerator: Accelerator, args: LoopArguments, prepared, m
         model, optimizer, train_dataloader, eval_dataloader, lr_scheduler
     )
 
-    # New Code #
-    regularizer = hf_mhe.MHERegularizer(model, mhe_config, total_steps=num_steps, seed=args.seed)
+    # New Code # (its steps are the optimizer's, of which several processes make fewer)
+    total_steps = args.num_epochs * -(-len(train_dataloader) // args.gradient_accumulation_steps)
+    regularizer = hf_mhe.MHERegularizer(model, mhe_config, total_steps=total_steps, seed=args.seed)
     accelerator.register_for_checkpointing(regularizer)
 
     starting_epoch = 0
@@ -163,6 +164,7 @@ def main() -> None:
             gradient_accumulation_steps=args.gradient_accumulation_steps,
             log_with=args.report_to,
             project_dir=args.output_dir,
+            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),  # one order, whoever trains on it
         )
         launched = int(os.environ.get("WORLD_SIZE", 1))
         if launched != accelerator.num_processes:  # accelerate does not connect them where it finds no GPU

@@ -36,6 +36,8 @@ DEFAULTS = {
     "output_dir": "seq2seq", "learning_rate": 2e-3, "max_steps": 1000, "max_eval_samples": 500,
     "per_device_train_batch_size": 64, "per_device_eval_batch_size": 100, "predict_with_generate": True,
     "generation_max_length": 64,
+    # Else Trainer multiplies the loss by the number of processes, which is none for a mean over tokens, as T5's is.
+    "average_tokens_across_devices": False,
 }  # fmt: skip
 VOCABULARY = ["*embed*", "shared*"]  # not in the table: its rows take longer to compare than all other layers
 QUICK = DEFAULTS | {

@@ -156,16 +156,18 @@ def test_bad_input_is_one_clear_line(script: str, bad: str, tmp_path: Path, caps
 
 
 @pytest.mark.parametrize(
-    ("config", "expected"),
+    ("config", "more", "expected"),
     [
-        ("tensor_parallel", "error: Mesh should not be bigger than default world size 2"),
-        ("multi_gpu", "error: 2 processes were launched, each for itself: without GPUs, add --use_cpu"),
+        ("tensor_parallel", ["--use_cpu"], "error: Mesh should not be bigger than default world size 2"),
+        ("multi_gpu", [], "error: 2 processes were launched, each for itself: without GPUs, add --use_cpu"),
     ],
 )
-def test_a_config_that_does_not_fit_the_machine_is_one_clear_line(config: str, expected: str, tmp_path: Path) -> None:
+def test_a_config_that_does_not_fit_the_machine_is_one_clear_line(
+    config: str, more: list[str], expected: str, tmp_path: Path
+) -> None:
     """A mesh of eight would end in pages of torch, and processes that are not connected in each other's files."""
     script = RECIPES / "image_classification.py"
     with pytest.raises(AssertionError) as failed:
-        in_two_processes(launched_by_accelerate(config), script, "--quick", "--output_dir", tmp_path)
+        in_two_processes(launched_by_accelerate(config), script, "--quick", "--output_dir", tmp_path, *more)
     assert f"image_classification.py: {expected}" in str(failed.value)
     assert not list(tmp_path.iterdir())
