@@ -3,7 +3,7 @@
 # for a short time on the source of Python's standard library, becomes a Mixtral, which is trained on.
 #
 #   python recipes/upcycle.py                              # in an environment with pip install -e ".[recipes]"
-#   accelerate launch --config_file recipes/accelerate_configs/fsdp2.yaml recipes/upcycle.py \
+#   accelerate launch --config_file recipes/accelerate_configs/multi_gpu.yaml recipes/upcycle.py \
 #       --model_name_or_path HuggingFaceTB/SmolLM2-360M --dataset_name trl-lib/Capybara --num_experts 8 \
 #       --learning_rate 2e-5 --mhe_budget 0.05 --compare False
 #   python recipes/upcycle.py --model_name_or_path HuggingFaceTB/SmolLM2-360M --dataset_name my_texts.csv
@@ -42,8 +42,8 @@ DEFAULTS = {
 }  # fmt: skip
 VOCABULARY = "*embed*"  # not in the table: its rows take longer to compare than all other layers
 QUICK = DEFAULTS | {
-    "max_steps": 4, "save_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 8, "max_train_samples": 64,
-    "max_eval_samples": 32, "dense_steps": 2,
+    "max_steps": 4, "save_steps": 2, "logging_steps": 1, "dense_steps": 2, "max_train_samples": 16,
+    "max_eval_samples": 4,
 }  # fmt: skip
 
 

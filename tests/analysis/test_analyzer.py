@@ -35,6 +35,7 @@ def test_reference_layers_of_minilm(minilm_path: Path) -> None:
     assert [group.name for group in report.groups] == names  # most redundant first
 
 
+@pytest.mark.slow
 def test_minilm_in_memory_and_on_disk_agree(minilm_path: Path) -> None:
     """If this fails, the same weights get different numbers depending on where they lie."""
     from transformers import AutoModel

@@ -169,6 +169,7 @@ def test_a_default_device_is_not_the_solvers(n: int, d: int) -> None:
         assert energies.sampled_energy(expected, rows=n, s=1).item() < 1
 
 
+@pytest.mark.slow
 def test_dynamic_shapes_compile_without_a_break() -> None:
     """If this failed, a compiler that does not specialise on numbers could not trace the call."""
     compiled = torch.compile(

@@ -50,8 +50,7 @@ def test_each_arm_adds_what_it_is_named_after_and_nothing_else(tmp_path: Path, c
 
 def test_scores_in_a_precision_are_those_of_the_stored_codes() -> None:
     """NDCG in int8 and binary would be that of other codes than a vector database stores."""
-    from sentence_transformers import quantize_embeddings
-
+    quantize_embeddings = pytest.importorskip("sentence_transformers").quantize_embeddings
     quantized = of_script("sentence_embeddings")["quantized"]
     torch.manual_seed(0)
     queries, corpus = torch.randn(3, 16), torch.randn(200, 16)

@@ -283,6 +283,7 @@ def test_a_number_that_is_not_the_runs_is_found(tmp_path: Path) -> None:
     assert f"line {len(kept) + 1} is broken" in program(TABLES, *arguments, rc=1).stderr
 
 
+@pytest.mark.slow
 def test_a_document_without_a_place_is_refused(tmp_path: Path) -> None:
     document = tmp_path / "empty.md"
     document.write_text("# Nothing\n")

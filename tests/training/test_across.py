@@ -244,6 +244,7 @@ def test_adapters_that_come_later_are_noticed() -> None:
         regularizer.penalty()
 
 
+@pytest.mark.slow
 def test_a_budget_draws_stacks_without_bias() -> None:
     """Within a budget the experts would get less of the penalty than asked for, or all that it allows."""
     model = nn.ModuleDict({str(i): make_experts(4) for i in range(4)})

@@ -198,6 +198,7 @@ def test_draws_depend_on_seed_and_step_alone() -> None:
     assert drawn(4) != first
 
 
+@pytest.mark.slow
 def test_a_hand_written_loop_resumes_to_the_bit() -> None:
     """What was counted in the first step may not be counted again from another batch."""
 

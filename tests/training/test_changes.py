@@ -307,6 +307,7 @@ def test_a_trainer_whose_model_was_changed_before_training(change: str, tmp_path
     assert relative_difference(found, expected) < (1e-3 if change == "other dtype" else 1e-9)
 
 
+@pytest.mark.slow
 def test_a_dropped_regularizer_leaves_nothing_on_the_model() -> None:
     """After a new regularizer took its place, the old one's hooks would stop the training or slow it down."""
     model = make_tiny().train()

@@ -41,6 +41,7 @@ def task(model: Any) -> Any:
     return model(torch.ones(2, 6), torch.tensor([0, 1])).loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scaler", [1.0, 2.0**10])
 def test_an_infinite_gradient_is_said_with_its_layer(scaler: float) -> None:
     """Clipping would make every step zero for the rest of the training, without a word."""

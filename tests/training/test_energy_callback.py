@@ -87,6 +87,7 @@ def test_the_values_are_those_of_the_weights_after_the_step(tmp_path: Path) -> N
         assert 0 < record["mhe_share_of_time"] < 1
 
 
+@pytest.mark.slow
 def test_training_and_its_log_are_as_without(tmp_path: Path) -> None:
     """Looking at a training would change it: its weights, its records, or which steps have one."""
     ends, histories = [], []
@@ -115,6 +116,7 @@ def test_every_callback_gets_the_record(place: str, tmp_path: Path) -> None:
     assert lines[-1] == {"closed": True}
 
 
+@pytest.mark.slow
 def test_where_the_training_ends_is_measured(tmp_path: Path) -> None:
     """A training that stops early would have no last value, or that of the best model under the last step's number."""
 
@@ -128,6 +130,7 @@ def test_where_the_training_ends_is_measured(tmp_path: Path) -> None:
         assert "train_loss" in trainer.state.log_history[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["steps", "epoch"])
 def test_an_early_stop_is_measured_at_the_last_weights(strategy: str, tmp_path: Path) -> None:
     """The last value would be that of the best model, which Trainer loads after the training."""
@@ -188,6 +191,7 @@ def test_what_is_said_of_the_share(tmp_path: Path, capsys: pytest.CaptureFixture
     assert [record["step"] for record in measured(trainer)] == [1, 6]
 
 
+@pytest.mark.slow
 def test_resumed_at_the_steps_of_a_training_that_was_not_stopped(tmp_path: Path) -> None:
     """A resumed training would have values at other steps, or its first part twice."""
     changes: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3, "learning_rate": 0.01}
@@ -289,6 +293,7 @@ def test_bad_arguments_are_named(wrong: dict[str, Any], words: str) -> None:
         EnergyCallback(**wrong)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_measured_is_said_before_the_first_step(tmp_path: Path) -> None:
     """A training would run to its end without the values that it was started for."""
 
@@ -303,6 +308,7 @@ def test_what_cannot_be_measured_is_said_before_the_first_step(tmp_path: Path) -
         EnergyCallback().on_train_begin(None, None, None, model=make_tiny())
 
 
+@pytest.mark.slow
 def test_the_callback_travels_and_serves_twice(tmp_path: Path) -> None:
     """A callback of a sweep would bring the steps of one training into the next."""
     callback = pickle.loads(pickle.dumps(EnergyCallback(3, include="b*", **NO_LIMIT)))
