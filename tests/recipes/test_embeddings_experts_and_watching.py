@@ -155,8 +155,10 @@ BAD = {
 def test_bad_input_is_one_clear_line(script: str, tmp_path: Path, capsys: Any) -> None:
     """A typing error would end in pages of traceback, or in a status that says that all went well."""
     arguments, expected = BAD[script]
+    if script == "watch_training":
+        arguments = ["--dataset_name", images(tmp_path).arguments["--dataset_name"], *arguments]
     capsys.readouterr()
-    assert in_this_process(script, "--quick", "--output_dir", tmp_path, *arguments) == 2
+    assert in_this_process(script, "--quick", "--output_dir", tmp_path / "out", *arguments) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(f"{script}.py: error: ")
     assert expected in last
