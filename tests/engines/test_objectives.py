@@ -66,6 +66,7 @@ def check(cell: Cell, several: dict[str, Tensor]) -> None:
     torch.testing.assert_close(several["penalty"].mean(0), one["penalty"][0], rtol=1e-9, atol=0)
 
 
+@pytest.mark.engines
 @pytest.mark.slow
 def test_quick_cells() -> None:
     """Another objective than the energy would be another one on several processes."""

@@ -56,6 +56,7 @@ def check(cell: Cell, processes: int, cells: list[Cell]) -> None:
     assert (several["energies"] == several["energy"]).all()
 
 
+@pytest.mark.engines
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", IN_DEFAULT_RUN, ids=lambda cell: cell.name)
 def test_two_processes_have_the_energy_of_the_whole_batch(cell: Cell) -> None:

@@ -26,15 +26,15 @@ CASES = """
 out["absent"] = answers("alice/absent")
 out["hidden"] = answers("alice/hidden", token="hf_bob")
 out["stranger"] = answers("alice/hidden", token=False)
-out["unknown token"] = answers("alice/there", token="hf_nobody")
-out["revision"] = answers("alice/there", revision="v9")
+out["unknown token"] = answers("alice/readable", token="hf_nobody")
+out["revision"] = answers("alice/readable", revision="v9")
 """
 
 
 @pytest.mark.story
 def test_every_reader_gives_the_cause_and_the_remedy(hub: HubServer, tmp_path: Path) -> None:
     """If this fails, one of three ways to read from the Hub ends in a traceback or in the HTTP client's own words."""
-    hub.store.create("alice/there", private=False, author="alice")
+    hub.store.create("alice/readable", private=False, author="alice")
     hub.store.create("alice/hidden", private=True, author="alice")
     found = hub.call(READ + CASES, tmp_path / "home")
     words = {

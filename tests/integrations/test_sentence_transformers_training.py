@@ -82,6 +82,7 @@ def check_records(history: list[dict[str, float]]) -> None:
     assert parts == pytest.approx(evaluated["eval_loss"], abs=2e-4)
 
 
+@pytest.mark.story
 @pytest.mark.parametrize("name", LOSSES)
 def test_ten_steps_spread_the_embeddings(name: str, minilm_path: Path, tmp_path: Path) -> None:
     """The energy would be logged and not trained, or trained and not logged."""
@@ -94,6 +95,7 @@ def test_ten_steps_spread_the_embeddings(name: str, minilm_path: Path, tmp_path:
     assert after[1] > 1.2 * before[1]
 
 
+@pytest.mark.story
 def test_the_energy_does_more_than_the_loss_does(minilm_path: Path, tmp_path: Path) -> None:
     """What spreads the embeddings would be the contrastive loss, and the energy beside it would do nothing."""
     found = {}
@@ -104,6 +106,7 @@ def test_the_energy_does_more_than_the_loss_does(minilm_path: Path, tmp_path: Pa
     assert found[WEIGHT][0] < found[0.0][0] - 0.002
 
 
+@pytest.mark.story
 def test_the_model_card_names_the_loss(minilm_path: Path, tmp_path: Path) -> None:
     """A model would be published without a word of what its embeddings were trained with."""
     trainer, _ = train(tmp_path, minilm_path, LOSSES["matryoshka"], 0.5)

@@ -115,6 +115,7 @@ def test_sft_trainer(tmp_path: Path) -> None:
     assert "mean_token_accuracy" in watched.state.log_history[1]
 
 
+@pytest.mark.story
 @pytest.mark.slow
 def test_sentence_transformer_trainer(tmp_path: Path, minilm_path: Path) -> None:
     """The parts of a loss would go into the callback's records, or its model card break."""

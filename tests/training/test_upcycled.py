@@ -79,6 +79,7 @@ def trained(folder: Path, model: Any, across: str | None) -> MHETrainer:
     return trainer
 
 
+@pytest.mark.story
 @pytest.mark.slow
 @pytest.mark.parametrize("same_tokens", [True, False])
 @pytest.mark.filterwarnings("ignore:the norm of the penalty's gradient")
