@@ -68,6 +68,7 @@ def test_json_to_stdout_is_json_alone(hf_mhe_process: Run, two_layers: Path) -> 
     assert [group["name"] for group in report["groups"]] == [f"{LONG}.random"]
 
 
+@pytest.mark.story
 @pytest.mark.slow
 def test_the_check_fails_with_status_1_and_says_where(hf_mhe_process: Run, two_layers: Path) -> None:
     """Else a gate in CI would let a redundant model through, or stop a good one."""

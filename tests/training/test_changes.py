@@ -289,6 +289,7 @@ TRAINED: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.story
 @pytest.mark.slow
 @pytest.mark.parametrize("change", TRAINED)
 def test_a_trainer_whose_model_was_changed_before_training(change: str, tmp_path: Path) -> None:

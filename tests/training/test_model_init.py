@@ -47,6 +47,7 @@ def double() -> Any:
     return make_tiny().double()
 
 
+@pytest.mark.story
 @pytest.mark.slow
 @pytest.mark.parametrize("trainings", [1, 2])
 @pytest.mark.parametrize("emptied", [True, False])

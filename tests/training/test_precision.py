@@ -268,6 +268,7 @@ def test_the_whole_step_is_compiled(changes: dict[str, Any], bound_to_compiled: 
     assert found == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.story
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", "gpt2", pytest.param("bert", marks=pytest.mark.engines), "plain"])
 def test_the_penalty_is_one_graph(name: str) -> None:

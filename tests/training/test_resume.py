@@ -72,6 +72,7 @@ def penalties(trainer: Trainer, after: int) -> list[dict[str, float]]:
     return [{key: value for key, value in record.items() if "mhe" in key or key == "loss"} for record in found]
 
 
+@pytest.mark.story
 @pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS)
 def test_trainer_goes_on(config: str, tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ class Gradients(TrainerCallback):
         self.steps.append({key: value.grad.clone() for key, value in model.named_parameters()})
 
 
+@pytest.mark.story
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize("name", SCHEDULES)
