@@ -11,9 +11,8 @@ from torch import Tensor
 from tests.engines.across_worker import Cell, run
 from tests.engines.launch import run_in_processes
 
-QUICK = [Cell("ddp"), Cell("fsdp2"), Cell("fsdp2", "listed"), Cell("placed", how="1")]
 TWO = [
-    *QUICK,
+    *(Cell("ddp"), Cell("fsdp2"), Cell("fsdp2", "listed"), Cell("placed", how="1")),
     *(Cell(engine, model) for engine in ("ddp-unused", "fsdp2-kept", "hsdp-1x2") for model in ("mixtral", "listed")),
     *(Cell(engine, roles=True) for engine in ("ddp", "fsdp2")),
     *(Cell("placed", how=how) for how in ("0", "2", "r")),
@@ -28,14 +27,6 @@ def same(cell: Cell, found: dict[str, Tensor]) -> None:
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         assert (value - found[name]).abs().max().item() < (1e-5 if cell.engine == "zero" else 1e-9), name
-
-
-@pytest.mark.engines
-@pytest.mark.slow
-@pytest.mark.parametrize("cell", QUICK, ids=lambda cell: cell.name)
-def test_two_processes_do_what_one_does(cell: Cell) -> None:
-    """What pushes experts apart would depend on the number of processes, or part them differently on each."""
-    same(cell, run_in_processes(QUICK, 2, worker="tests.engines.across_worker")[cell.name])
 
 
 @pytest.mark.engines

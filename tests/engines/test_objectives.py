@@ -19,12 +19,6 @@ from tests.engines.launch import Results, run_in_processes
 from tests.engines.worker import Cell, run
 from tests.engines.wrapping import SHARDED
 
-# What has the gradient of a pair alone, of all pairs, and of what is drawn.
-QUICK = [
-    Cell("fsdp2", bind="before", objective="comhe_random"),
-    Cell("ddp", accumulation=2, objective="srip"),
-    Cell("tp", objective="minimal_angle"),
-]
 ENGINES = ("ddp", "ddp-unused", "ddp-whole", "fsdp2", "fsdp2-columns", "tp", "hsdp", "tp-fsdp2")
 
 
@@ -37,6 +31,7 @@ def matrix() -> list[Cell]:
     cells += [
         Cell("fsdp2", copies=True, objective=name) for name in ("minimal_angle", "comhe_random", "comhe_adversarial")
     ]
+    cells += [Cell("fsdp2", bind="before", objective="comhe_random"), Cell("tp", objective="minimal_angle")]
     return [*cells, Cell("fsdp2", accumulation=2, checkpointing=True, objective="comhe_random")]
 
 
@@ -64,15 +59,6 @@ def check(cell: Cell, several: dict[str, Tensor]) -> None:
     # Or the objective did nothing in either, also to the layer that the forward pass does not reach.
     assert (one["unreached.weight"] - energy["unreached.weight"]).abs().max().item() > 1e-4
     torch.testing.assert_close(several["penalty"].mean(0), one["penalty"][0], rtol=1e-9, atol=0)
-
-
-@pytest.mark.engines
-@pytest.mark.slow
-def test_quick_cells() -> None:
-    """Another objective than the energy would be another one on several processes."""
-    results = run_in_processes(QUICK, 2)
-    for cell in QUICK:
-        check(cell, results[cell.name])
 
 
 @pytest.mark.engines

@@ -19,7 +19,6 @@ CELLS = [
     *(Cell("sum", "float64", case) for case in ("plain", "labels and mask")),
     Cell("ddp", "bfloat16", "plain"),
 ]
-IN_DEFAULT_RUN = [Cell("ddp", "float64", "labels and mask"), Cell("fsdp2", "float32", "plain")]
 CLOSE = {"float32": 1e-6, "float64": 1e-10, "bfloat16": 5e-2}
 
 
@@ -54,14 +53,6 @@ def check(cell: Cell, processes: int, cells: list[Cell]) -> None:
             assert (several[name].double() - value.double()).abs().max().item() <= close * scale, (name, expected)
     assert several["energies"].shape == (processes,)
     assert (several["energies"] == several["energy"]).all()
-
-
-@pytest.mark.engines
-@pytest.mark.slow
-@pytest.mark.parametrize("cell", IN_DEFAULT_RUN, ids=lambda cell: cell.name)
-def test_two_processes_have_the_energy_of_the_whole_batch(cell: Cell) -> None:
-    """The energy of a batch, and its gradient, would depend on how many processes share it."""
-    check(cell, 2, IN_DEFAULT_RUN)
 
 
 @pytest.mark.engines
