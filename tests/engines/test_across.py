@@ -30,7 +30,11 @@ def same(cell: Cell, found: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.engines
-@pytest.mark.parametrize(("cell", "processes"), [*((c, 2) for c in TWO), *((c, 4) for c in FOUR)], ids=str)
+@pytest.mark.parametrize(
+    ("cell", "processes"),
+    [*((c, 2) for c in TWO), *(pytest.param(c, 4, marks=pytest.mark.thorough) for c in FOUR)],
+    ids=str,
+)
 def test_every_engine_does_what_one_process_does(cell: Cell, processes: int) -> None:
     """An engine would sum the wrong coordinates, or send a gradient to the wrong expert."""
     cells = TWO if processes == 2 else FOUR

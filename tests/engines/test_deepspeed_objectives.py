@@ -16,6 +16,7 @@ from tests.engines.launch import run_in_processes
 
 pytestmark = [
     pytest.mark.engines,
+    pytest.mark.thorough,
     pytest.mark.timeout(660),  # the first test waits for all cells
     pytest.mark.skipif(
         find_spec("deepspeed") is None, reason="needs deepspeed (DS_BUILD_OPS=0 pip install deepspeed)"

@@ -62,10 +62,18 @@ def check(cell: Cell, several: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.engines
-@pytest.mark.parametrize("cell", matrix(), ids=lambda cell: cell.name)
+@pytest.mark.parametrize("cell", [c for c in matrix() if processes(c) == 2], ids=lambda cell: cell.name)
 def test_every_cell(cell: Cell) -> None:
     """Another objective than the energy would be another one on several processes."""
-    check(cell, launched(processes(cell))[cell.name])
+    check(cell, launched(2)[cell.name])
+
+
+@pytest.mark.engines
+@pytest.mark.thorough
+@pytest.mark.parametrize("cell", [c for c in matrix() if processes(c) == 4], ids=lambda cell: cell.name)
+def test_every_cell_of_four_processes(cell: Cell) -> None:
+    """Another objective than the energy would be another one where two ways to divide a model meet."""
+    check(cell, launched(4)[cell.name])
 
 
 @dataclass(frozen=True)
