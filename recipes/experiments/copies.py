@@ -23,6 +23,7 @@ import json
 import re
 import sys
 import tempfile
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -105,22 +106,22 @@ def alike(rows: Tensor) -> dict[str, float]:
     return {"largest": nearest.amax(-1).mean().item(), "nearest": nearest.mean().item(), "near_duplicates": near}
 
 
-class Case:
+class Case(ABC):
     """A model with copies, the data that it goes on with, and how its copies are found."""
 
     mhe: ClassVar[dict[str, Any]] = {}
     options: ClassVar[dict[str, Any]] = {"learning_rate": 5e-4}
 
-    def __init__(self, seed: int, quick: bool, folder: str) -> None:
-        """Make the small model, train it, and give it copies."""
-        raise NotImplementedError
-
     model: Any
     data: tuple[Data, Data]
 
+    @abstractmethod
+    def __init__(self, seed: int, quick: bool, folder: str) -> None:
+        """Make the small model, train it, and give it copies."""
+
+    @abstractmethod
     def copies(self, model: Any) -> Tensor:
         """The neurons that were copies, `(groups, copies, d)`."""
-        raise NotImplementedError
 
 
 class GPT2(Case):

@@ -64,17 +64,17 @@ def without_penalty(cell: Cell) -> Cell:
     return replace(cell, flags=(*cell.flags, "plain"))
 
 
-def served(cell: Cell) -> bool:
+def supported(cell: Cell) -> bool:
     return FLOAT16 or cell.dtype != "float16"
 
 
 def each(cells: list[Cell]) -> list[Any]:
-    unserved = pytest.mark.skip(reason="DeepSpeed has no float16 on a processor without AVX512-FP16")
-    return [pytest.param(cell, id=cell.name, marks=[] if served(cell) else [unserved]) for cell in cells]
+    unsupported = pytest.mark.skip(reason="DeepSpeed has no float16 on a processor without AVX512-FP16")
+    return [pytest.param(cell, id=cell.name, marks=[] if supported(cell) else [unsupported]) for cell in cells]
 
 
 def several_processes(cell: Cell) -> dict[str, Tensor]:
-    cells = list(filter(served, [*matrix(), *added(), *map(without_penalty, added())]))
+    cells = list(filter(supported, [*matrix(), *added(), *map(without_penalty, added())]))
     return run_in_processes(cells, 2, worker="tests.engines.deepspeed_worker", timeout=600)[cell.name]
 
 
