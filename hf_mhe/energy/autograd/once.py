@@ -58,3 +58,20 @@ class Scale(OnceDifferentiable):
     @staticmethod
     def forward(upstream: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
         return gradient * over_rows(upstream, gradient)
+
+
+def gradient_is_second_output(operator: torch.library.CustomOpDef) -> None:
+    """Tell autograd that an operator returns an energy and, ready made, its gradient on the first input."""
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(output[1], inputs[0])
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.other_inputs = len(inputs) - 1
+
+    def backward(ctx: Any, upstream: Tensor | None, _upstream_of_gradient: Tensor | None) -> tuple[Tensor | None, ...]:
+        gradient, weight = ctx.saved_tensors
+        on_weight = None if upstream is None else Scale.apply(upstream, gradient, weight)
+        return on_weight, *((None,) * ctx.other_inputs)
+
+    operator.register_autograd(backward, setup_context=setup_context)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_mhe.energy.autograd.once import Scale
+from hf_mhe.energy.autograd.once import gradient_is_second_output
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.precision import energy_dtype
 from hf_mhe.energy.walks.exact import compute
@@ -40,15 +40,4 @@ def _(weight: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
     return energy, weight.new_empty(weight.shape if gradient else empty)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(output[1], inputs[0])
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx: Any, upstream: Tensor | None, _upstream_of_gradient: Tensor | None) -> tuple[Tensor | None, ...]:
-    gradient, weight = ctx.saved_tensors
-    return None if upstream is None else Scale.apply(upstream, gradient, weight), *((None,) * 9)
-
-
-operator.register_autograd(_backward, setup_context=_setup_context)
+gradient_is_second_output(operator)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_mhe.energy.autograd.once import Scale
+from hf_mhe.energy.autograd.once import gradient_is_second_output
 from hf_mhe.energy.autograd.share import share_and_gradient
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.precision import energy_dtype
@@ -88,18 +88,7 @@ def _(rows: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
     return rows.new_empty((), dtype=energy_dtype(rows)), rows.new_empty(rows.shape if gradient else 0)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(output[1], inputs[0])
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx: Any, upstream: Tensor | None, _upstream_of_gradient: Tensor | None) -> tuple[Tensor | None, ...]:
-    gradient, rows = ctx.saved_tensors
-    return None if upstream is None else Scale.apply(upstream, gradient, rows), *((None,) * 9)
-
-
-_operator.register_autograd(_backward, setup_context=_setup_context)
+gradient_is_second_output(_operator)
 
 
 def refuse_not_finite(rows: Tensor, where: Tensor | None = None, what: str = "embeddings") -> None:
