@@ -165,6 +165,7 @@ def take_turns_of(options: argparse.Namespace) -> None:
         if (n, d, variant) not in made:
             made.clear()
             made[n, d, variant] = Calls(n, d, variant, dtype=dtype, device=options.device, dense=False)
+        made[n, d, variant].turn()  # another process had the caches and the processor since
         return made[n, d, variant].turn()
 
     sweep.take_turns(turn, sys.stdin, sys.stdout)

@@ -14,7 +14,7 @@ from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.walks.close_pairs import has_close_pairs
 from hf_mhe.energy.walks.closed_forms import evaluate_, fill_diagonal_
 from hf_mhe.energy.walks.panels import one_square
-from hf_mhe.energy.walks.workspace import scratch
+from hf_mhe.energy.workspace import scratch
 
 _COSINES = 3 << 17  # 1.5 MiB of float32
 _COORDINATES = 1 << 20
