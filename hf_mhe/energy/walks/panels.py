@@ -222,7 +222,8 @@ def bounds(start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
 # batch: 7 % less time at 768 x 768. Then small squares cost nothing. Rejected: cosines written into that square from
 # the start, where each pass goes over 1.7 times as much; a block laid out by threads, whose products take a tenth
 # longer.
-_ROUND_ELEMENTS = 1 << 20  # 4 MiB of float32
+_ONE_ROUND = 1 << 20  # elements of the only round
+_ROUND_ELEMENTS = 3 << 17  # of one of several
 _REMEMBERED_BELOW = 1 << 12  # rows; a tiling of more has thousands of batches, and is soon made beside its products
 
 
@@ -283,10 +284,13 @@ def panel_rounds(n: int, device: torch.device, *, gradient: bool = True) -> Sequ
 
 
 def _rounds(n: int, device: torch.device, *, gradient: bool) -> Sequence[Round]:
-    most = _ROUND_ELEMENTS if device.type == "cpu" else _SIDE_CUDA**2
+    batches = panel_batches(n, device, gradient=gradient)
+    most = _SIDE_CUDA**2
+    if device.type == "cpu":
+        most = _ONE_ROUND if sum(batch.elements for batch in batches) <= _ONE_ROUND else _ROUND_ELEMENTS
     rounds: list[list[PanelBatch]] = [[]]
     elements = 0
-    for batch in panel_batches(n, device, gradient=gradient):
+    for batch in batches:
         elements += batch.elements
         if rounds[-1] and elements > most:
             rounds.append([])
