@@ -12,8 +12,8 @@ from hf_mhe.energy import dense_energy, hyperspherical_energy
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.walks.exact import matrices_at_a_time
 from hf_mhe.energy.walks.panels import panel_batches, panel_rounds
-from hf_mhe.energy.walks.squares import products_of_rows
 from hf_mhe.energy.walks.small_cosines import power_series
+from hf_mhe.energy.walks.squares import products_of_rows
 from tests.energy.cases import random_rows
 from tests.oracle import DISTANCES, SPACES, VARIANTS, quick_energy, slow_energy
 
