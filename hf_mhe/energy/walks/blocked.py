@@ -70,7 +70,7 @@ def walk(
     for each in rounds:
         cos, *rest = (buffer[: each.elements] for buffer in buffers)
         for part, batch in each.parts:
-            torch.matmul(batch.left(unit), batch.right(unit).mT, out=cos[part].view(batch.shape))
+            batch.products_(unit, cos[part].view(batch.shape))
         sums.visit_round(each, cos, rest[0] if rest else None, observer)
     return sums.result()
 
@@ -81,7 +81,7 @@ def cosines(unit: Tensor) -> Iterator[tuple[Tensor, PanelBatch]]:
     buffer = scratch("panel 0", max(batch.elements for batch in batches), unit.dtype, unit.device)
     for batch in batches:
         cos = buffer[: batch.elements].view(batch.shape)
-        torch.matmul(batch.left(unit), batch.right(unit).mT, out=cos)
+        batch.products_(unit, cos)
         if batch.first.diagonal:
             fill_diagonal_(cos)
         for part, piece in batch.pieces():

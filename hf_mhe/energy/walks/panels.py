@@ -106,9 +106,14 @@ class PanelBatch:
     def _side(self, matrix: Tensor, start: int, stop: int) -> Tensor:
         if self.count == 1:
             return matrix[start:stop]
-        base = self.first.row
-        whole = matrix[base : base + self.count * self.stride].view(self.count, self.stride, -1)
-        return whole if stop - start == self.stride else whole[:, start - base : stop - base]
+        along, across = matrix.stride()
+        size, strides = (self.count, stop - start, matrix.shape[1]), (self.stride * along, along, across)
+        return matrix.as_strided(size, strides, matrix.storage_offset() + start * along)
+
+    def products_(self, matrix: Tensor, out: Tensor) -> None:
+        """The panels' rows times their columns, in `out` of `shape`."""
+        multiply = torch.mm if self.count == 1 else torch.bmm
+        multiply(self.left(matrix), self.right(matrix).mT, out=out)
 
     def pieces(self) -> Iterator[tuple[slice, PanelBatch]]:
         """Cut along the first dimension into pieces that the second-level cache holds, for the passes over them."""
