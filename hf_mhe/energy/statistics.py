@@ -20,7 +20,7 @@ from hf_mhe.energy.reference.crowding import dimension_of_excess
 from hf_mhe.energy.rows import NEGLIGIBLE, check_weight, unit_rows
 from hf_mhe.energy.walks.blocked import walk
 from hf_mhe.energy.walks.panels import PanelBatch
-from hf_mhe.energy.walks.workspace import scratch
+from hf_mhe.energy.workspace import scratch
 from hf_mhe.errors import MHEError
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -23,6 +22,7 @@ from collections.abc import Callable
 
 import sweep
 import torch
+import versions
 from torch import Tensor
 
 from hf_mhe import hyperspherical_energy
@@ -161,13 +161,14 @@ def take_turns_of(options: argparse.Namespace) -> None:
     """Measure what comes on the standard input, a turn at a time."""
     dtype, made = getattr(torch, options.dtype), {}
 
-    def turn(n: int, d: int, variant: str) -> sweep.Turn:
+    def turn(n: int, d: int, variant: str) -> versions.Turn:
         if (n, d, variant) not in made:
             made.clear()
             made[n, d, variant] = Calls(n, d, variant, dtype=dtype, device=options.device, dense=False)
+        made[n, d, variant].turn()  # another process had the caches and the processor since
         return made[n, d, variant].turn()
 
-    sweep.take_turns(turn, sys.stdin, sys.stdout)
+    versions.take_turns(turn, sys.stdin, sys.stdout)
 
 
 def run_sweep(options: argparse.Namespace) -> None:
@@ -181,10 +182,9 @@ def run_sweep(options: argparse.Namespace) -> None:
     heads = "n", "d", "variant", "version", "exact, ms", "exact / floor", "value, ms", "value / its floor"
     print("| " + " | ".join(heads) + " |")
     print("| ---: | ---: | --- | --- | ---: | ---: | ---: | ---: |", flush=True)
-    versions = [sweep.Version("before", options.before, given)] if options.before else []
-    versions.append(sweep.Version("now", None, given))
-    rows = sweep.sweep(versions, sizes, options.variants[0], options.rounds)
-    for version in versions:
+    measured = versions.versions(options.before, "energy.py", given)
+    rows = sweep.sweep(measured, sizes, options.variants[0], options.rounds)
+    for version in measured:
         version.end()
     if options.csv:
         sweep.write_csv(rows, options.csv)
@@ -214,7 +214,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    if options.before and not os.path.isdir(os.path.join(options.before, "hf_mhe")):
+    if options.before and not versions.is_checkout(options.before):
         parser.error(f"--before {options.before}: a checkout has a folder hf_mhe, and there is none")
     if options.turns or options.sweep:
         (take_turns_of if options.turns else run_sweep)(options)

@@ -1,74 +1,18 @@
 """How many times its floor the exact energy takes, over the number of neurons, now and in another checkout.
 
-`python recipes/benchmarks/energy.py --sweep` calls it. Each checkout has a process of its own, which waits for its
-turn: the processes measure one after the other, round after round, so that what the machine does meanwhile hits them
-alike, and the ratio to the floor is taken within a turn.
+`python recipes/benchmarks/energy.py --sweep` calls it.
 """
 
 from __future__ import annotations
 
 import csv
-import json
-import os
 import statistics
-import subprocess
-import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import IO
+
+from versions import Turn, Version
 
 N = (256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 D = (384, 768, 2048)
-Turn = dict[str, float]
 Row = dict[str, object]
-
-
-class Version:
-    """A process that measures with the package of one checkout.
-
-    Args:
-        name: what it is called in the table.
-        checkout: the folder with its `hf_mhe`, or None for the package that is installed.
-        options: of `energy.py`: threads, dtype, device.
-    """
-
-    def __init__(self, name: str, checkout: str | None, options: list[str]) -> None:
-        self.name = name
-        environment = dict(os.environ)
-        if checkout is not None:
-            environment["PYTHONPATH"] = str(Path(checkout).resolve())
-        script = Path(__file__).with_name("energy.py")
-        self._process = subprocess.Popen(
-            [sys.executable, str(script), "--turns", *options],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-
-    def turn(self, n: int, d: int, variant: str) -> Turn:
-        """Seconds of the floor's products, of the energy with its gradient, and of a value alone."""
-        asked, said = self._process.stdin, self._process.stdout
-        assert asked is not None
-        assert said is not None
-        asked.write(json.dumps([n, d, variant]) + "\n")
-        asked.flush()
-        line = said.readline()
-        if not line:
-            raise SystemExit(f"{self.name}: the process that measures ended with status {self._process.wait()}")
-        taken: Turn = json.loads(line)
-        return taken
-
-    def end(self) -> None:
-        """Let the process go."""
-        self._process.communicate()
-
-
-def take_turns(measure: Callable[[int, int, str], Turn], asked: IO[str], said: IO[str]) -> None:
-    """The other side of `Version`: one turn for each line, until there are no more."""
-    for line in asked:
-        said.write(json.dumps(measure(*json.loads(line))) + "\n")
-        said.flush()
 
 
 def sweep(versions: list[Version], sizes: list[tuple[int, int]], variant: str, rounds: int) -> list[Row]:

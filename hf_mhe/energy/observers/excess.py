@@ -10,7 +10,7 @@ from hf_mhe.energy.reference.crowding import Z
 from hf_mhe.energy.walks.blocked import cosines_of, exact_unit_rows
 from hf_mhe.energy.walks.close_pairs import ClosePairs, squared_chords_of
 from hf_mhe.energy.walks.panels import PanelBatch
-from hf_mhe.energy.walks.workspace import scratch
+from hf_mhe.energy.workspace import scratch
 
 _BOTH_ENDS = Potential(space="half")  # pairs near -1 are as close as pairs near 1
 

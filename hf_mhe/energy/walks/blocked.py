@@ -12,9 +12,9 @@ from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.rows import project_
 from hf_mhe.energy.walks.close_pairs import ClosePairs, coincident_below, extremes, has_close_pairs, sum_close_pairs
 from hf_mhe.energy.walks.closed_forms import Block, evaluate_, fill_diagonal_
-from hf_mhe.energy.walks.panels import Panel, PanelBatch, one_square, panel_batches
+from hf_mhe.energy.walks.panels import Panel, PanelBatch, Round, panel_batches, panel_rounds
 from hf_mhe.energy.walks.small_cosines import power_sums_, series_that_pays
-from hf_mhe.energy.walks.workspace import scratch
+from hf_mhe.energy.workspace import scratch
 
 
 class Observer(Protocol):
@@ -63,22 +63,15 @@ def walk(
 
     Costs `3 n^2 d` operations and `O(n d)` memory.
     """
-    small = one_square(len(unit), unit.device)
-    if small:
-        cos = torch.mm(unit, unit.t()).fill_diagonal_(0)
-        if observer is None and not has_close_pairs(cos, potential):
-            return _whole(cos, unit, potential, gradient)
-    batches = panel_batches(len(unit), unit.device, gradient=gradient)
+    rounds = panel_rounds(len(unit), unit.device, gradient=gradient)
     sums = PanelSums(weight, unit, potential, gradient=gradient, leave_out_coincident=leave_out_coincident)
-    if small:
-        sums.visit(batches[0], cos, torch.empty_like(cos) if gradient else None, observer)
-        return sums.result()
-    size = max(batch.elements for batch in batches)
+    size = max(each.elements for each in rounds)
     buffers = [scratch(f"panel {k}", size, unit.dtype, unit.device) for k in range(2 if gradient else 1)]
-    for batch in batches:
-        cos, *rest = (buffer[: batch.elements].view(batch.shape) for buffer in buffers)
-        torch.matmul(batch.left(unit), batch.right(unit).mT, out=cos)
-        sums.visit(batch, cos, rest[0] if rest else None, observer)
+    for each in rounds:
+        cos, *rest = (buffer[: each.elements] for buffer in buffers)
+        for part, batch in each.parts:
+            batch.products_(unit, cos[part].view(batch.shape))
+        sums.visit_round(each, cos, rest[0] if rest else None, observer)
     return sums.result()
 
 
@@ -88,7 +81,7 @@ def cosines(unit: Tensor) -> Iterator[tuple[Tensor, PanelBatch]]:
     buffer = scratch("panel 0", max(batch.elements for batch in batches), unit.dtype, unit.device)
     for batch in batches:
         cos = buffer[: batch.elements].view(batch.shape)
-        torch.matmul(batch.left(unit), batch.right(unit).mT, out=cos)
+        batch.products_(unit, cos)
         if batch.first.diagonal:
             fill_diagonal_(cos)
         for part, piece in batch.pieces():
@@ -107,17 +100,6 @@ def cosines_of(piece: PanelBatch, unit: Tensor) -> Iterator[tuple[Tensor, PanelB
         if panel.diagonal:
             fill_diagonal_(cos)
         yield cos, PanelBatch(panel)
-
-
-def _whole(cos: Tensor, unit: Tensor, potential: Potential, gradient: bool) -> PairSum:
-    # One square without close pairs, which most layers of most small models are: what PanelSums does, in fewer calls.
-    block = evaluate_(potential, cos, torch.empty_like(cos) if gradient else None)
-    # What is left on the diagonal of the slopes is along each row, and goes where the rest of that goes.
-    fill_diagonal_(block.value, block.nothing)
-    value = block.total()
-    if block.slope is None:
-        return PairSum(value, None, 0)
-    return PairSum(value, torch.addmm(unit, block.slope, unit, beta=0, alpha=2 * block.slope_factor), 0)
 
 
 class PanelSums:
@@ -145,6 +127,50 @@ class PanelSums:
         if self._grad is not None and not self._begun:
             self._grad.zero_()
         return PairSum(self._value, self._grad, self._coincident)
+
+    def visit_round(self, each: Round, cos: Tensor, spare: Tensor | None, observer: Observer | None) -> None:
+        """Add a round of cosines in a flat block; overwrites `cos` and `spare` (None where no gradient is wanted)."""
+        if observer is None and each.ordinary and self._visit_at_once(each, cos, spare):
+            return
+        for part, batch in each.parts:
+            room = None if spare is None else spare[part].view(batch.shape)
+            self.visit(batch, cos[part].view(batch.shape), room, observer)
+
+    def _visit_at_once(self, each: Round, cos: Tensor, spare: Tensor | None) -> bool:
+        # What `visit` does batch by batch, for a round without close pairs. False, and nothing done, where there are
+        # some.
+        each.fill_diagonals_(cos)
+        known = None
+        if spare is None and cos.dtype == torch.float32 and (series := series_that_pays(self._potential)) is not None:
+            known = extremes(cos, two_sided=True)
+            if series.holds(known):
+                for part, batch in each.parts:
+                    self._value += batch.orders * series.total(power_sums_(cos[part], batch.pairs, odd=series.odd))
+                return True
+        if has_close_pairs(cos, self._potential, known):
+            return False
+        block = evaluate_(self._potential, cos, spare)
+        # What is left on the diagonals of the slopes is along each row, and goes where the rest of that goes.
+        each.fill_diagonals_(block.value, block.nothing)
+        # Squares have each pair twice. Their sum is taken from that of all, and not of two halves, because a pass that
+        # is shared out to the threads as the passes before finds each core's part in its own cache.
+        squares = block.total_of(block.value[each.rectangles :])
+        self._value += 2 * block.total() - squares
+        if self._grad is not None and block.slope is not None:
+            self._add_slopes(each, block.slope, 2 * block.slope_factor)
+            self._begun = True
+        return True
+
+    def _add_slopes(self, each: Round, slope: Tensor, factor: float) -> None:
+        assert self._grad is not None
+        if each.has_all and len(each.parts) > 1:
+            n = len(self._unit)
+            square = scratch("mirrored slopes", n * n, slope.dtype, slope.device).view(n, n)
+            each.mirror_(slope, square)
+            self._grad.addmm_(square, self._unit, beta=0, alpha=factor)
+            return
+        for part, batch in each.parts:
+            _add_products_(self._grad, slope[part].view(batch.shape), self._unit, batch, factor)
 
     def visit(self, batch: PanelBatch, cos: Tensor, spare: Tensor | None, observer: Observer | None) -> None:
         """Add one batch of panels of cosines; overwrites `cos` and `spare` (None where no gradient is wanted)."""

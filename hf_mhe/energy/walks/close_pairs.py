@@ -61,9 +61,13 @@ def extremes(cos: Tensor, *, two_sided: bool) -> tuple[float, float]:
     return float(cos.amin()) if two_sided else 0.0, float(cos.amax())
 
 
-def has_close_pairs(cos: Tensor, potential: Potential) -> bool:
-    """Whether a block has pairs that are too close for its dtype, or too nearly opposite if the potential cares."""
-    return _beyond(extremes(cos, two_sided=potential.two_sided), _bound(cos.dtype, potential))
+def has_close_pairs(cos: Tensor, potential: Potential, known: tuple[float, float] | None = None) -> bool:
+    """Whether a block has pairs that are too close for its dtype, or too nearly opposite if the potential cares.
+
+    `known` are the block's extremes, where they are.
+    """
+    known = extremes(cos, two_sided=potential.two_sided) if known is None else known
+    return _beyond(known if potential.two_sided else (0.0, known[1]), _bound(cos.dtype, potential))
 
 
 def _beyond(smallest_and_largest: tuple[float, float], bound: float) -> bool:
@@ -92,10 +96,9 @@ class ClosePairs(NamedTuple):
 
         `known` are the block's extremes, where they are. Returns None where there are none.
         """
-        known = extremes(cos, two_sided=potential.two_sided) if known is None else known
-        bound = _bound(cos.dtype, potential)
-        if not _beyond(known if potential.two_sided else (0.0, known[1]), bound):
+        if not has_close_pairs(cos, potential, known):
             return None
+        bound = _bound(cos.dtype, potential)
         mask = cos.abs() >= bound if potential.two_sided else cos >= bound
         where = mask.view(-1).nonzero().flatten()
         row = torch.div(where, cos.shape[-1], rounding_mode="floor")

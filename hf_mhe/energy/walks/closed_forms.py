@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_mhe.energy.potential import Potential
-from hf_mhe.energy.walks.workspace import scratch
+from hf_mhe.energy.workspace import scratch
 
 
 class Block(NamedTuple):
@@ -44,15 +44,17 @@ class Block(NamedTuple):
 
     def total(self) -> float:
         """The sum of `F` over the block, asked once; from then on the slope is ready."""
-        value = self.value
-        if self.log_of is None:
-            total = float(value.sum())
-        else:
-            small = value.numel() < _MULTIPLY_ABOVE
-            logs = value.log().sum() if small else _sums_of_logs(value.view(1, -1))
-            total = float(logs) + value.numel() * math.log(self.log_of)
+        total = self.total_of(self.value)
         self._complete()
-        return self.value_factor * total
+        return total
+
+    def total_of(self, value: Tensor) -> float:
+        """The sum of `F` over a part of the value, asked before `total`."""
+        if self.log_of is None:
+            return self.value_factor * float(value.sum())
+        small = value.numel() < _MULTIPLY_ABOVE
+        logs = value.log().sum() if small else _sums_of_logs(value.view(1, -1))
+        return self.value_factor * (float(logs) + value.numel() * math.log(self.log_of))
 
     def totals(self) -> list[float]:
         """The same for each matrix of a block `(B, n, m)`."""

@@ -11,7 +11,7 @@ from hf_mhe.energy.rows import DeadRows, are_ordinary, pull_back_, row_norms, un
 from hf_mhe.energy.walks import blocked, triton_walk
 from hf_mhe.energy.walks.panels import one_square
 from hf_mhe.energy.walks.squares import batch_size, walk_squares
-from hf_mhe.energy.walks.workspace import scratch
+from hf_mhe.energy.workspace import scratch, scratch_in_turn
 
 _KEEP_ABOVE = 1 << 17  # elements of unit rows from which on the memory is kept between calls
 
@@ -27,7 +27,7 @@ def _one(
 ) -> tuple[float, Tensor | None]:
     """The energy of `(n, d)`, and its gradient if wanted, in `out` (contiguous, the weight's dtype) if given."""
     dtype = product_dtype(weight)
-    room = None if weight.numel() < _KEEP_ABOVE else scratch("unit rows", weight.numel(), dtype, weight.device)
+    room = None if weight.numel() < _KEEP_ABOVE else scratch_in_turn("unit rows", weight.numel(), dtype, weight.device)
     rows = unit_rows(weight, dtype, dead=dead, out=None if room is None else room.view(weight.shape))
     source = weight if rows.live is None else weight[rows.live]
     on_gpu = rows.unit.dtype == torch.float32 and triton_walk.available(rows.unit.device)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_mhe.energy.potential import Potential
-from hf_mhe.energy.walks.workspace import scratch
+from hf_mhe.energy.workspace import scratch
 
 # Note [Small cosines]
 # Neurons in many dimensions are nearly orthogonal: of the five million pairs of a random layer of 3072 x 768 none has

@@ -14,7 +14,7 @@ from hf_mhe.energy.potential import Potential
 from hf_mhe.energy.walks.close_pairs import has_close_pairs
 from hf_mhe.energy.walks.closed_forms import evaluate_, fill_diagonal_
 from hf_mhe.energy.walks.panels import one_square
-from hf_mhe.energy.walks.workspace import scratch
+from hf_mhe.energy.workspace import scratch
 
 _COSINES = 3 << 17  # 1.5 MiB of float32
 _COORDINATES = 1 << 20
@@ -55,7 +55,8 @@ def walk_squares(
     )
     inverse = norm.reciprocal()
     lengths = inverse * inverse.mT
-    torch.bmm(weight, weight.mT, out=cos).mul_(lengths)
+    products_of_rows(weight, cos)
+    cos.mul_(lengths)
     fill_diagonal_(cos)
     if has_close_pairs(cos, potential):
         return None
@@ -71,3 +72,21 @@ def walk_squares(
     block.slope.diagonal(dim1=-2, dim2=-1).copy_(tangent.mul_(inverse.squeeze(-1).square()).neg_())
     torch.baddbmm(weight, block.slope, weight, beta=0, alpha=2 * scale * block.slope_factor, out=out)
     return values
+
+
+# Three quarters of the products are enough, the last one being a copy; below this many multiplications more calls cost
+# what they save.
+_MIRRORED_ABOVE = 1 << 27
+
+
+def products_of_rows(weight: Tensor, out: Tensor) -> None:
+    """`weight @ weight.mT`, `(B, n, d)` to `(B, n, n)`, in `out`."""
+    n, d = weight.shape[-2:]
+    if n * n * d < _MIRRORED_ABOVE:
+        torch.bmm(weight, weight.mT, out=out)
+        return
+    half = n // 2
+    left, right = weight[:, :half], weight[:, half:]
+    torch.bmm(weight, left.mT, out=out[:, :, :half])
+    torch.bmm(right, right.mT, out=out[:, half:, half:])
+    out[:, :half, half:].copy_(out[:, half:, :half].mT)
