@@ -222,12 +222,11 @@ def bounds(start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
 # Note [Rounds]
 # Beside its products a walk over a thousand neurons is calls: a pass over 300,000 cosines takes 30 us, and the code
 # that leads to it half of that, because a product has just driven it from the caches. So batches go together while a
-# block of all of them stays small, and each pass is one call. Where one round has all pairs, up to 1,300 neurons, its
+# block of all of them stays small, and each pass is one call. Where one round has all pairs, up to 1,400 neurons, its
 # slopes are written twice into a whole square, and the gradient is one product of full size in place of two for each
 # batch: 7 % less time at 768 x 768. Then small squares cost nothing. In few dimensions the writing costs what the
-# products gain. Rejected: cosines written into that square from
-# the start, where each pass goes over 1.7 times as much; a block laid out by threads, whose products take a tenth
-# longer.
+# products gain. Rejected: cosines written into that square from the start, where each pass goes over 1.7 times as
+# much; a block laid out by threads, whose products take a tenth longer.
 _ONE_ROUND = 1 << 20  # elements of the only round
 _ROUND_ELEMENTS = 3 << 17  # of one of several
 _MIRRORED_FROM = 384  # dimensions
