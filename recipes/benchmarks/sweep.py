@@ -12,14 +12,19 @@ from versions import Turn, Version
 
 N = (256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 D = (384, 768, 2048)
+SMALL = 1536  # neurons, up to which a call takes milliseconds, and scatters
 Row = dict[str, object]
 
 
 def sweep(versions: list[Version], sizes: list[tuple[int, int]], variant: str, rounds: int) -> list[Row]:
-    """One row for each shape and version, medians over the rounds; the first round is the warm-up."""
+    """One row for each shape and version, medians over the rounds, four times as many for small shapes.
+
+    The first round is the warm-up.
+    """
     rows = []
     for n, d in sizes:
-        turns = [[version.turn(n, d, variant) for version in versions] for _ in range(rounds + 1)][1:]
+        count = 1 + rounds * (4 if n <= SMALL else 1)
+        turns = [[version.turn(n, d, variant) for version in versions] for _ in range(count)][1:]
         for version, taken in zip(versions, zip(*turns, strict=True), strict=True):
             row = {"n": n, "d": d, "variant": variant, "version": version.name, **_ratios(taken)}
             rows.append(row)

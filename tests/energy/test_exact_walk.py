@@ -76,10 +76,10 @@ def test_gradcheck(s: float, distance: str, space: str, softening: float) -> Non
 
 
 @pytest.mark.parametrize(("s", "distance", "space"), VARIANTS)
-@pytest.mark.parametrize("n", [513, 1411])  # one round of panels, and several
-def test_many_panels_agree_with_one_matrix(s: float, distance: str, space: str, n: int) -> None:
+@pytest.mark.parametrize(("n", "d"), [(513, 40), (650, 384), (1411, 40)])  # one round, mirrored, several rounds
+def test_many_panels_agree_with_one_matrix(s: float, distance: str, space: str, n: int, d: int) -> None:
     """If this failed, pairs would be lost or counted twice where panels meet: n is no multiple of any block."""
-    weight = random_rows(n, 40).float().requires_grad_()
+    weight = random_rows(n, d).float().requires_grad_()
     reference = weight.detach().double().requires_grad_()
     expected = dense_energy(reference, Potential(s, distance, space))
     expected.backward()
@@ -431,11 +431,12 @@ def test_the_dense_walk_has_a_value_for_opposite_and_equal_rows(distance: str) -
 
 @pytest.mark.parametrize("gradient", [True, False])
 @pytest.mark.parametrize("n", [2, 512, 513, 514, 640, 700, 1000, 1023, 1025, 1537, 3072, 3083, 5000, 9000])
-def test_each_pair_is_in_one_panel(n: int, gradient: bool) -> None:
+@pytest.mark.parametrize("d", [64, 768])
+def test_each_pair_is_in_one_panel(n: int, d: int, gradient: bool) -> None:
     """If this failed, pairs of neurons would be lost or counted twice for some numbers of neurons."""
     seen = torch.zeros(n, n, dtype=torch.int8)
     begun = torch.zeros(n, dtype=torch.bool)
-    rounds = panel_rounds(n, torch.device("cpu"), gradient=gradient)
+    rounds = panel_rounds(n, d, torch.device("cpu"), gradient=gradient)
     for batch in (batch for each in rounds for _, batch in each.parts):
         items = list(batch.items())
         if not batch.opens_rows:
@@ -456,7 +457,7 @@ def test_each_pair_is_in_one_panel(n: int, gradient: bool) -> None:
 @pytest.mark.parametrize("n", [2, 500, 513, 640, 1001, 1406, 1407, 3083])
 def test_a_round_is_one_block(n: int) -> None:
     """If this failed, a pass over a round would miss pairs, or count those of a square as those of a rectangle."""
-    rounds = panel_rounds(n, torch.device("cpu"))
+    rounds = panel_rounds(n, 768, torch.device("cpu"))
     assert [each.has_all for each in rounds] == [len(rounds) == 1] * len(rounds)
     for each in rounds:
         places = [part.start for part, _ in each.parts] + [each.elements]
@@ -471,7 +472,7 @@ def test_a_round_of_all_pairs_is_mirrored(n: int) -> None:
     """If this failed, a neuron would be pushed by another that it does not push back."""
     rows = torch.randn(n, 3)
     cosines = rows @ rows.mT
-    (each,) = panel_rounds(n, torch.device("cpu"))
+    (each,) = panel_rounds(n, 768, torch.device("cpu"))
     block = torch.cat([(batch.left(rows) @ batch.right(rows).mT).flatten() for _, batch in each.parts])
     each.fill_diagonals_(block, 7.0)
     square = torch.full((n, n), torch.nan)

@@ -63,7 +63,7 @@ def walk(
 
     Costs `3 n^2 d` operations and `O(n d)` memory.
     """
-    rounds = panel_rounds(len(unit), unit.device, gradient=gradient)
+    rounds = panel_rounds(*unit.shape, unit.device, gradient=gradient)
     sums = PanelSums(weight, unit, potential, gradient=gradient, leave_out_coincident=leave_out_coincident)
     size = max(each.elements for each in rounds)
     buffers = [scratch(f"panel {k}", size, unit.dtype, unit.device) for k in range(2 if gradient else 1)]
@@ -163,8 +163,8 @@ class PanelSums:
 
     def _add_slopes(self, each: Round, slope: Tensor, factor: float) -> None:
         assert self._grad is not None
-        if each.has_all and len(each.parts) > 1:
-            n = len(self._unit)
+        n, d = self._unit.shape
+        if each.is_mirrored(d):
             square = scratch("mirrored slopes", n * n, slope.dtype, slope.device).view(n, n)
             each.mirror_(slope, square)
             self._grad.addmm_(square, self._unit, beta=0, alpha=factor)

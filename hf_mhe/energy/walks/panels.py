@@ -222,13 +222,14 @@ def bounds(start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
 # Note [Rounds]
 # Beside its products a walk over a thousand neurons is calls: a pass over 300,000 cosines takes 30 us, and the code
 # that leads to it half of that, because a product has just driven it from the caches. So batches go together while a
-# block of all of them stays small, and each pass is one call. Where one round has all pairs, up to 1,300 neurons, its
+# block of all of them stays small, and each pass is one call. Where one round has all pairs, up to 1,400 neurons, its
 # slopes are written twice into a whole square, and the gradient is one product of full size in place of two for each
-# batch: 7 % less time at 768 x 768. Then small squares cost nothing. Rejected: cosines written into that square from
-# the start, where each pass goes over 1.7 times as much; a block laid out by threads, whose products take a tenth
-# longer.
+# batch: 7 % less time at 768 x 768. Then small squares cost nothing. In few dimensions the writing costs what the
+# products gain. Rejected: cosines written into that square from the start, where each pass goes over 1.7 times as
+# much; a block laid out by threads, whose products take a tenth longer.
 _ONE_ROUND = 1 << 20  # elements of the only round
 _ROUND_ELEMENTS = 3 << 17  # of one of several
+_MIRRORED_FROM = 384  # dimensions
 _REMEMBERED_BELOW = 1 << 12  # rows; a tiling of more has thousands of batches, and is soon made beside its products
 
 
@@ -261,6 +262,10 @@ class Round:
     def elements(self) -> int:
         return self.parts[-1][0].stop
 
+    def is_mirrored(self, d: int) -> bool:
+        """Whether the gradient of rows of d dimensions is one product, with a square that `mirror_` fills."""
+        return self.has_all and len(self.parts) > 1 and d >= _MIRRORED_FROM
+
     def fill_diagonals_(self, block: Tensor, value: float = 0.0) -> None:
         """Set the diagonals of the squares in the flat block of this round."""
         for part, batch in self.parts:
@@ -278,10 +283,10 @@ class Round:
                 square.as_strided(values.mT.shape, (step, n, 1), panel.column * n + panel.row).copy_(values.mT)
 
 
-def panel_rounds(n: int, device: torch.device, *, gradient: bool = True) -> Sequence[Round]:
-    """The tiling of `panel_batches` in rounds; where one has all pairs, with squares as small as for values."""
+def panel_rounds(n: int, d: int, device: torch.device, *, gradient: bool = True) -> Sequence[Round]:
+    """The tiling of `panel_batches` in rounds; where one is mirrored, with squares as small as for values."""
     make = _remembered_rounds if n < _REMEMBERED_BELOW else _rounds
-    if gradient and device.type == "cpu":
+    if gradient and device.type == "cpu" and d >= _MIRRORED_FROM:
         rounds = make(n, device, gradient=False)
         if len(rounds) == 1:
             return rounds
