@@ -35,7 +35,7 @@ class MHEMixin(Trainer):
     """What MHE adds to a Trainer class; use `with_mhe`, which puts it in front of the class it extends."""
 
     def __init__(self, *args: Any, mhe_config: MHEConfig | Mapping[str, Any] | None = None, **kwargs: Any) -> None:
-        self.mhe_config = MHEConfig.of(mhe_config)
+        self.mhe_config = mhe_config  # type: ignore[assignment]
         self._mhe_regularizer: MHERegularizer | None = None
         self._mhe_record: dict[str, float] = {}
         self._mhe_recorded: int | None = None  # the optimizer step whose record that is
@@ -51,6 +51,19 @@ class MHEMixin(Trainer):
         callbacks.insert(1, callbacks.pop())  # behind the one that decides whether a step is logged
         if self.model is not None:
             _ = self.mhe_regularizer  # so that a model with nothing to regularize is refused at construction
+
+    @property
+    def mhe_config(self) -> MHEConfig:
+        """The config of the next training; a dict of its fields may be assigned too.
+
+        Raises:
+            MHEError: what is assigned is no config.
+        """
+        return self._mhe_config
+
+    @mhe_config.setter
+    def mhe_config(self, config: MHEConfig | Mapping[str, Any] | None) -> None:
+        self._mhe_config = MHEConfig.of(config)
 
     @property
     def mhe_regularizer(self) -> MHERegularizer:
@@ -258,7 +271,8 @@ class MHETrainer(MHEMixin, Trainer):
         *args, **kwargs: as `transformers.Trainer`.
 
     Attributes:
-        mhe_config: the `MHEConfig`.
+        mhe_config: the `MHEConfig`. Another one may be assigned before `train`, and in `model_init(trial)`, where a
+            search for hyperparameters chooses weights.
         mhe_regularizer: the `MHERegularizer` bound to the model.
 
     Raises:
