@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,8 +24,7 @@ def kept_in_place() -> AbstractContextManager[object]:
     """A context in which what autograd saves stays where it is; see Note [Hooks on saved tensors]."""
     if torch.compiler.is_compiling():
         return contextlib.nullcontext()
-    autograd = torch._C._autograd
-    # torch before 2.8 does not say whether there are hooks.
+    autograd: Any = torch._C._autograd  # which says more than its stub; torch before 2.8 does not say it at all
     top = getattr(autograd, "_top_saved_tensors_default_hooks", None)
     if top is None or not autograd._saved_tensors_hooks_is_enabled() or top(True) is None:
         return contextlib.nullcontext()

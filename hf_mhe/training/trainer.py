@@ -35,7 +35,7 @@ class MHEMixin(Trainer):
     """What MHE adds to a Trainer class; use `with_mhe`, which puts it in front of the class it extends."""
 
     def __init__(self, *args: Any, mhe_config: MHEConfig | Mapping[str, Any] | None = None, **kwargs: Any) -> None:
-        self.mhe_config = mhe_config  # type: ignore[assignment]
+        self.mhe_config = mhe_config
         self._mhe_regularizer: MHERegularizer | None = None
         self._mhe_record: dict[str, float] = {}
         self._mhe_recorded: int | None = None  # the optimizer step whose record that is
