@@ -192,7 +192,7 @@ hf_mhe.push_to_hub(merged, "alice/replaced")
         tiny=TINY,
     )
     assert out == {}
-    repos = [f"alice/{name}" for name in ("lm", "copy", "five", "two", "other", "merged")]
+    repos = [f"alice/{name}" for name in ("lm", "copy", "five", "two", "other", "merged", "replaced")]
     found = strangers_findings(hub, tmp_path / "stranger", repos)
     loaded = {
         "lm": "PeftModelForCausalLM",
@@ -207,6 +207,7 @@ hf_mhe.push_to_hub(merged, "alice/replaced")
         assert "hf-mhe analyze" not in found[repo]["text"]
     assert found["alice/other"]["claim"] is None, "the lines load the first adapter, and the second was measured"
     assert_repeated(found["alice/merged"], 2)
+    assert_repeated(found["alice/replaced"], 2)
     commits = hub.store.repos["alice/replaced"]
     files = commits.commits[commits.refs["main"]].files
     assert "model.safetensors" in files
@@ -215,7 +216,6 @@ hf_mhe.push_to_hub(merged, "alice/replaced")
         assert_says_nothing_of(tmp_path, hub, repo)
         commits = hub.store.repos[repo]
         readme = hub.store.object_path(commits.commits[commits.refs["main"]].files["README.md"].sha256).read_text()
-        assert ("base_model_relation: adapter" in readme) == (repo != "alice/merged")
-        assert (
-            f"base_model: alice/{'base' if repo in ('alice/lm', 'alice/copy', 'alice/merged') else 'bert'}\n" in readme
-        )
+        whole = repo in ("alice/merged", "alice/replaced")
+        assert ("base_model_relation: adapter" in readme) != whole
+        assert f"base_model: alice/{'base' if whole or repo in ('alice/lm', 'alice/copy') else 'bert'}\n" in readme
