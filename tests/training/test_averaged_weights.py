@@ -168,9 +168,9 @@ def records(trainer: Trainer, part: str) -> list[dict[str, float]]:
 
 AVERAGES: dict[str, Any] = {
     "copied": Average,
-    "data": ByData,
+    "data": pytest.param(ByData, marks=pytest.mark.story),
     "assigned": ByAssignment,
-    "torch": OfTorch,
+    "torch": pytest.param(OfTorch, marks=pytest.mark.story),
     "diffusers": pytest.param(OfDiffusers, marks=pytest.mark.integrations),
 }
 
@@ -196,6 +196,7 @@ def test_the_training_is_that_without_the_callback(kind: Callable[[], Average], 
     assert abs(look.penalties[-1] - watched.penalties[-1]) > 1e-4
 
 
+@pytest.mark.story
 @pytest.mark.parametrize("kind", [Average, ByData, ByAssignment])
 def test_the_step_after_a_swap_has_the_gradient_of_the_trained_weights(kind: Any, tmp_path: Path) -> None:
     """The penalty would pull the trained weights as it would have pulled their average."""
@@ -247,6 +248,7 @@ def test_energy_callback_beside_it(tmp_path: Path) -> None:
         assert records(trainer, "loss") == records(plain, "loss")
 
 
+@pytest.mark.story
 def test_a_checkpoint_has_the_trained_weights(tmp_path: Path) -> None:
     """A training that is resumed would go on from the average, or from a state that no longer loads."""
     changes = {"save_strategy": "steps", "save_steps": SAVED}
