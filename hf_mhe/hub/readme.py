@@ -19,6 +19,7 @@ from hf_mhe.hub.paths import is_local_path
 
 # Found from the files, so that an owner who wrote something else knows better.
 _GUESSED = ("library_name", "pipeline_tag")
+_OF_ADAPTERS = {"library_name": "peft", "base_model_relation": "adapter"}
 _UNITED = ("tags", "datasets", "metrics")
 _WIDE = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # Every key that a card of ours may set, to find out early whether a README takes them.
@@ -68,8 +69,9 @@ def check_readme(path: Path, with_results: bool) -> None:
 def merge_readme(existing: str | None, card: ModelCard | str, where: str, *, found: Collection[str] = ()) -> str:
     """The README to publish: the card itself, or the existing README with our section and metadata put in.
 
-    Nothing else of the existing README changes, to the byte, but two things that no owner wrote: the placeholders of
-    the template that peft saves with an adapter, and a path of this machine as `base_model`.
+    Nothing else of the existing README changes, to the byte, but what no owner wrote: the placeholders of the template
+    that peft saves with an adapter, and a path of this machine as `base_model`. And what says of an adapter that it is
+    one goes where a whole model takes its place.
 
     Args:
         existing: the README that is there, None when there is none.
@@ -103,7 +105,7 @@ def merge_readme(existing: str | None, card: ModelCard | str, where: str, *, fou
     else:
         gap = line_break if body.endswith(("\n", "\r")) else 2 * line_break
         body = f"{body}{gap}{section}{line_break}"
-    merged = _merge_metadata(_without_local_base(front), new, found)
+    merged = _merge_metadata(_without_adapter(_without_local_base(front), new), new, found)
     if not opening:
         opening, closing = "---" + line_break, "---" + line_break
         body = body if body.startswith(("\n", "\r")) else line_break + body
@@ -206,6 +208,16 @@ def _merge_index(old: FrontMatter, new: FrontMatter) -> tuple[FrontMatter, list[
         del models[position]["results"][index]
     models[0]["results"] += added[len(places) :]
     return merged, models
+
+
+def _without_adapter(front: FrontMatter, new: FrontMatter) -> FrontMatter:
+    """Metadata that does not say of a whole model that it is an adapter, as one that was there before it did."""
+    if new.values.get("library_name") == _OF_ADAPTERS["library_name"]:
+        return front
+    for key, value in _OF_ADAPTERS.items():
+        if front.values.get(key) == value:
+            front = front.without(key)
+    return front
 
 
 def _without_local_base(front: FrontMatter) -> FrontMatter:

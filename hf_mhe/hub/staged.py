@@ -12,8 +12,11 @@ from pathlib import Path
 
 from hf_mhe.errors import MHEError
 
-# Weights of an earlier save that a loader would take up, or trip over, beside the new ones.
-STALE_WEIGHTS = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?")
+# Weights of an earlier save that a loader would take up, or trip over, beside the new ones. An adapter's config is one
+# of them: where it is, transformers loads the adapter on its base, and not the model beside it.
+STALE_WEIGHTS = re.compile(
+    r"(model|pytorch_model|adapter_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?|adapter_config\.json"
+)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from hf_mhe.training.budget.budget import Budget
 from hf_mhe.training.config import MHEConfig
 from hf_mhe.training.engines.plan import GroupShape
 from hf_mhe.training.engines.protocol import Engine
+from hf_mhe.training.saved_tensors import kept_in_place
 from hf_mhe.training.terms import AcrossTerm, PenaltyTerms, Term
 
 
@@ -82,11 +83,12 @@ class Across:
     ) -> PenaltyTerms:
         """The terms of groups and of stacks as one penalty, and the energies of the groups."""
         found = None
-        if terms:
-            found = engine.evaluate_due(terms) if due else engine.evaluate(terms)
-        if not across:
-            return PenaltyTerms(torch.zeros(()), torch.zeros(0)) if found is None else found
-        whole = engine.evaluate_across(across, due=due)
+        with kept_in_place():
+            if terms:
+                found = engine.evaluate_due(terms) if due else engine.evaluate(terms)
+            if not across:
+                return PenaltyTerms(torch.zeros(()), torch.zeros(0)) if found is None else found
+            whole = engine.evaluate_across(across, due=due)
         if due:
             self._count(across, whole.energies)
         if found is None:

@@ -43,10 +43,14 @@ class EnergyCallback(TrainerCallback):
     of 1 is a random draw), `mhe_mean_energy` and `mhe_score` (means), at the weights after the step, and
     `mhe_share_of_time`, the share of the time since the training began that all measurements took.
 
-    The first step of a training and its last are always measured. In between, every `every_n_steps`-th step is due,
-    and measured if all measurements, with the one at the end, then take at most `share_of_time`; `steps` and `skipped`
-    say which were and how many were not. The process with rank 0 decides for all. Measured are the groups that train
-    then. A measurement that fails is warned of once, and the training goes on.
+    The first step of a training and its last are always measured, and nothing else in a training that is too short for
+    more within `share_of_time`. In between, every `every_n_steps`-th step is due, and measured if all measurements,
+    with the one at the end, then take at most `share_of_time`: exactly that where one measurement takes about as long
+    as another, and one more of them at most where some take three times as long as others (see the note in
+    `hf_mhe.training.time_share`). `steps` and `skipped` say which were measured and how many were not. The process
+    with rank 0 decides for all. Measured are the groups that train then, at the weights that the model has when this
+    callback is called: put it before a callback that swaps averaged weights in, or after it to measure those. A
+    measurement that fails is warned of once, and the training goes on.
 
     `MHETrainer` logs the same values of the groups that it regularizes. There this callback measures nothing and says
     so, unless it has a `prefix` of its own.

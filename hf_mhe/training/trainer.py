@@ -35,9 +35,10 @@ class MHEMixin(Trainer):
     """What MHE adds to a Trainer class; use `with_mhe`, which puts it in front of the class it extends."""
 
     def __init__(self, *args: Any, mhe_config: MHEConfig | Mapping[str, Any] | None = None, **kwargs: Any) -> None:
-        self.mhe_config = MHEConfig.of(mhe_config)
+        self.mhe_config = mhe_config
         self._mhe_regularizer: MHERegularizer | None = None
         self._mhe_record: dict[str, float] = {}
+        self._mhe_recorded: int | None = None  # the optimizer step whose record that is
         self._mhe_state: object | None = None  # of the training that goes on; Trainer makes a new one for each
         self._mhe_step: int | None = None  # the optimizer step that had a penalty
         model: Any = kwargs.get("model", args[0] if args else None)
@@ -46,8 +47,23 @@ class MHEMixin(Trainer):
         super().__init__(*args, **kwargs)
         self._refuse_engine()
         self.add_callback(StepsHavePenalty(self))
+        callbacks = self.callback_handler.callbacks
+        callbacks.insert(1, callbacks.pop())  # behind the one that decides whether a step is logged
         if self.model is not None:
             _ = self.mhe_regularizer  # so that a model with nothing to regularize is refused at construction
+
+    @property
+    def mhe_config(self) -> MHEConfig:
+        """The config of the next training; a dict of its fields may be assigned too.
+
+        Raises:
+            MHEError: what is assigned is no config.
+        """
+        return self._mhe_config
+
+    @mhe_config.setter
+    def mhe_config(self, config: MHEConfig | Mapping[str, Any] | None) -> None:
+        self._mhe_config = MHEConfig.of(config)
 
     @property
     def mhe_regularizer(self) -> MHERegularizer:
@@ -67,7 +83,8 @@ class MHEMixin(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`."""
-        self._mhe_state = None
+        self._mhe_state = self._mhe_recorded = None
+        self._mhe_record = {}
         if self.model_init is None and self.model is not None:
             # The model may have been changed since: an adapter, other embeddings, a parametrization.
             self._bind_anew()
@@ -98,16 +115,24 @@ class MHEMixin(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As `Trainer.log`; a record with the training loss also gets what `MHERegularizer.logs` has to say."""
         if "loss" in logs:
-            record, self._mhe_record = self._mhe_record, {}
-            logs.update(record)
+            logs.update(self._mhe_record)
+            self._mhe_record, self._mhe_recorded = {}, None
         super().log(logs, *args, **kwargs)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        # Every rank comes here after each step, and Trainer itself gathers the loss next: the one place where what the
-        # ranks know of the penalty can be put together. `log` is no such place, for a program may call it on one rank.
-        if self.control.should_log:
-            self._mhe_record = self.mhe_regularizer.logs()
+        if self.control.should_log:  # also by a callback that came after ours, or at the end of an epoch
+            self.take_mhe_record()
         super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def take_mhe_record(self) -> None:
+        """Measure what the next log record says of the penalty, once a step; see Note [When the record is measured].
+
+        Every rank comes here at the end of a step: what the ranks know of the penalty is put together. `log` is no
+        place for it, for a program may call it on one rank.
+        """
+        if self._mhe_recorded != self.state.global_step:
+            self._mhe_recorded = self.state.global_step
+            self._mhe_record.update(self.mhe_regularizer.logs())  # of one that a callback kept from being logged
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As `Trainer.save_model`, with `mhe_config.json` beside the weights, in checkpoints and on the Hub too."""
@@ -219,6 +244,8 @@ class StepsHavePenalty(TrainerCallback):
                 "could not be added: call training_step in its loop, or use hf_mhe.MHERegularizer there, "
                 "loss = regularizer(loss)"
             )
+        if control.should_log:
+            self.trainer.take_mhe_record()
 
 
 class MHETrainer(MHEMixin, Trainer):
@@ -244,7 +271,8 @@ class MHETrainer(MHEMixin, Trainer):
         *args, **kwargs: as `transformers.Trainer`.
 
     Attributes:
-        mhe_config: the `MHEConfig`.
+        mhe_config: the `MHEConfig`. Another one may be assigned before `train`, and in `model_init(trial)`, where a
+            search for hyperparameters chooses weights.
         mhe_regularizer: the `MHERegularizer` bound to the model.
 
     Raises:

@@ -29,11 +29,14 @@ def as_on_a_gpu(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin
 
 
 def make_accelerator(**options: Any) -> Accelerator:
+    """With accumulation the weights come from one rank, and the layers are computed again in the backward pass."""
+    several = options["gradient_accumulation_steps"] > 1
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="size_based_wrap",
         min_num_params=40,
-        cpu_ram_efficient_loading=options["gradient_accumulation_steps"] > 1,
+        cpu_ram_efficient_loading=several,
+        activation_checkpointing=several,
     )
     accelerator = Accelerator(cpu=True, fsdp_plugin=plugin, **options)
     as_on_a_gpu(accelerator, plugin)

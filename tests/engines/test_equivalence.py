@@ -30,7 +30,10 @@ def matrix() -> list[Cell]:
     cells = [Cell(engine, *rest) for rest in whole for engine in ("fsdp2", "ddp", "ddp-unused")]
     others = [engine for engine in SHARDED if engine != "fsdp2" and engine not in {cell.engine for cell in ADDED}]
     for optimizer, bind in itertools.product(("sgd", "adamw"), ("before", "after")):
-        cells += [Cell(engine, optimizer, "float64", 2, bind) for engine in (*others, "ddp-hook", "ddp-whole")]
+        cells += [
+            Cell(engine, optimizer, "float64", 2, bind)
+            for engine in (*others, "ddp-hook", "ddp-whole", "ddp-offloaded")
+        ]
         cells.append(Cell("ddp-static", optimizer, "float64", 1, bind))
     for engine in others:
         cells.append(Cell(engine, "adamw", "float32", 2, "before", clip=True, checkpointing=True))
@@ -65,7 +68,7 @@ def check(cell: Cell, several: dict[str, Tensor]) -> None:
     assert (one["unreached.weight"] - plain["unreached.weight"]).abs().max().item() > 1e-3
     mean = several["penalty"].mean(0)
     torch.testing.assert_close(mean, one["penalty"][0], rtol=TOLERANCE[cell.dtype], atol=0)
-    divided = cell.engine in ("ddp", "ddp-unused", "ddp-static")
+    divided = cell.engine in ("ddp", "ddp-unused", "ddp-static", "ddp-offloaded")
     apart = (several["penalty"] - mean).abs().max().item()
     assert apart > 0.1 if divided else apart < TOLERANCE[cell.dtype], cell.name
 

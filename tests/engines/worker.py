@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX, checkpoint_wrapper
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -98,12 +99,13 @@ def run(cell: Cell) -> dict[str, Tensor]:
             mine = zoo.part(whole, index * cell.accumulation + micro, parts * cell.accumulation)
             last = micro == cell.accumulation - 1
             with without_sync(model, micro, cell.accumulation):
-                loss = model(**mine) / cell.accumulation
-                if cell.penalty:
-                    total = regularizer(loss, sync=last)
-                    if last:
-                        reported.append((total - loss).detach().double())
-                    loss = total
+                with save_on_cpu() if "offloaded" in cell.engine else contextlib.nullcontext():
+                    loss = model(**mine) / cell.accumulation
+                    if cell.penalty:
+                        total = regularizer(loss, sync=last)
+                        if last:
+                            reported.append((total - loss).detach().double())
+                        loss = total
                 loss.backward()
         if cell.clip:
             (clip if mixed else torch.nn.utils.clip_grad_norm_)(parameters, 0.3)

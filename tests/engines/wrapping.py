@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
@@ -21,6 +21,7 @@ SHARDED = {
     "fsdp2": 2,  # each layer and the root
     "fsdp2-root": 2,  # one unit
     "fsdp2-kept": 2,  # not resharded after the forward pass
+    "fsdp2-offloaded": 2,  # parameters, gradients and optimizer on the host, and what is saved for the backward pass
     "fsdp2-columns": 2,  # dimension 1 sharded where two ranks divide it evenly, as FSDP2 demands
     "fsdp2-bfloat16": 2,  # bfloat16 in forward and backward, float32 weights
     "fsdp2-ignored": 2,  # weight norm's magnitude left to each rank whole, its direction sharded
@@ -37,7 +38,7 @@ SHARDED = {
 def wrap(model: Zoo, engine: str) -> nn.Module:
     """The model under `one`, an engine of `SHARDED`, or `ddp` and its variants: `ddp-unused` (find_unused_parameters),
     `ddp-static` (static_graph), `ddp-hook` (a communication hook, which may do anything), `ddp-whole` (work not
-    divided).
+    divided), `ddp-offloaded` (what is saved for the backward pass is on the host).
     """
     if engine == "one":
         return model
@@ -58,6 +59,7 @@ def wrap(model: Zoo, engine: str) -> nn.Module:
         return shard(model, make_mesh(copies=copies, shards=world // copies))
     options: dict[str, dict[str, Any]] = {  # type: ignore[no-redef]
         "fsdp2-kept": {"reshard_after_forward": False},
+        "fsdp2-offloaded": {"offload_policy": CPUOffloadPolicy(pin_memory=False)},
         "fsdp2-columns": {
             "shard_placement_fn": lambda p: Shard(1) if p.dim() > 1 and p.shape[1] % world == 0 else None
         },

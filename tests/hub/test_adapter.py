@@ -89,6 +89,26 @@ def test_an_adapters_report_is_of_its_weights(tmp_path: Path) -> None:
         plan_push(tmp_path / "other", "alice/x")
 
 
+@pytest.mark.slow
+def test_a_whole_model_in_the_place_of_an_adapter(tmp_path: Path) -> None:
+    """If this fails, what was merged is published, and who loads it gets the base with the adapter of before."""
+    from transformers import AutoModelForCausalLM
+
+    model, folder = adapter(tmp_path / "base"), tmp_path / "out"
+    save_for_hub(model, folder, base_model="alice/base")
+    assert (folder / "adapter_config.json").is_file()
+    merged: Any = model.merge_and_unload()
+    with torch.no_grad():
+        merged.lm_head.weight.mul_(2)  # trained on
+    save_for_hub(merged, folder)
+    assert not list(folder.glob("adapter_*"))
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    assert all(map(torch.equal, loaded.state_dict().values(), merged.state_dict().values()))
+    save_for_hub(adapter(tmp_path / "base"), folder, base_model="alice/base")  # and the other way round
+    assert not list(folder.glob("model*.safetensors"))
+    assert (folder / "adapter_model.safetensors").is_file()
+
+
 def test_an_owners_readme_survives_peft(tmp_path: Path) -> None:
     """If this fails, saving an adapter beside a README turns its `no` into `false`, as peft reads and writes it."""
     folder = tmp_path / "out"
@@ -162,14 +182,17 @@ hf_mhe.push_to_hub(two, "alice/other")
 from huggingface_hub import snapshot_download
 copy = lora(AutoModelForCausalLM, snapshot_download("alice/base"), task="CAUSAL_LM", target="q_proj")
 hf_mhe.push_to_hub(copy, "alice/copy")
-hf_mhe.push_to_hub(copy.merge_and_unload(), "alice/merged")
+hf_mhe.push_to_hub(copy, "alice/replaced")
+merged = copy.merge_and_unload()
+hf_mhe.push_to_hub(merged, "alice/merged")
+hf_mhe.push_to_hub(merged, "alice/replaced")
 """,
         tmp_path / "pusher",
         where=str(tmp_path),
         tiny=TINY,
     )
     assert out == {}
-    repos = [f"alice/{name}" for name in ("lm", "copy", "five", "two", "other", "merged")]
+    repos = [f"alice/{name}" for name in ("lm", "copy", "five", "two", "other", "merged", "replaced")]
     found = strangers_findings(hub, tmp_path / "stranger", repos)
     loaded = {
         "lm": "PeftModelForCausalLM",
@@ -184,11 +207,15 @@ hf_mhe.push_to_hub(copy.merge_and_unload(), "alice/merged")
         assert "hf-mhe analyze" not in found[repo]["text"]
     assert found["alice/other"]["claim"] is None, "the lines load the first adapter, and the second was measured"
     assert_repeated(found["alice/merged"], 2)
+    assert_repeated(found["alice/replaced"], 2)
+    commits = hub.store.repos["alice/replaced"]
+    files = commits.commits[commits.refs["main"]].files
+    assert "model.safetensors" in files
+    assert not [name for name in files if name.startswith("adapter_")]  # or transformers would load that
     for repo in repos:
         assert_says_nothing_of(tmp_path, hub, repo)
         commits = hub.store.repos[repo]
         readme = hub.store.object_path(commits.commits[commits.refs["main"]].files["README.md"].sha256).read_text()
-        assert ("base_model_relation: adapter" in readme) == (repo != "alice/merged")
-        assert (
-            f"base_model: alice/{'base' if repo in ('alice/lm', 'alice/copy', 'alice/merged') else 'bert'}\n" in readme
-        )
+        whole = repo in ("alice/merged", "alice/replaced")
+        assert ("base_model_relation: adapter" in readme) != whole
+        assert f"base_model: alice/{'base' if whole or repo in ('alice/lm', 'alice/copy') else 'bert'}\n" in readme

@@ -275,3 +275,19 @@ out["read"] = Path(api.hf_hub_download("alice/hard", "README.md")).read_bytes().
     assert out["again"] == out["first"]
     assert out["refused"] == "the README in alice/wide is UTF-16: save it as UTF-8"
     assert out["head"] == out["alice/wide"]
+
+
+@pytest.mark.parametrize("written", ["library_name: peft\nbase_model_relation: adapter\n", "library_name: peft\n"])
+def test_a_whole_model_is_not_called_an_adapter(written: str) -> None:
+    """If this fails, the Hub says of a merged model that it is an adapter, and how peft loads one."""
+    old = f"---\nlicense: mit\nbase_model: a/b # mine\n{written}---\n\n# Mine\n"
+    merged = merge_readme(old, CARD, "here")
+    metadata = yaml.safe_load(merged.split("---")[1])
+    assert metadata["library_name"] == "transformers"
+    assert "base_model_relation" not in metadata
+    assert "license: mit\nbase_model: a/b # mine\n" in merged
+    of_adapter = CARD.replace("library_name: transformers", "library_name: peft\nbase_model_relation: adapter")
+    metadata = yaml.safe_load(merge_readme(old, of_adapter, "here").split("---")[1])
+    assert (metadata["library_name"], metadata["base_model_relation"]) == ("peft", "adapter")
+    kept = merge_readme(old.replace(written, "library_name: keras\nbase_model_relation: finetune\n"), CARD, "here")
+    assert "library_name: keras\nbase_model_relation: finetune\n" in kept

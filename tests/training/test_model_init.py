@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from hf_mhe import MHEConfig, MHEError, MHETrainer
 from tests.training.cases import (
@@ -156,3 +158,59 @@ def test_a_search_for_hyperparameters(config: MHEConfig, tmp_path: Path) -> None
     assert trainer.mhe_regularizer.model is trainer.model
     first = trainer.state.log_history[0]
     assert ("mhe_loss" in first) is not config.is_off
+
+
+@pytest.mark.slow
+@pytest.mark.integrations
+def test_a_search_for_lambda(tmp_path: Path) -> None:
+    """A trial would have the weights of the one before, or something of it, and the search find nothing."""
+    pytest.importorskip("optuna")
+    chosen: list[float] = []
+    before: list[weakref.ref[Any]] = []
+    trainer: Any = None
+
+    def model_init(trial: Any = None) -> Any:
+        model = double()
+        if trial is not None:
+            chosen.append(trial.suggest_float("hidden_weight", 0.1, 2.0))
+            trainer.mhe_config = {"hidden_weight": chosen[-1], "output_weight": OUTPUT}
+        return model
+
+    class Ends(TrainerCallback):
+        def __init__(self) -> None:
+            self.models: list[dict[str, torch.Tensor]] = []
+
+        def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            self.models.append({name: value.detach().clone() for name, value in model.named_parameters()})
+            if trainer is not None:
+                gc.collect()
+                assert not [each for each in before if each() is not None]  # regularizers and models of other trials
+                before.extend((weakref.ref(trainer.mhe_regularizer), weakref.ref(model)))
+                assert not model._forward_hooks
+                assert not any(value._backward_hooks for value in model.parameters())
+
+    plain, ends = Ends(), Ends()
+    trainer_of(Trainer, double, tmp_path, callbacks=[plain]).train()
+    changes = {"eval_strategy": "steps", "eval_steps": 1}
+    trainer = trainer_of(
+        MHETrainer, model_init, tmp_path, mhe_config=OFF, eval_dataset=tiny_data(8, seed=2), changes=changes,
+        callbacks=[ends],
+    )  # fmt: skip
+    best = trainer.hyperparameter_search(lambda trial: {}, n_trials=3, backend="optuna", direction="minimize")
+    assert len(chosen) == len(set(chosen)) == len(ends.models) == 3
+    assert best.hyperparameters["hidden_weight"] in chosen
+    for weight, end in zip(chosen, ends.models, strict=True):
+        found = {name: end[name] - plain.models[0][name] for name in end}
+        gradient = starting_gradient("tiny", weight, OUTPUT)
+        assert relative_difference(found, {name: -LEARNING_RATE * value for name, value in gradient.items()}) < 1e-9
+
+
+def test_another_config_for_the_next_training(tmp_path: Path) -> None:
+    """What is assigned would be found wrong in the middle of a search, or not be used."""
+    trainer = trainer_of(MHETrainer, double, tmp_path, mhe_config=OFF)
+    with pytest.raises(MHEError, match="hidden_wieght"):
+        trainer.mhe_config = {"hidden_wieght": 1.0}
+    assert trainer.mhe_config == OFF
+    trainer.mhe_config = {"hidden_weight": HIDDEN}
+    trainer.train()
+    assert trainer.mhe_regularizer.config == MHEConfig(hidden_weight=HIDDEN)

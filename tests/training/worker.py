@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import save_model
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
@@ -59,8 +60,8 @@ def data(name: str) -> list[dict[str, Any]]:
 
 
 def whole(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of the parameters, those that are sharded put together."""
-    named = ((name, value.detach()) for name, value in model.named_parameters())
+    """Copies of the parameters, those that are sharded put together, by the names without checkpointing's wrapper."""
+    named = ((name.replace(_CHECKPOINT_PREFIX, ""), value.detach()) for name, value in model.named_parameters())
     return {name: value.full_tensor() if isinstance(value, DTensor) else value.clone() for name, value in named}
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hf_mhe.errors import MHEError
 from hf_mhe.json_files import parse_json
+from hf_mhe.neurons.model.storage import in_own_precision
 from hf_mhe.neurons.model.weight import Weight
 from hf_mhe.neurons.quantized.format import Format
 from hf_mhe.neurons.quantized.live import of_class, own_parameter, quantized_weight, unreadable
@@ -28,7 +29,7 @@ _PACKAGE = "torchao"
 def live_weight(module: nn.Module, attribute: str) -> Weight | None:
     """A parameter that is one of torchao's tensor subclasses."""
     parameter = own_parameter(module, attribute)
-    if not of_class(parameter, _PACKAGE, "TorchAOBaseTensor"):
+    if not of_class(parameter, _PACKAGE, "TorchAOBaseTensor") or in_own_precision(parameter):
         return None
     form = f"{_PACKAGE} ({type(parameter).__name__})"
     if not _can_dequantize(parameter) and (why := _refuses_products(parameter)) is not None:
