@@ -11,7 +11,9 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +21,8 @@ import evaluate
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, set_seed
-from datasets import load_dataset
+from datasets import ClassLabel, DatasetDict, Value, load_dataset
+from datasets.exceptions import DatasetGenerationError, DatasetsError
 from torch.optim import AdamW
 from torch.utils.data import DataLoader
 from transformers import (
@@ -33,6 +36,7 @@ from transformers import (
 # New Code #
 import hf_mhe
 
+VOCABULARY = "re:embed|wte|wpe|shared$"  # not compared: its rows take longer than all other layers
 QUICK = {"num_epochs": 2, "batch_size": 8, "max_train_samples": 32, "max_eval_samples": 32}
 
 
@@ -58,18 +62,53 @@ class LoopArguments:
     quick: bool = field(default=False, metadata={"help": "A few steps, to see whether it runs."})
 
 
-def get_dataloaders(accelerator: Accelerator, args: LoopArguments):
+def as_classes(dataset: DatasetDict, column: str) -> DatasetDict:
+    """Class labels in place of words or whole numbers, in the order of these."""
+    feature = dataset["train"].features[column]
+    if not isinstance(feature, ClassLabel):
+        if not isinstance(feature, Value) or "float" in feature.dtype:
+            raise ValueError(f"the column {column!r} has no classes: it is {feature}")
+        words = dataset.cast_column(column, Value("string"))
+        values = dict(zip(words["train"].unique(column), dataset["train"].unique(column), strict=True))
+        dataset = words.cast_column(column, ClassLabel(names=sorted(values, key=values.get)))
+    for part, rows in dataset.items():
+        if -1 in rows.unique(column):  # as data sets of the Hub mark labels that they keep secret
+            raise ValueError(f"the {part} data has rows without a {column!r}")
+    return dataset
+
+
+def load_data(args: LoopArguments) -> DatasetDict:
+    """The splits `train` and `test` with texts and class labels."""
     if args.dataset_name is None:
         from offline import place_names
 
-        datasets = place_names()
+        dataset = place_names()
+    elif (file := Path(args.dataset_name).resolve()).is_file():
+        dataset = load_dataset(str(file.parent), data_files=file.name)
     else:
-        datasets = load_dataset(args.dataset_name)
-    for column in ("text", "label"):
-        if column not in (columns := datasets["train"].column_names):
-            raise ValueError(f"the data has no column {column!r}; it has {', '.join(columns)}")
-    num_labels = datasets["train"].features["label"].num_classes
+        dataset = load_dataset(args.dataset_name)
+    if "train" not in dataset:
+        raise ValueError(f"the data has no split 'train'; it has {', '.join(dataset)}")
+    dataset = DatasetDict({part: dataset[part] for part in ("train", "test") if part in dataset})
+    for part, rows in dataset.items():
+        for column in ("text", "label"):
+            if column not in rows.column_names:
+                raise ValueError(f"the {part} data has no column {column!r}; it has {', '.join(rows.column_names)}")
+            if rows.data.column(column).null_count:
+                raise ValueError(f"the {part} data has rows without a {column!r}")
+    if dataset["train"].features["text"] not in (Value("string"), Value("large_string")):
+        raise ValueError(f"the column 'text' has no texts: it is {dataset['train'].features['text']}")
+    dataset = as_classes(dataset, "label")
+    return dataset if "test" in dataset else dataset["train"].train_test_split(0.1, seed=0)
+
+
+def get_dataloaders(accelerator: Accelerator, args: LoopArguments):
+    with accelerator.main_process_first():
+        datasets = load_data(args)
+    names = datasets["train"].features["label"].names
     tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
+    if tokenizer.pad_token is None:  # as of many decoders
+        tokenizer.pad_token = tokenizer.eos_token
     loaders = []
     for split, limit in (("train", args.max_train_samples), ("test", args.max_eval_samples)):
         rows = datasets[split].take(min(limit or len(datasets[split]), len(datasets[split])))
@@ -80,7 +119,7 @@ def get_dataloaders(accelerator: Accelerator, args: LoopArguments):
         )
         collate = DataCollatorWithPadding(tokenizer)
         loaders.append(DataLoader(rows, args.batch_size, shuffle=split == "train", collate_fn=collate))
-    return *loaders, tokenizer, num_labels
+    return *loaders, tokenizer, names
 
 
 def training_function(accelerator: Accelerator, args: LoopArguments, prepared, mhe_config: hf_mhe.MHEConfig) -> None:
@@ -90,7 +129,7 @@ def training_function(accelerator: Accelerator, args: LoopArguments, prepared, m
     lr_scheduler = get_linear_schedule_with_warmup(optimizer, num_steps // 20, num_steps)
 
     # New Code #
-    before = hf_mhe.analyze(model, exclude="*embed*") if accelerator.is_main_process else None
+    before = hf_mhe.analyze(model, exclude=VOCABULARY) if accelerator.is_main_process else None
 
     model, optimizer, train_dataloader, eval_dataloader, lr_scheduler = accelerator.prepare(
         model, optimizer, train_dataloader, eval_dataloader, lr_scheduler
@@ -139,13 +178,28 @@ def training_function(accelerator: Accelerator, args: LoopArguments, prepared, m
         tokenizer.save_pretrained(args.output_dir)
         # New Code #
         mhe_config.save_pretrained(args.output_dir)
-        change = hf_mhe.compare(before, hf_mhe.analyze(args.output_dir, exclude="*embed*"))
+        change = hf_mhe.compare(before, hf_mhe.analyze(args.output_dir, exclude=VOCABULARY))
         print(f"mean spread {change.before.summary.mean_spread:.3f} -> {change.after.summary.mean_spread:.3f}")
         if args.push_to_hub:
             hf_mhe.push_to_hub(
                 args.output_dir, args.push_to_hub, before=before, after=change.after, metrics=eval_metric
             )
     accelerator.end_training()
+
+
+def check(accelerator: Accelerator, args: LoopArguments) -> None:
+    """Refuse before the training what would end it later."""
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != accelerator.num_processes:  # accelerate does not connect them where it finds no GPU
+        raise ValueError(f"{launched} processes were launched, each for itself: without GPUs, add --cpu")
+    if args.report_to and not accelerator.log_with:
+        raise ValueError(f"{args.report_to} is not installed")
+    start = args.resume_from_checkpoint
+    if start and not (re.fullmatch(r"epoch_\d+", Path(start).name) and Path(start, "random_states_0.pkl").is_file()):
+        raise ValueError(f"there is no checkpoint in {start}: it is no folder epoch_N that this loop has saved")
+    if accelerator.is_main_process:
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=args.output_dir).close()  # can it be written?
 
 
 def main() -> None:
@@ -166,18 +220,21 @@ def main() -> None:
             project_dir=args.output_dir,
             dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),  # one order, whoever trains on it
         )
-        launched = int(os.environ.get("WORLD_SIZE", 1))
-        if launched != accelerator.num_processes:  # accelerate does not connect them where it finds no GPU
-            raise ValueError(f"{launched} processes were launched, each for itself: without GPUs, add --cpu")
+        check(accelerator, args)
         accelerator.init_trackers("accelerate_loop")
         set_seed(args.seed)
         metric = evaluate.load(args.metric)
-        train_dataloader, eval_dataloader, tokenizer, num_labels = get_dataloaders(accelerator, args)
+        train_dataloader, eval_dataloader, tokenizer, names = get_dataloaders(accelerator, args)
         model = AutoModelForSequenceClassification.from_pretrained(
-            args.model_name_or_path, num_labels=num_labels, ignore_mismatched_sizes=True
+            args.model_name_or_path,
+            id2label=dict(enumerate(names)),
+            label2id={name: i for i, name in enumerate(names)},
+            pad_token_id=tokenizer.pad_token_id,
+            ignore_mismatched_sizes=True,
         )
-    except (hf_mhe.MHEError, ImportError, OSError, RuntimeError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: error: {' '.join(f'{error} (arguments: {sys.argv[1:]})'.split())}\n")
+    except (hf_mhe.MHEError, DatasetsError, ImportError, OSError, RuntimeError, ValueError) as error:
+        reason = f"{error}: {error.__cause__}" if isinstance(error, DatasetGenerationError) else error
+        parser.exit(2, f"{parser.prog}: error: {' '.join(f'{reason} (arguments: {sys.argv[1:]})'.split())}\n")
     training_function(accelerator, args, (model, tokenizer, train_dataloader, eval_dataloader, metric), mhe_config)
 
 

@@ -11,33 +11,39 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
 import evaluate
 import torch
-from datasets import DatasetDict, load_dataset
+from datasets import ClassLabel, DatasetDict, Value, load_dataset
+from datasets.exceptions import DatasetGenerationError, DatasetsError
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, HfArgumentParser, set_seed
 
 import hf_mhe
 
-QUICK = {"max_samples": 200, "per_round": 20, "rounds": 2}
+QUICK = {"max_samples": 200, "max_eval_samples": 100, "per_round": 20, "rounds": 2}
 
 
 @dataclass
 class SelectionArguments:
     model_name_or_path: str | None = field(default=None, metadata={"help": "What embeds. Default: MiniLM."})
     dataset_name: str | None = field(
-        default=None, metadata={"help": "A data set of the Hub, a folder or a CSV file. Default: names."}
+        default=None, metadata={"help": "A data set of the Hub, a folder or a file. Default: names."}
     )
+    dataset_config: str | None = field(default=None, metadata={"help": "Which configuration of the data set."})
+    train_split: str = field(default="train", metadata={"help": "The part to choose from."})
+    test_split: str = field(default="test", metadata={"help": "The part to evaluate on; made where there is none."})
     text_column: str = field(default="text", metadata={"help": "The column with the texts."})
     label_column: str = field(default="label", metadata={"help": "The column with the classes."})
     per_round: int = field(default=200, metadata={"help": "Examples that each round chooses."})
     rounds: int = field(default=4, metadata={"help": "Rounds."})
     max_samples: int | None = field(default=None, metadata={"help": "Choose among the first so many."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many."})
     metric: str = field(
         default=str(Path(__file__).parent / "metrics" / "accuracy"),
         metadata={"help": "A metric of evaluate: a folder, or a name on the Hub, such as accuracy."},
@@ -81,6 +87,7 @@ def distances(vectors: Tensor, index: int) -> Tensor:
 def embed(texts: list[str], checkpoint: str, batch_size: int = 256) -> Tensor:
     """Unit vectors, the mean over tokens."""
     tokenizer, model = AutoTokenizer.from_pretrained(checkpoint), AutoModel.from_pretrained(checkpoint)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # many decoders have none
     means = []
     for start in range(0, len(texts), batch_size):
         tokens = tokenizer(texts[start : start + batch_size], padding=True, truncation=True, return_tensors="pt")
@@ -89,25 +96,57 @@ def embed(texts: list[str], checkpoint: str, batch_size: int = 256) -> Tensor:
     return torch.nn.functional.normalize(torch.cat(means))
 
 
+def as_classes(dataset: DatasetDict, column: str) -> DatasetDict:
+    """Class labels in place of words or whole numbers, in the order of these."""
+    feature = dataset["train"].features[column]
+    if not isinstance(feature, ClassLabel):
+        if not isinstance(feature, Value) or "float" in feature.dtype:
+            raise ValueError(f"the column {column!r} has no classes: it is {feature}")
+        words = dataset.cast_column(column, Value("string"))
+        values = dict(zip(words["train"].unique(column), dataset["train"].unique(column), strict=True))
+        dataset = words.cast_column(column, ClassLabel(names=sorted(values, key=values.get)))
+    for part, rows in dataset.items():
+        if -1 in rows.unique(column):  # as data sets of the Hub mark labels that they keep secret
+            raise ValueError(f"the {part} data has rows without a {column!r} (--train_split, --test_split)")
+    return dataset
+
+
 def load_data(args: SelectionArguments) -> DatasetDict:
     """The splits `train`, to choose from, and `test`."""
     if args.dataset_name is None:
         from offline import place_names
 
         dataset = place_names()
-    elif args.dataset_name.endswith(".csv"):
-        dataset = load_dataset("csv", data_files=args.dataset_name)
+    elif (file := Path(args.dataset_name).resolve()).is_file():
+        dataset = load_dataset(str(file.parent), data_files=file.name)
     else:
-        dataset = load_dataset(args.dataset_name)
-    for column in (args.text_column, args.label_column):
-        if column not in (columns := dataset["train"].column_names):
-            raise ValueError(f"the data has no column {column!r}; it has {', '.join(columns)}")
+        dataset = load_dataset(args.dataset_name, args.dataset_config)
+    for split in (args.train_split, args.test_split):
+        if split not in dataset and (split == args.train_split or split != "test"):
+            raise ValueError(f"the data has no split {split!r}; it has {', '.join(dataset)}")
+    parts = {"train": args.train_split, "test": args.test_split}
+    dataset = DatasetDict({part: dataset[split] for part, split in parts.items() if split in dataset})
+    for part, rows in dataset.items():
+        for column in (args.text_column, args.label_column):
+            if column not in rows.column_names:
+                raise ValueError(f"the {part} data has no column {column!r}; it has {', '.join(rows.column_names)}")
+            if rows.data.column(column).null_count:
+                raise ValueError(f"the {part} data has rows without a {column!r} (--train_split, --test_split)")
+    if dataset["train"].features[args.text_column] not in (Value("string"), Value("large_string")):
+        feature = dataset["train"].features[args.text_column]
+        raise ValueError(f"the column {args.text_column!r} has no texts: it is {feature}")
+    dataset = as_classes(dataset, args.label_column)
     if "test" not in dataset:
         dataset = dataset["train"].train_test_split(0.2, seed=0)
-    rows = min(args.max_samples or len(dataset["train"]), len(dataset["train"]))
-    if args.rounds * args.per_round > rows:
-        raise ValueError(f"{args.rounds} rounds of {args.per_round} cannot be chosen among {rows} rows")
-    return DatasetDict(train=dataset["train"].take(rows), test=dataset["test"])
+    limits = {"train": args.max_samples, "test": args.max_eval_samples}
+    dataset = DatasetDict(
+        {name: rows.take(min(limits[name] or len(rows), len(rows))) for name, rows in dataset.items()}
+    )
+    if args.rounds * args.per_round > len(dataset["train"]):
+        raise ValueError(
+            f"{args.rounds} rounds of {args.per_round} cannot be chosen among {len(dataset['train'])} rows"
+        )
+    return dataset
 
 
 def main() -> None:
@@ -121,11 +160,14 @@ def main() -> None:
 
             args.model_name_or_path = minilm()
         dataset, metric = load_data(args), evaluate.load(args.metric)
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=args.output_dir).close()  # can it be written?
         vectors = {
             name: embed(list(rows[args.text_column]), args.model_name_or_path) for name, rows in dataset.items()
         }
-    except (hf_mhe.MHEError, ImportError, OSError, RuntimeError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: error: {' '.join(f'{error} (arguments: {sys.argv[1:]})'.split())}\n")
+    except (hf_mhe.MHEError, DatasetsError, ImportError, OSError, RuntimeError, ValueError) as error:
+        reason = f"{error}: {error.__cause__}" if isinstance(error, DatasetGenerationError) else error
+        parser.exit(2, f"{parser.prog}: error: {' '.join(f'{reason} (arguments: {sys.argv[1:]})'.split())}\n")
 
     labels = {name: torch.tensor(rows[args.label_column]) for name, rows in dataset.items()}
     print("examples  choice    accuracy  energy  spread")
@@ -134,8 +176,12 @@ def main() -> None:
         chosen = [int(torch.randint(len(vectors["train"]), ()))]
         for round_ in range(1, args.rounds + 1):
             chosen = choose(vectors["train"], chosen, round_ * args.per_round - len(chosen))
-            classifier = LogisticRegression(C=10, max_iter=1000).fit(vectors["train"][chosen], labels["train"][chosen])
-            found = metric.compute(predictions=classifier.predict(vectors["test"]), references=labels["test"])
+            known = labels["train"][chosen]
+            predictions = known[:1].expand(len(labels["test"]))
+            if len(known.unique()) > 1:  # else there is nothing to tell apart
+                classifier = LogisticRegression(C=10, max_iter=1000).fit(vectors["train"][chosen], known)
+                predictions = classifier.predict(vectors["test"])
+            found = metric.compute(predictions=predictions, references=labels["test"])
             energy = hf_mhe.measure(vectors["train"][chosen])
             score = next(iter(found.values()))
             print(f"{len(chosen):8}  {name:8}  {score:8.4f}  {energy.energy:6.4f}  {energy.spread:6.3f}")

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import evaluate
-from datasets import ClassLabel, DatasetDict, Value, load_dataset
+from datasets import ClassLabel, DatasetDict, Image, Value, load_dataset
+from datasets.exceptions import DatasetGenerationError, DatasetsError
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -59,6 +61,21 @@ class ScriptArguments:
     quick: bool = field(default=False, metadata={"help": "A few steps, to see whether it runs."})
 
 
+def as_classes(dataset: DatasetDict, column: str) -> DatasetDict:
+    """Class labels in place of words or whole numbers, in the order of these."""
+    feature = dataset["train"].features[column]
+    if not isinstance(feature, ClassLabel):
+        if not isinstance(feature, Value) or "float" in feature.dtype:
+            raise ValueError(f"the column {column!r} has no classes: it is {feature}")
+        words = dataset.cast_column(column, Value("string"))
+        values = dict(zip(words["train"].unique(column), dataset["train"].unique(column), strict=True))
+        dataset = words.cast_column(column, ClassLabel(names=sorted(values, key=values.get)))
+    for part, rows in dataset.items():
+        if -1 in rows.unique(column):  # as data sets of the Hub mark labels that they keep secret
+            raise ValueError(f"the {part} data has rows without a {column!r} (--train_split, --test_split)")
+    return dataset
+
+
 def load_data(args: ScriptArguments) -> DatasetDict:
     """The splits `train` and `test` with class labels."""
     if args.dataset_name is None:
@@ -67,20 +84,23 @@ def load_data(args: ScriptArguments) -> DatasetDict:
         dataset = fashion_mnist()
     else:
         dataset = load_dataset(args.dataset_name, args.dataset_config)
-    if args.train_split not in dataset:
-        raise ValueError(f"the data has no split {args.train_split!r}; it has {', '.join(dataset)}")
-    columns = dataset[args.train_split].column_names
-    for column in (args.image_column, args.label_column):
-        if column not in columns:
-            raise ValueError(f"the data has no column {column!r}; it has {', '.join(columns)}")
-    if not isinstance(dataset[args.train_split].features[args.label_column], ClassLabel):
-        names = sorted({str(label) for label in dataset[args.train_split][args.label_column]})
-        dataset = dataset.cast_column(args.label_column, Value("string"))
-        dataset = dataset.cast_column(args.label_column, ClassLabel(names=names))
-    if args.test_split in dataset:
-        dataset = DatasetDict(train=dataset[args.train_split], test=dataset[args.test_split])
-    else:
-        dataset = dataset[args.train_split].train_test_split(0.1, seed=0)
+    for split in (args.train_split, args.test_split):
+        if split not in dataset and (split == args.train_split or split != "test"):
+            raise ValueError(f"the data has no split {split!r}; it has {', '.join(dataset)}")
+    parts = {"train": args.train_split, "test": args.test_split}
+    dataset = DatasetDict({part: dataset[split] for part, split in parts.items() if split in dataset})
+    for part, rows in dataset.items():
+        for column in (args.image_column, args.label_column):
+            if column not in rows.column_names:
+                raise ValueError(f"the {part} data has no column {column!r}; it has {', '.join(rows.column_names)}")
+            if rows.data.column(column).null_count:
+                raise ValueError(f"the {part} data has rows without a {column!r} (--train_split, --test_split)")
+    if not isinstance(dataset["train"].features[args.image_column], Image):
+        feature = dataset["train"].features[args.image_column]
+        raise ValueError(f"the column {args.image_column!r} has no images: it is {feature}")
+    dataset = as_classes(dataset, args.label_column)
+    if "test" not in dataset:
+        dataset = dataset["train"].train_test_split(0.1, seed=0)
     limits = {"train": args.max_train_samples, "test": args.max_eval_samples}
     return DatasetDict({name: rows.take(min(limits[name] or len(rows), len(rows))) for name, rows in dataset.items()})
 
@@ -118,18 +138,29 @@ def build_trainer(args: ScriptArguments, training_args: TrainingArguments, confi
     )
 
 
+def check(training_args: TrainingArguments) -> None:
+    """Refuse before the training what would end it later."""
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != training_args.world_size:  # accelerate does not connect them where it finds no GPU
+        raise ValueError(f"{launched} processes were launched, each for itself: without GPUs, add --use_cpu")
+    start = training_args.resume_from_checkpoint
+    if start and not Path(start, "trainer_state.json").is_file():
+        raise ValueError(f"there is no checkpoint in {start}: it has no trainer_state.json")
+    if Path(training_args.output_dir).is_dir():
+        tempfile.TemporaryFile(dir=training_args.output_dir).close()  # can it be written?
+
+
 def main() -> None:
     parser = HfArgumentParser((ScriptArguments, TrainingArguments, hf_mhe.MHEArguments))
     parser.set_defaults(**(QUICK if "--quick" in sys.argv else DEFAULTS))
     try:
         args, training_args, mhe_args = parser.parse_args_into_dataclasses()
-        launched = int(os.environ.get("WORLD_SIZE", 1))
-        if launched != training_args.world_size:  # accelerate does not connect them where it finds no GPU
-            raise ValueError(f"{launched} processes were launched, each for itself: without GPUs, add --use_cpu")
+        check(training_args)
         trainer = build_trainer(args, training_args, mhe_args.to_config())
         before = hf_mhe.analyze(trainer.model) if trainer.is_world_process_zero() else None
-    except (hf_mhe.MHEError, ImportError, OSError, RuntimeError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: error: {' '.join(f'{error} (arguments: {sys.argv[1:]})'.split())}\n")
+    except (hf_mhe.MHEError, DatasetsError, ImportError, OSError, RuntimeError, ValueError) as error:
+        reason = f"{error}: {error.__cause__}" if isinstance(error, DatasetGenerationError) else error
+        parser.exit(2, f"{parser.prog}: error: {' '.join(f'{reason} (arguments: {sys.argv[1:]})'.split())}\n")
 
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     metrics = trainer.evaluate()

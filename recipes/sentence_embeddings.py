@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import DatasetDict, load_dataset
+from datasets import DatasetDict, Value, load_dataset
+from datasets.exceptions import DatasetGenerationError, DatasetsError
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -39,7 +42,7 @@ DEFAULTS = {
     "max_eval_samples": 1000, "per_device_train_batch_size": 64, "per_device_eval_batch_size": 256,
     "batch_sampler": "no_duplicates", "mhe_hidden_weight": 0, "mhe_output_weight": 0,
 }  # fmt: skip
-VOCABULARY = "*embed*"  # not in the table: its rows take longer to compare than all other layers
+VOCABULARY = "re:embed|wte|wpe|shared$"  # not in the table: its rows take longer to compare than all other layers
 QUICK = DEFAULTS | {
     "max_steps": 4, "save_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 8, "max_train_samples": 64,
     "max_eval_samples": 32,
@@ -52,7 +55,7 @@ class ScriptArguments:
         default=None, metadata={"help": "A model of the Hub or a folder. Default: MiniLM."}
     )
     dataset_name: str | None = field(
-        default=None, metadata={"help": "A data set of the Hub, a folder or a CSV file. Default: WordNet."}
+        default=None, metadata={"help": "A data set of the Hub, a folder or a file. Default: WordNet."}
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Which configuration of the data set."})
     train_split: str = field(default="train", metadata={"help": "The part to train on."})
@@ -103,20 +106,26 @@ def load_data(args: ScriptArguments) -> DatasetDict:
         from offline import glosses
 
         dataset = glosses()
-    elif args.dataset_name.endswith(".csv"):
-        dataset = load_dataset("csv", data_files=args.dataset_name)
+    elif (file := Path(args.dataset_name).resolve()).is_file():
+        dataset = load_dataset(str(file.parent), data_files=file.name)
     else:
         dataset = load_dataset(args.dataset_name, args.dataset_config)
-    if args.train_split not in dataset:
-        raise ValueError(f"the data has no split {args.train_split!r}; it has {', '.join(dataset)}")
-    columns = dataset[args.train_split].column_names
+    for split in (args.train_split, args.test_split):
+        if split not in dataset and (split == args.train_split or split != "test"):
+            raise ValueError(f"the data has no split {split!r}; it has {', '.join(dataset)}")
+    parts = {"train": args.train_split, "test": args.test_split}
+    dataset = DatasetDict({part: dataset[split] for part, split in parts.items() if split in dataset})
+    for part, rows in dataset.items():
+        for column in (args.anchor_column, args.positive_column):
+            if column not in rows.column_names:
+                raise ValueError(f"the {part} data has no column {column!r}; it has {', '.join(rows.column_names)}")
+            if rows.data.column(column).null_count:
+                raise ValueError(f"the {part} data has rows without a {column!r} (--train_split, --test_split)")
     for column in (args.anchor_column, args.positive_column):
-        if column not in columns:
-            raise ValueError(f"the data has no column {column!r}; it has {', '.join(columns)}")
-    if args.test_split in dataset:
-        dataset = DatasetDict(train=dataset[args.train_split], test=dataset[args.test_split])
-    else:
-        dataset = dataset[args.train_split].train_test_split(0.1, seed=0)
+        if dataset["train"].features[column] not in (Value("string"), Value("large_string")):
+            raise ValueError(f"the column {column!r} has no texts: it is {dataset['train'].features[column]}")
+    if "test" not in dataset:
+        dataset = dataset["train"].train_test_split(0.1, seed=0)
     dataset = dataset.select_columns([args.anchor_column, args.positive_column])  # in this order
     limits = {"train": args.max_train_samples, "test": args.max_eval_samples}
     return DatasetDict({name: rows.take(min(limits[name] or len(rows), len(rows))) for name, rows in dataset.items()})
@@ -132,7 +141,8 @@ def build_trainer(
         from offline import minilm
 
         args.model_name_or_path = minilm()
-    model = SentenceTransformer(args.model_name_or_path)
+    # Else it looks for the last two names of a folder's path on the Hub at every save, however long that takes.
+    model = SentenceTransformer(args.model_name_or_path, local_files_only=Path(args.model_name_or_path).is_dir())
     loss = MultipleNegativesRankingLoss(model, gather_across_devices=True)
     if args.arm == "energy":
         loss = EnergyRegularizedLoss(loss, args.arm_weight)
@@ -168,18 +178,29 @@ def dimension(trainer: SentenceTransformerTrainer) -> float:
     return hf_mhe.measure(corpus).equivalent_dimension
 
 
+def check(training_args: SentenceTransformerTrainingArguments) -> None:
+    """Refuse before the training what would end it later."""
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != training_args.world_size:  # accelerate does not connect them where it finds no GPU
+        raise ValueError(f"{launched} processes were launched, each for itself: without GPUs, add --use_cpu")
+    start = training_args.resume_from_checkpoint
+    if start and not Path(start, "trainer_state.json").is_file():
+        raise ValueError(f"there is no checkpoint in {start}: it has no trainer_state.json")
+    if Path(training_args.output_dir).is_dir():
+        tempfile.TemporaryFile(dir=training_args.output_dir).close()  # can it be written?
+
+
 def main() -> None:
     parser = HfArgumentParser((ScriptArguments, SentenceTransformerTrainingArguments, hf_mhe.MHEArguments))
     parser.set_defaults(**(QUICK if "--quick" in sys.argv else DEFAULTS))
     try:
         args, training_args, mhe_args = parser.parse_args_into_dataclasses()
-        launched = int(os.environ.get("WORLD_SIZE", 1))
-        if launched != training_args.world_size:  # accelerate does not connect them where it finds no GPU
-            raise ValueError(f"{launched} processes were launched, each for itself: without GPUs, add --use_cpu")
+        check(training_args)
         trainer = build_trainer(args, training_args, mhe_args.to_config())
         before = hf_mhe.analyze(trainer.model, exclude=VOCABULARY) if trainer.is_world_process_zero() else None
-    except (hf_mhe.MHEError, ImportError, OSError, RuntimeError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: error: {' '.join(f'{error} (arguments: {sys.argv[1:]})'.split())}\n")
+    except (hf_mhe.MHEError, DatasetsError, ImportError, OSError, RuntimeError, ValueError) as error:
+        reason = f"{error}: {error.__cause__}" if isinstance(error, DatasetGenerationError) else error
+        parser.exit(2, f"{parser.prog}: error: {' '.join(f'{reason} (arguments: {sys.argv[1:]})'.split())}\n")
 
     start = {}
     if trainer.is_world_process_zero():

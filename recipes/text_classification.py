@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import evaluate
 from datasets import ClassLabel, DatasetDict, Value, load_dataset
+from datasets.exceptions import DatasetGenerationError, DatasetsError
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -34,7 +36,7 @@ DEFAULTS = {
     # Else Trainer multiplies the loss by the number of processes, which is none for a mean over rows, as BERT's is.
     "average_tokens_across_devices": False,
 }  # fmt: skip
-VOCABULARY = "*embed*"  # not in the table: its rows take longer to compare than all other layers
+VOCABULARY = "re:embed|wte|wpe|shared$"  # not in the table: its rows take longer to compare than all other layers
 QUICK = DEFAULTS | {
     "max_steps": 4, "save_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 8, "max_train_samples": 64,
     "max_eval_samples": 32,
@@ -47,7 +49,7 @@ class ScriptArguments:
         default=None, metadata={"help": "A model of the Hub or a folder. Default: MiniLM."}
     )
     dataset_name: str | None = field(
-        default=None, metadata={"help": "A data set of the Hub, a folder or a CSV file. Default: names."}
+        default=None, metadata={"help": "A data set of the Hub, a folder or a file. Default: names."}
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Which configuration of the data set."})
     train_split: str = field(default="train", metadata={"help": "The part to train on."})
@@ -66,30 +68,48 @@ class ScriptArguments:
     quick: bool = field(default=False, metadata={"help": "A few steps, to see whether it runs."})
 
 
+def as_classes(dataset: DatasetDict, column: str) -> DatasetDict:
+    """Class labels in place of words or whole numbers, in the order of these."""
+    feature = dataset["train"].features[column]
+    if not isinstance(feature, ClassLabel):
+        if not isinstance(feature, Value) or "float" in feature.dtype:
+            raise ValueError(f"the column {column!r} has no classes: it is {feature}")
+        words = dataset.cast_column(column, Value("string"))
+        values = dict(zip(words["train"].unique(column), dataset["train"].unique(column), strict=True))
+        dataset = words.cast_column(column, ClassLabel(names=sorted(values, key=values.get)))
+    for part, rows in dataset.items():
+        if -1 in rows.unique(column):  # as data sets of the Hub mark labels that they keep secret
+            raise ValueError(f"the {part} data has rows without a {column!r} (--train_split, --test_split)")
+    return dataset
+
+
 def load_data(args: ScriptArguments) -> DatasetDict:
     """The splits `train` and `test` with class labels."""
     if args.dataset_name is None:
         from offline import place_names
 
         dataset = place_names()
-    elif args.dataset_name.endswith(".csv"):
-        dataset = load_dataset("csv", data_files=args.dataset_name)
+    elif (file := Path(args.dataset_name).resolve()).is_file():
+        dataset = load_dataset(str(file.parent), data_files=file.name)
     else:
         dataset = load_dataset(args.dataset_name, args.dataset_config)
-    if args.train_split not in dataset:
-        raise ValueError(f"the data has no split {args.train_split!r}; it has {', '.join(dataset)}")
-    columns = dataset[args.train_split].column_names
-    for column in (*args.text_columns, args.label_column):
-        if column not in columns:
-            raise ValueError(f"the data has no column {column!r}; it has {', '.join(columns)}")
-    if not isinstance(dataset[args.train_split].features[args.label_column], ClassLabel):
-        names = sorted({str(label) for label in dataset[args.train_split][args.label_column]})
-        dataset = dataset.cast_column(args.label_column, Value("string"))
-        dataset = dataset.cast_column(args.label_column, ClassLabel(names=names))
-    if args.test_split in dataset:
-        dataset = DatasetDict(train=dataset[args.train_split], test=dataset[args.test_split])
-    else:
-        dataset = dataset[args.train_split].train_test_split(0.1, seed=0)
+    for split in (args.train_split, args.test_split):
+        if split not in dataset and (split == args.train_split or split != "test"):
+            raise ValueError(f"the data has no split {split!r}; it has {', '.join(dataset)}")
+    parts = {"train": args.train_split, "test": args.test_split}
+    dataset = DatasetDict({part: dataset[split] for part, split in parts.items() if split in dataset})
+    for part, rows in dataset.items():
+        for column in (*args.text_columns, args.label_column):
+            if column not in rows.column_names:
+                raise ValueError(f"the {part} data has no column {column!r}; it has {', '.join(rows.column_names)}")
+            if rows.data.column(column).null_count:
+                raise ValueError(f"the {part} data has rows without a {column!r} (--train_split, --test_split)")
+    for column in args.text_columns:
+        if dataset["train"].features[column] not in (Value("string"), Value("large_string")):
+            raise ValueError(f"the column {column!r} has no texts: it is {dataset['train'].features[column]}")
+    dataset = as_classes(dataset, args.label_column)
+    if "test" not in dataset:
+        dataset = dataset["train"].train_test_split(0.1, seed=0)
     limits = {"train": args.max_train_samples, "test": args.max_eval_samples}
     return DatasetDict({name: rows.take(min(limits[name] or len(rows), len(rows))) for name, rows in dataset.items()})
 
@@ -108,6 +128,9 @@ def build_trainer(args: ScriptArguments, training_args: TrainingArguments, confi
     model = AutoModelForSequenceClassification.from_pretrained(
         args.model_name_or_path, ignore_mismatched_sizes=True, **labels
     )
+    if tokenizer.pad_token is None:  # as of many decoders
+        tokenizer.pad_token = tokenizer.eos_token
+        model.config.pad_token_id = tokenizer.pad_token_id
     if args.lora_r:
         from peft import LoraConfig, get_peft_model
 
@@ -133,18 +156,29 @@ def build_trainer(args: ScriptArguments, training_args: TrainingArguments, confi
     )
 
 
+def check(training_args: TrainingArguments) -> None:
+    """Refuse before the training what would end it later."""
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != training_args.world_size:  # accelerate does not connect them where it finds no GPU
+        raise ValueError(f"{launched} processes were launched, each for itself: without GPUs, add --use_cpu")
+    start = training_args.resume_from_checkpoint
+    if start and not Path(start, "trainer_state.json").is_file():
+        raise ValueError(f"there is no checkpoint in {start}: it has no trainer_state.json")
+    if Path(training_args.output_dir).is_dir():
+        tempfile.TemporaryFile(dir=training_args.output_dir).close()  # can it be written?
+
+
 def main() -> None:
     parser = HfArgumentParser((ScriptArguments, TrainingArguments, hf_mhe.MHEArguments))
     parser.set_defaults(**(QUICK if "--quick" in sys.argv else DEFAULTS))
     try:
         args, training_args, mhe_args = parser.parse_args_into_dataclasses()
-        launched = int(os.environ.get("WORLD_SIZE", 1))
-        if launched != training_args.world_size:  # accelerate does not connect them where it finds no GPU
-            raise ValueError(f"{launched} processes were launched, each for itself: without GPUs, add --use_cpu")
+        check(training_args)
         trainer = build_trainer(args, training_args, mhe_args.to_config())
         before = hf_mhe.analyze(trainer.model, exclude=VOCABULARY) if trainer.is_world_process_zero() else None
-    except (hf_mhe.MHEError, ImportError, OSError, RuntimeError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: error: {' '.join(f'{error} (arguments: {sys.argv[1:]})'.split())}\n")
+    except (hf_mhe.MHEError, DatasetsError, ImportError, OSError, RuntimeError, ValueError) as error:
+        reason = f"{error}: {error.__cause__}" if isinstance(error, DatasetGenerationError) else error
+        parser.exit(2, f"{parser.prog}: error: {' '.join(f'{reason} (arguments: {sys.argv[1:]})'.split())}\n")
 
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     metrics = trainer.evaluate()

@@ -16,10 +16,13 @@ import dataclasses
 import math
 import os
 import sys
+import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
-from datasets import DatasetDict, load_dataset
+from datasets import DatasetDict, Value, load_dataset
+from datasets.exceptions import DatasetGenerationError, DatasetsError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -40,7 +43,7 @@ DEFAULTS = {
     "dense_steps": 60, "max_train_samples": 200, "max_eval_samples": 10, "mhe_across": ["experts"],
     "mhe_across_weight": 0.1,
 }  # fmt: skip
-VOCABULARY = "*embed*"  # not in the table: its rows take longer to compare than all other layers
+VOCABULARY = "re:embed|wte|wpe|shared$"  # not in the table: its rows take longer to compare than all other layers
 QUICK = DEFAULTS | {
     "max_steps": 4, "save_steps": 2, "logging_steps": 1, "dense_steps": 2, "max_train_samples": 16,
     "max_eval_samples": 4,
@@ -50,7 +53,7 @@ QUICK = DEFAULTS | {
 @dataclass
 class ScriptArguments:
     dataset_name: str | None = field(
-        default=None, metadata={"help": "A data set of the Hub, a folder or a CSV file. Default: Python's."}
+        default=None, metadata={"help": "A data set of the Hub, a folder or a file. Default: Python's."}
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Which configuration of the data set."})
     train_split: str = field(default="train", metadata={"help": "The part to train on."})
@@ -64,22 +67,35 @@ class ScriptArguments:
     quick: bool = field(default=False, metadata={"help": "A few steps, to see whether it runs."})
 
 
-def load_data(args: ScriptArguments) -> DatasetDict:
+def load_data(args: ScriptArguments, text: str) -> DatasetDict:
     """The splits `train` and `test`: texts, or whatever else SFTTrainer takes."""
     if args.dataset_name is None:
         from offline import standard_library
 
         dataset = standard_library()
-    elif args.dataset_name.endswith(".csv"):
-        dataset = load_dataset("csv", data_files=args.dataset_name)
+    elif (file := Path(args.dataset_name).resolve()).is_file():
+        dataset = load_dataset(str(file.parent), data_files=file.name)
     else:
         dataset = load_dataset(args.dataset_name, args.dataset_config)
-    if args.train_split not in dataset:
-        raise ValueError(f"the data has no split {args.train_split!r}; it has {', '.join(dataset)}")
-    if args.test_split in dataset:
-        dataset = DatasetDict(train=dataset[args.train_split], test=dataset[args.test_split])
-    else:
-        dataset = dataset[args.train_split].train_test_split(0.1, seed=0)
+    for split in (args.train_split, args.test_split):
+        if split not in dataset and (split == args.train_split or split != "test"):
+            raise ValueError(f"the data has no split {split!r}; it has {', '.join(dataset)}")
+    parts = {"train": args.train_split, "test": args.test_split}
+    dataset = DatasetDict({part: dataset[split] for part, split in parts.items() if split in dataset})
+    for part, rows in dataset.items():
+        columns = [name for name in (text, "messages", "prompt", "completion") if name in rows.column_names]
+        if columns in ([], ["prompt"], ["completion"]):
+            raise ValueError(
+                f"the {part} data has no column {text!r}, messages, or prompt and completion; it has "
+                f"{', '.join(rows.column_names)} (--dataset_text_field)"
+            )
+        for column in columns:
+            if rows.data.column(column).null_count:
+                raise ValueError(f"the {part} data has rows without a {column!r} (--train_split, --test_split)")
+        if text in columns and rows.features[text] not in (Value("string"), Value("large_string")):
+            raise ValueError(f"the column {text!r} has no texts: it is {rows.features[text]}")
+    if "test" not in dataset:
+        dataset = dataset["train"].train_test_split(0.1, seed=0)
     limits = {"train": args.max_train_samples, "test": args.max_eval_samples}
     return DatasetDict({name: rows.take(min(limits[name] or len(rows), len(rows))) for name, rows in dataset.items()})
 
@@ -150,17 +166,13 @@ def build(args: ScriptArguments, training_args: SFTConfig, model_args: ModelConf
     """The data, the tokenizer, and the mixture before it is trained."""
     set_seed(training_args.seed)
     with training_args.main_process_first():
-        dataset = load_data(args)
-    columns = dataset["train"].column_names
-    if not {training_args.dataset_text_field, "messages", "prompt"} & set(columns):
-        raise ValueError(
-            f"the data has no column {training_args.dataset_text_field!r}, messages or prompt; it has "
-            f"{', '.join(columns)} (--dataset_text_field)"
-        )
+        dataset = load_data(args, training_args.dataset_text_field)
     if model_args.model_name_or_path is None:
         from offline import byte_pairs
 
-        tokenizer = byte_pairs(dataset["train"]["text"])
+        if (text := training_args.dataset_text_field) not in dataset["train"].column_names:
+            raise ValueError(f"the default model reads a column {text!r}; others need --model_name_or_path")
+        tokenizer = byte_pairs(dataset["train"][text])
     else:
         tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
     if training_args.resume_from_checkpoint:
@@ -194,21 +206,32 @@ def evaluate(trainer: SFTTrainer) -> dict[str, float]:
     return metrics
 
 
+def check(training_args: SFTConfig) -> None:
+    """Refuse before the training what would end it later."""
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != training_args.world_size:  # accelerate does not connect them where it finds no GPU
+        raise ValueError(f"{launched} processes were launched, each for itself: without GPUs, add --use_cpu")
+    start = training_args.resume_from_checkpoint
+    if start and not Path(start, "trainer_state.json").is_file():
+        raise ValueError(f"there is no checkpoint in {start}: it has no trainer_state.json")
+    if Path(training_args.output_dir).is_dir():
+        tempfile.TemporaryFile(dir=training_args.output_dir).close()  # can it be written?
+
+
 def main() -> None:
     parser = HfArgumentParser((ScriptArguments, SFTConfig, ModelConfig, hf_mhe.MHEArguments))
     parser.set_defaults(**(QUICK if "--quick" in sys.argv else DEFAULTS))
     try:
         args, training_args, model_args, mhe_args = parser.parse_args_into_dataclasses()
-        launched = int(os.environ.get("WORLD_SIZE", 1))
-        if launched != training_args.world_size:  # accelerate does not connect them where it finds no GPU
-            raise ValueError(f"{launched} processes were launched, each for itself: without GPUs, add --use_cpu")
+        check(training_args)
         config = mhe_args.to_config()
         dataset, tokenizer, model = build(args, training_args, model_args)
         start = copy.deepcopy(model) if args.compare else None
         trainer = build_trainer(model, dataset, tokenizer, training_args, config)
         before = hf_mhe.analyze(trainer.model, exclude=VOCABULARY) if trainer.is_world_process_zero() else None
-    except (hf_mhe.MHEError, ImportError, OSError, RuntimeError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: error: {' '.join(f'{error} (arguments: {sys.argv[1:]})'.split())}\n")
+    except (hf_mhe.MHEError, DatasetsError, ImportError, OSError, RuntimeError, ValueError) as error:
+        reason = f"{error}: {error.__cause__}" if isinstance(error, DatasetGenerationError) else error
+        parser.exit(2, f"{parser.prog}: error: {' '.join(f'{reason} (arguments: {sys.argv[1:]})'.split())}\n")
 
     table = {"before": cosines(model)}
     perplexity = {}
