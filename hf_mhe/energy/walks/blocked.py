@@ -63,7 +63,8 @@ def walk(
 
     Costs `3 n^2 d` operations and `O(n d)` memory.
     """
-    rounds = panel_rounds(*unit.shape, unit.device, gradient=gradient)
+    n, d = unit.shape
+    rounds = panel_rounds(n, d, unit.device, gradient=gradient)
     sums = PanelSums(weight, unit, potential, gradient=gradient, leave_out_coincident=leave_out_coincident)
     size = max(each.elements for each in rounds)
     buffers = [scratch(f"panel {k}", size, unit.dtype, unit.device) for k in range(2 if gradient else 1)]
