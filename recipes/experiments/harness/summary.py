@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from harness.choice import chosen, planned, scores
@@ -20,10 +20,11 @@ class Outcome:
     """One arm.
 
     Attributes:
-        trials: (choice, mean validation figure) of the settings tried on all tuning seeds, in the first cell.
-        choice: the chosen settings; None while the tuning is not complete.
-        figures: by seed, the measure in percent, mean over the cells; seeds with all their cells only.
-        records: the final runs that the figures come from.
+        trials: (choice, mean validation figure) of the settings tried on all tuning seeds, in the first claimed cell.
+        choice: the settings chosen there; None while the tuning is not complete.
+        figures: by seed, the measure in percent, mean over the claimed cells; seeds with all of these only.
+        records: the final runs of the claimed cells.
+        others: the final runs of the other cells.
     """
 
     arm: Arm
@@ -32,6 +33,7 @@ class Outcome:
     choice: dict[str, Any] | None
     figures: dict[int, float]
     records: list[Record]
+    others: list[Record] = field(default_factory=list)
 
     @property
     def tuned_to(self) -> float | None:
@@ -53,6 +55,7 @@ class Summary:
         better: rivals that are above the primary arm by Holm's p.
         best_rival: by validation in tuning; None while a rival is not tuned.
         verdict: "confirmed", "harmful", "not found" or "undecided".
+        records: all that were given, others than the experiment's too.
     """
 
     experiment: Experiment
@@ -63,6 +66,7 @@ class Summary:
     verdict: str
     runs: int
     planned: int
+    records: Sequence[Record] = ()
 
 
 def summarize(experiment: Experiment, records: Sequence[Record]) -> Summary:
@@ -70,10 +74,10 @@ def summarize(experiment: Experiment, records: Sequence[Record]) -> Summary:
     outcomes = {arm.name: _outcome(experiment, arm, records) for arm in experiment.arms}
     comparisons = _comparisons(experiment, outcomes)
     best = _best_rival(experiment, outcomes)
-    used = sum(outcome.tried + len(outcome.records) for outcome in outcomes.values())
+    used = sum(outcome.tried + len(outcome.records) + len(outcome.others) for outcome in outcomes.values())
     better = [n for n, each in comparisons.items() if n not in experiment.outside and _below(each)]
     verdict = _verdict(experiment, comparisons, better, best)
-    return Summary(experiment, outcomes, comparisons, better, best, verdict, used, planned(experiment))
+    return Summary(experiment, outcomes, comparisons, better, best, verdict, used, planned(experiment), records)
 
 
 def measured(experiment: Experiment, record: Record) -> float:
@@ -84,29 +88,26 @@ def measured(experiment: Experiment, record: Record) -> float:
 
 
 def _outcome(experiment: Experiment, arm: Arm, records: Sequence[Record]) -> Outcome:
-    found = {record["key"]: record for record in records}
-    cells = experiment.cells()
+    cells, claimed = experiment.cells(), experiment.claimed_cells()
     trials, tried = [], 0
     if len(arm.trials()) > 1:
         tried = sum(len(row) for cell in cells for row in scores(experiment, arm, cell, records))
-        rows = scores(experiment, arm, cells[0], records)
+        rows = scores(experiment, arm, claimed[0], records)
         full = [len(row) == len(experiment.tuning_seeds) for row in rows]
         trials = [(c, statistics.fmean(r)) for c, r, f in zip(arm.trials(), rows, full, strict=True) if f]
     choices = [chosen(experiment, arm, cell, records) for cell in cells]
     if any(choice is None for choice in choices):
         return Outcome(arm, tried, trials, None, {}, [])
-    figures: dict[int, float] = {}
-    final: list[Record] = []
+    found = {record["key"]: record for record in records}
+    final, others, figures = [], [], {}
     for seed in experiment.final_seeds:
-        runs = [
-            make_run(experiment, arm, cell, choice or {}, "final", seed)
-            for cell, choice in zip(cells, choices, strict=True)
-        ]
-        there = [found[run.key] for run in runs if run.key in found]
+        runs = [make_run(experiment, arm, c, w or {}, "final", seed) for c, w in zip(cells, choices, strict=True)]
+        there = [found[run.key] for run in runs if run.key in found and run.cell in claimed]
+        others += [found[run.key] for run in runs if run.key in found and run.cell not in claimed]
         final += there
-        if len(there) == len(cells):
+        if len(there) == len(claimed):
             figures[seed] = statistics.fmean(measured(experiment, record) for record in there)
-    return Outcome(arm, tried, trials, choices[0], figures, final)
+    return Outcome(arm, tried, trials, choices[cells.index(claimed[0])], figures, final, others)
 
 
 def _comparisons(experiment: Experiment, outcomes: Mapping[str, Outcome]) -> dict[str, Paired]:
