@@ -316,7 +316,7 @@ def test_a_quick_experiment_runs_and_goes_on_where_it_was_stopped(tmp_path: Path
         assert len(each["result"]["curve"]) == 3
 
 
-# Several in one program, whose imports take as long as the runs; what needs another package stands alone.
+# Several in one program, whose imports take as long as the runs; what needs a package stands alone.
 ALONE = ["names_tail"]
 OTHERS = [name for name in declared() if name not in ALONE]
 

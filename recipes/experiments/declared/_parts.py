@@ -29,11 +29,11 @@ CNN: dict[str, Any] = {
 }
 FINE_TUNING: dict[str, Any] = {
     **_NAMES, "name": "fine-tuning", "from": "base",
-    "recipe": {"lr": 1e-3, "optimizer": "adam", "steps": 400, "warmup": 20},
+    "recipe": {"lr": 1e-2, "optimizer": "adam", "steps": 400, "warmup": 20},
 }  # fmt: skip
 LORA: dict[str, Any] = {
     **_NAMES, "name": "LoRA", "from": "lora",
-    "recipe": {"lr": 5e-3, "optimizer": "adam", "steps": 400, "warmup": 20},
+    "recipe": {"lr": 2e-2, "optimizer": "adam", "steps": 400, "warmup": 20},
 }  # fmt: skip
 VIT: dict[str, Any] = {
     "name": "vit",

@@ -1,7 +1,9 @@
 """A rule for the weight of MHE, from curves over it: the ratio of the gradients that is worth aiming at.
 
-`MHETrainer` logs `mhe_gradient_ratio`, the norm of the penalty's gradient over the task's. The ratio at step 64 is
-nearly proportional to the weight, so a few steps with a small weight say which weight gives a wanted ratio.
+Note [Which ratio]. `MHETrainer` logs `mhe_gradient_ratio`, the norm of the penalty's gradient over the task's. Under
+a weight that acts, the energy falls and the ratio with it: ten times the weight gave three to six times the ratio at
+step 64. So the ratio of a weight is here what it would be if it did not act: the weight times the ratio per unit of
+weight that the smallest one gives. That is in proportion to the weight, and 64 steps with the smallest one say it.
 """
 
 from __future__ import annotations
@@ -19,14 +21,14 @@ from harness.summary import Outcome, summarize
 
 CURVES = "lambda_curves"
 STEP = 64  # Trainer's logs have the ratio at the powers of two
-PROBE = 1e-3  # a weight that changes nothing, to measure the ratio with
+PROBE = 0.01  # a weight that hardly acts, to measure the ratio with: the smallest one of the curves
 RATIOS = [10 ** (exponent / 4) for exponent in range(-12, 5)]  # 0.001 to 10, what the rule may aim at
 Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Point:
-    """One weight on one curve: the mean ratio at step 64, and the validation gain over no penalty in deviations.
+    """One weight on one curve: its ratio at step 64 (see Note [Which ratio]) and the validation gain over no penalty.
 
     `gain` is the mean over the seeds of the paired difference in points; `standard` is that over the standard
     deviation, across the seeds, of the validation figure without a penalty.
@@ -51,8 +53,11 @@ def curves(experiment: Experiment, records: Sequence[Record]) -> dict[str, list[
     for cell in experiment.cells():
         name = cell["part"]["name"]
         base = _validation(summary.outcomes[experiment.nothing or ""], cell)
-        points = [_point(outcome, cell, base) for outcome in summary.outcomes.values()]
-        found[name] = sorted((p for p in points if p is not None), key=lambda point: point.weight)
+        runs = [_in(outcome, cell) for outcome in summary.outcomes.values() if outcome.arm.name != experiment.nothing]
+        runs = sorted((there for there in runs if there), key=_weight)
+        unit = _per_unit(runs[0]) if runs else None
+        points = [] if unit is None else [_point(there, base, unit) for there in runs]
+        found[name] = [point for point in points if point is not None]
     return found
 
 
@@ -104,19 +109,31 @@ def weight_for(ratio: float | None, probed: float) -> float:
     return PROBE * ratio / probed
 
 
-def _validation(outcome: Outcome, cell: Mapping[str, Any]) -> dict[int, float]:
-    there = (record for record in outcome.records if record["config"]["cell"] == cell)
-    return {record["config"]["seed"]: record["result"]["validation"] for record in there}
+def _in(outcome: Outcome, cell: Mapping[str, Any]) -> list[Record]:
+    return [record for record in outcome.records if record["config"]["cell"] == cell]
 
 
-def _point(outcome: Outcome, cell: Mapping[str, Any], base: Mapping[int, float]) -> Point | None:
-    there = [record for record in outcome.records if record["config"]["cell"] == cell]
+def _weight(there: Sequence[Record]) -> float:
+    return there[0]["config"]["settings"]["penalty"]["hidden_weight"]
+
+
+def _per_unit(there: Sequence[Record]) -> float | None:
+    """The ratio at step 64 over the weight, geometric mean of the seeds."""
     ratios = [ratio for record in there if (ratio := ratio_at_step(record))]
-    seeds = [record["config"]["seed"] for record in there if record["config"]["seed"] in base]
-    if len(seeds) < 2 or len(ratios) < len(there):
+    if not ratios:
         return None
-    validation = _validation(outcome, cell)
+    return math.exp(statistics.fmean(map(math.log, ratios))) / _weight(there)
+
+
+def _validation(outcome: Outcome, cell: Mapping[str, Any]) -> dict[int, float]:
+    return {record["config"]["seed"]: record["result"]["validation"] for record in _in(outcome, cell)}
+
+
+def _point(there: Sequence[Record], base: Mapping[int, float], unit: float) -> Point | None:
+    validation = {record["config"]["seed"]: record["result"]["validation"] for record in there}
+    seeds = [seed for seed in validation if seed in base]
+    if len(seeds) < 2:
+        return None
     gain = statistics.fmean(validation[seed] - base[seed] for seed in seeds)
     deviation = statistics.stdev(base.values()) or math.nan
-    weight = there[0]["config"]["settings"]["penalty"]["hidden_weight"]
-    return Point(weight, math.exp(statistics.fmean(map(math.log, ratios))), gain, gain / deviation)
+    return Point(_weight(there), unit * _weight(there), gain, gain / deviation)

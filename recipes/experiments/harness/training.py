@@ -61,14 +61,16 @@ def train(
     penalty: Mapping[str, Any] | None = None,
     watch: Callable[[PreTrainedModel], dict[str, float]] | None = None,
     watch_every: int | None = None,
+    stop: int | None = None,
 ) -> Trained:
     """Train `model` in place on one thread (or one GPU); the same seed sees the same batches whatever the penalty.
 
-    A penalty that is no longer finite ends the training: that is an outcome, and is recorded as one.
+    A penalty that is no longer finite ends the training: that is an outcome, and is recorded as one. `stop` ends it
+    after so many steps of the recipe's, whose rates are as if it went on.
     """
     set_seed(seed)
     every = watch_every or recipe.steps
-    watcher = _Watcher(watch, every, recipe.steps)
+    watcher = _Watcher(watch, every, recipe.steps, stop)
     kind, keywords = trainer_class(penalty)
     optimizer = _optimizer(model, recipe)
     with tempfile.TemporaryDirectory() as scratch:
@@ -178,14 +180,18 @@ def _is_finite(model: PreTrainedModel) -> bool:
 
 
 class _Watcher(TrainerCallback):
-    """Calls `watch` every so many steps and at the end, and counts the time that this takes."""
+    """Calls `watch` every so many steps and at the end, and counts the time that this takes; ends a training early."""
 
-    def __init__(self, watch: Callable[[PreTrainedModel], dict[str, float]] | None, every: int, last: int) -> None:
-        self.watch, self.every, self.last = watch, every, last
+    def __init__(
+        self, watch: Callable[[PreTrainedModel], dict[str, float]] | None, every: int, last: int, stop: int | None
+    ) -> None:
+        self.watch, self.every, self.last, self.stop = watch, every, last, stop
         self.curve: list[dict[str, float]] = []
         self.seconds = self.cpu_seconds = 0.0
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step == self.stop:
+            control.should_training_stop = True
         if self.watch is None or (state.global_step % self.every and state.global_step != self.last):
             return
         start, cpu = time.perf_counter(), time.process_time()

@@ -83,9 +83,9 @@ def _begin(part: Mapping[str, Any], data: Splits, seed: int) -> tuple[PreTrained
 def _probe(
     part: Mapping[str, Any], data: Splits, recipe: Recipe, penalty: Mapping[str, Any], seed: int
 ) -> dict[str, float]:
-    """The first 64 steps with a weight that changes nothing, and the ratio of the gradients at their end."""
+    """The first 64 steps with a weight that hardly acts, and the ratio of the gradients at their end."""
     model, _ = _begin(part, data, seed)
     steps = min(rule.STEP, recipe.steps)
-    short = replace(recipe, schedule="constant", steps=steps)
-    trained = train(model, data.train, short, seed=seed, penalty={**penalty, "hidden_weight": rule.PROBE})
+    weak = {**penalty, "hidden_weight": rule.PROBE}
+    trained = train(model, data.train, recipe, seed=seed, penalty=weak, watch_every=steps, stop=steps)
     return {"step": steps, "ratio": trained.log[-1]["mhe_gradient_ratio"], "seconds": trained.seconds}
