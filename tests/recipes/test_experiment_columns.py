@@ -87,7 +87,7 @@ def test_a_claim_in_one_combination_is_about_that_one() -> None:
     assert everywhere.comparisons["none"].mean == pytest.approx(wanted)
     assert everywhere.runs == summary.runs
     for outcome in summary.outcomes.values():
-        assert outcome.choice == {"size": 1 + (1 + len(outcome.arm.name)) % 2}, "of another margin"
+        assert outcome.choices == [{"size": 1 + (1 + len(outcome.arm.name)) % 2}], "of another margin"
         assert {each["config"]["cell"]["margin"] for each in outcome.records} == {1}
     with pytest.raises(ExperimentError, match="no combination of factors has"):
         crossed(claimed={"margin": 9})
@@ -154,6 +154,22 @@ def test_the_figure_of_a_factor_is_the_mean_at_each_value() -> None:
     assert curve == pytest.approx(
         {m: 50 + 10 * m + statistics.fmean(0.1 * ((s * 5) % 7) for s in SEEDS) for m in MARGINS}
     )
+
+
+def test_the_best_rival_is_best_over_all_combinations_of_the_claim() -> None:
+    arms = [Arm(name, name, {"arm": name}, {"size": [1, 2]}) for name in ("ours", "none", "other")]
+    experiment = crossed(arms=arms, claimed={})
+    level = {("none", 1): 90.0, ("other", 1): 80.0, ("none", 2): 50.0, ("other", 2): 85.0}
+    tuning = [
+        record(
+            run, validation=level.get((run.arm, run.cell["margin"]), 60.0) + run.choice["size"] * run.cell["margin"]
+        )
+        for run in tuning_runs(experiment)
+    ]
+    summary = summarize(experiment, tuning)
+    assert summary.best_rival == "other", "the first combination decided"
+    assert summary.outcomes["other"].tuned_to == pytest.approx((80 + 2 + 85 + 4 + 60 + 6) / 3)
+    assert summary.outcomes["other"].choices == [{"size": 2}] * 3
 
 
 # The rule.

@@ -120,9 +120,9 @@ def _row(summary: Summary, outcome: Outcome) -> list[str]:
 
 def _choice(outcome: Outcome) -> str:
     trials = len(outcome.arm.trials())
-    if outcome.choice is None:
+    if outcome.choices is None:
         return f"{len(outcome.trials)} of {trials} tried"
-    return label(outcome.choice) or "—"
+    return " / ".join(dict.fromkeys(map(label, outcome.choices))) or "—"
 
 
 def _compared(each: Paired | None) -> list[str]:

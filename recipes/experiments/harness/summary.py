@@ -21,7 +21,8 @@ class Outcome:
 
     Attributes:
         trials: (choice, mean validation figure) of the settings tried on all tuning seeds, in the first claimed cell.
-        choice: the settings chosen there; None while the tuning is not complete.
+        best: the best of these means in each claimed cell.
+        choices: the settings chosen in each claimed cell; None while the tuning is not complete.
         figures: by seed, the measure in percent, mean over the claimed cells; seeds with all of these only.
         records: the final runs of the claimed cells.
         others: the final runs of the other cells.
@@ -30,15 +31,16 @@ class Outcome:
     arm: Arm
     tried: int
     trials: list[tuple[dict[str, Any], float]]
-    choice: dict[str, Any] | None
-    figures: dict[int, float]
-    records: list[Record]
+    best: list[float]
+    choices: list[dict[str, Any]] | None
+    figures: dict[int, float] = field(default_factory=dict)
+    records: list[Record] = field(default_factory=list)
     others: list[Record] = field(default_factory=list)
 
     @property
     def tuned_to(self) -> float | None:
-        """Mean validation figure of the best trial so far."""
-        return max((mean for _, mean in self.trials), default=None)
+        """Validation figure of the best trial so far, mean over the claimed cells."""
+        return statistics.fmean(self.best) if self.best else None
 
     def mean_of(self, read: Callable[[Mapping[str, Any]], float | None]) -> float | None:
         """Mean over the final runs of a number in the record; runs without it are left out."""
@@ -89,25 +91,33 @@ def measured(experiment: Experiment, record: Record) -> float:
 
 def _outcome(experiment: Experiment, arm: Arm, records: Sequence[Record]) -> Outcome:
     cells, claimed = experiment.cells(), experiment.claimed_cells()
-    trials, tried = [], 0
-    if len(arm.trials()) > 1:
-        tried = sum(len(row) for cell in cells for row in scores(experiment, arm, cell, records))
-        rows = scores(experiment, arm, claimed[0], records)
-        full = [len(row) == len(experiment.tuning_seeds) for row in rows]
-        trials = [(c, statistics.fmean(r)) for c, r, f in zip(arm.trials(), rows, full, strict=True) if f]
-    choices = [chosen(experiment, arm, cell, records) for cell in cells]
-    if any(choice is None for choice in choices):
-        return Outcome(arm, tried, trials, None, {}, [])
+    tuned = len(arm.trials()) > 1
+    tried = sum(len(row) for cell in cells for row in scores(experiment, arm, cell, records)) if tuned else 0
+    trials = [_trials(experiment, arm, cell, records) for cell in claimed] if tuned else [[]]
+    best = [max(mean for _, mean in each) for each in trials if each]
+    by_cell = [chosen(experiment, arm, cell, records) for cell in cells]
+    choices = [choice for choice in by_cell if choice is not None]
+    if len(choices) < len(cells):
+        return Outcome(arm, tried, trials[0], best, None)
     found = {record["key"]: record for record in records}
     final, others, figures = [], [], {}
     for seed in experiment.final_seeds:
-        runs = [make_run(experiment, arm, c, w or {}, "final", seed) for c, w in zip(cells, choices, strict=True)]
+        runs = [make_run(experiment, arm, c, w, "final", seed) for c, w in zip(cells, choices, strict=True)]
         there = [found[run.key] for run in runs if run.key in found and run.cell in claimed]
         others += [found[run.key] for run in runs if run.key in found and run.cell not in claimed]
         final += there
         if len(there) == len(claimed):
             figures[seed] = statistics.fmean(measured(experiment, record) for record in there)
-    return Outcome(arm, tried, trials, choices[cells.index(claimed[0])], figures, final, others)
+    shown = [choices[cells.index(cell)] for cell in claimed]
+    return Outcome(arm, tried, trials[0], best, shown, figures, final, others)
+
+
+def _trials(
+    experiment: Experiment, arm: Arm, cell: Mapping[str, Any], records: Sequence[Record]
+) -> list[tuple[dict[str, Any], float]]:
+    """The settings that are tried on all tuning seeds, with their mean validation figures."""
+    rows = zip(arm.trials(), scores(experiment, arm, cell, records), strict=True)
+    return [(choice, statistics.fmean(row)) for choice, row in rows if len(row) == len(experiment.tuning_seeds)]
 
 
 def _comparisons(experiment: Experiment, outcomes: Mapping[str, Outcome]) -> dict[str, Paired]:
@@ -128,7 +138,7 @@ def _best_rival(experiment: Experiment, outcomes: Mapping[str, Outcome]) -> str 
         return None
     if not experiment.tuning_seeds:
         return rivals[0]
-    if any(outcomes[name].choice is None for name in rivals):
+    if any(outcomes[name].choices is None for name in rivals):
         return None
     return max(rivals, key=lambda name: outcomes[name].tuned_to or -math.inf)
 
