@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -234,5 +235,12 @@ def test_where_every_weight_does_harm_the_rule_aims_at_the_least() -> None:
 
 def test_the_weight_is_in_proportion_to_the_ratio() -> None:
     assert rule.weight_for(0.1, probed=1e-4) == pytest.approx(1000 * rule.PROBE)
-    with pytest.raises(ExperimentError, match="run it first"):
-        rule.weight_for(None, probed=1e-4)
+    assert rule.weight_for(0.2, probed=1e-4) == pytest.approx(2000 * rule.PROBE)
+
+
+@pytest.mark.slow
+def test_a_figure_is_drawn_of_every_kind_and_says_its_numbers(tmp_path: Path) -> None:
+    for summary in (summarize(crossed(), finished(crossed())), summarize(*curves())):
+        path = tmp_path / f"{summary.experiment.name}.png"
+        figures.draw(summary, path)
+        assert figures.digest_of(path) == figures.digest(figures.numbers(summary))

@@ -316,8 +316,7 @@ def test_a_quick_experiment_runs_and_goes_on_where_it_was_stopped(tmp_path: Path
         assert len(each["result"]["curve"]) == 3
 
 
-# Several in one program, whose imports take as long as the runs; what needs a package stands alone.
-ALONE = ["names_tail"]
+ALONE = ["names_tail"]  # for it needs a package; the others share programs, whose imports take as long as the runs
 OTHERS = [name for name in declared() if name not in ALONE]
 
 
@@ -331,13 +330,12 @@ def test_every_experiment_runs(names: list[str], tmp_path: Path) -> None:
         found = lines(tmp_path / f"{name}.jsonl")
         arms = [arm.name for arm in find(name).arms]
         assert [each["config"]["arm"] for each in found] == arms, name
-        for each in found:
-            assert each["result"]["diverged"] is None, name
-            assert 0 <= each["result"]["test"] <= 100, name
-            assert all(each["result"].get(key) is not None for key in find(name).further), name
-            assert each["result"]["energies"]["after"]["mean_score"] is not None, name
-        # `copied` and the like aside, an arm does something of its own.
-        # From scratch at equal cost differs by its length alone, which --quick takes away.
+        for result in (each["result"] for each in found):
+            assert result["diverged"] is None, name
+            assert 0 <= result["test"] <= 100, name
+            assert all(result[key] is not None for key in find(name).further), name
+            assert result["energies"]["after"]["mean_score"] is not None, name
+        # An arm does something of its own; equal cost differs by its length alone, which --quick takes away.
         own = [each for each in found if each["config"]["arm"] != "scratch_cost"]
         figures = {json.dumps(each["result"]["energies"]["after"]) for each in own}
         assert len(figures) == len(own), f"{name}: two arms did the same"

@@ -16,9 +16,10 @@ EXPERIMENT = Experiment(
     title="A weight by the ratio of the gradients",
     question="Is a weight by the ratio of the gradients at step 64 better than none, and as good as a tuned one?",
     task="weighing",
-    settings={"part": {}, "penalty": None, "by_ratio": False, "ratio": derived(), "rate": 1.0},
+    settings={"part": {}, "penalty": None, "by_ratio": False, "ratio": None, "rate": 1.0},
     arms=[
-        Arm("rule", "MHE, weight by the rule", {"penalty": rivals.MHE_FULL, "by_ratio": True}, {"rate": MANY_LR}),
+        Arm("rule", "MHE, weight by the rule", {"penalty": rivals.MHE_FULL, "by_ratio": True, "ratio": derived()},
+            {"rate": MANY_LR}),
         Arm("none", "nothing", {}, {"rate": MANY_LR}),
         Arm("default", "MHE, weight 1", {"penalty": DEFAULT}, {"rate": MANY_LR}),
         Arm("tuned", "MHE, tuned weight", {"penalty": rivals.MHE_FULL},

@@ -34,6 +34,7 @@ EXPERIMENT = Experiment(
     final_seeds=range(100, 112),
     factors={"model.margin": [1, 2, 3, 4]},
     claimed={"model.margin": 1},
+    called="TAR at FAR 1e-2, %",
     primary="mhe",
     nothing="none",
     further={"test_auc": "AUC, %", "familiar": "accuracy on the classes trained on, %"},

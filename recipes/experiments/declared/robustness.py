@@ -40,6 +40,7 @@ EXPERIMENT = Experiment(
     tuning_seeds=[0, 1],
     final_seeds=range(100, 116),
     measure="kept",
+    called="left of the accuracy, %",
     primary="mhe_10",
     nothing="none",
     outside=["mhe_1", "mhe_100"],

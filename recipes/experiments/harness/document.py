@@ -93,7 +93,7 @@ def _better(summary: Summary) -> str:
 
 def _table(summary: Summary) -> str:
     experiment = summary.experiment
-    heads = ["arm", "chosen", "validation", "n", "diverged", _measure(experiment.measure)]
+    heads = ["arm", "chosen", "validation", "n", "diverged", experiment.called]
     if experiment.primary is not None:
         heads += [f"`{experiment.primary}` minus it", "bootstrap", "Holm's p", "d", "ahead"]
     heads += ["near-duplicates", "mean score", "s", "MB"]
@@ -169,10 +169,6 @@ def _rule(summary: Summary) -> str:
 def _after(record: Mapping[str, Any], name: str) -> float | None:
     after = record["result"]["energies"]["after"]
     return None if after is None else after[name]
-
-
-def _measure(name: str) -> str:
-    return {"test": "test accuracy, %", "started": "started, % of cells"}.get(name, name)
 
 
 def _mean(values: list[float]) -> str:

@@ -45,6 +45,7 @@ class Experiment:
 
     Attributes:
         measure: what a final run is judged by, a key of its result; the choice of settings goes by "validation".
+        called: what tables and figures call the measure.
         primary: the arm whose difference to every other arm is claimed about; None where the table is the result.
         nothing: the arm in which nothing is done; the primary arm is harmful where it is below that.
         outside: arms that are shown and compared, but are no rivals (another cost, or no growth).
@@ -65,6 +66,7 @@ class Experiment:
     tuning_seeds: Sequence[int] = ()
     factors: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     measure: str = "test"
+    called: str = "test accuracy, %"
     primary: str | None = None
     nothing: str | None = None
     outside: Sequence[str] = ()

@@ -34,7 +34,7 @@ def numbers(summary: Summary) -> Numbers:
     if experiment.claimed:
         read, axes = (
             functools.partial(_over_factor, summary),
-            [*map(_last_part, experiment.claimed), experiment.measure],
+            [*map(_last_part, experiment.claimed), experiment.called],
         )
     curves = {name: curve for name, outcome in summary.outcomes.items() if len(curve := read(outcome)) > 1}
     return {"title": experiment.title, "differences": differences, "curves": curves, "axes": axes}
@@ -98,7 +98,9 @@ def _draw_curves(panel: Any, curves: Numbers, axes: list[str]) -> None:
     for name, curve in curves.items():
         panel.plot([point[0] for point in curve], [point[1] for point in curve], "o-", label=name)
     if curves:
-        panel.set_xscale("log")
+        values = [point[0] for curve in curves.values() for point in curve]
+        if max(values) > 10 * min(values):
+            panel.set_xscale("log")
         panel.legend(fontsize="small")
     panel.set_xlabel(axes[0])
     panel.set_ylabel(axes[1])

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.experiment import Experiment, ExperimentError
+from harness.experiment import Experiment
 from harness.store import Store
 from harness.summary import Outcome, summarize
 
@@ -98,14 +98,8 @@ def derived() -> float | None:
     return None if best is None else float(f"{best:.3g}")
 
 
-def weight_for(ratio: float | None, probed: float) -> float:
-    """The weight that gives a wanted ratio, when the probe's weight gave `probed`.
-
-    Raises:
-        ExperimentError: there is no ratio yet.
-    """
-    if ratio is None:
-        raise ExperimentError(f"the rule's ratio comes from {CURVES}, whose runs are not all there: run it first")
+def weight_for(ratio: float, probed: float) -> float:
+    """The weight with a wanted ratio, when the probe's weight gave `probed`."""
     return PROBE * ratio / probed
 
 

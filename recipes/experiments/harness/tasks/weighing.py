@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, set_seed
 
-from harness import rule, text
+from harness import characters, rule
 from harness.data import Rows, Splits, load
+from harness.experiment import ExperimentError
 from harness.measure import energies
 from harness.models import build
 from harness.training import Recipe, accuracy, balanced, train
@@ -35,6 +36,10 @@ def run(settings: Mapping[str, Any], seed: int, final: bool) -> dict[str, Any]:
     recipe = replace(recipe, lr=settings["rate"] * recipe.lr)
     probed = None
     if settings["by_ratio"]:
+        if settings["ratio"] is None:
+            raise ExperimentError(
+                f"the rule's ratio comes from {rule.CURVES}, whose runs are not all there: run it first"
+            )
         probed = _probe(part, data, recipe, penalty, seed)
         penalty = {**penalty, "hidden_weight": rule.weight_for(settings["ratio"], probed["ratio"])}
     model, base = _begin(part, data, seed)
@@ -68,14 +73,14 @@ def run(settings: Mapping[str, Any], seed: int, final: bool) -> dict[str, Any]:
 def _data(part: Mapping[str, Any], seed: int) -> tuple[Splits, Score]:
     if part["kind"] == "images":
         return load(**part["data"], seed=seed), accuracy
-    _, whole = text.halves(part["data"]["languages"])
-    data = replace(whole, train=text.drawn(whole.train, part["data"]["train"], seed))
+    _, whole = characters.halves(part["data"]["languages"])
+    data = replace(whole, train=characters.drawn(whole.train, part["data"]["train"], seed))
     return data, lambda model, rows: balanced(model, rows, data.classes)[0]
 
 
 def _begin(part: Mapping[str, Any], data: Splits, seed: int) -> tuple[PreTrainedModel, dict[str, Any] | None]:
     if part["kind"] == "names":
-        return text.begun(part, data, seed)
+        return characters.begun(part, data, seed)
     set_seed(seed)
     return build(**part["model"], classes=data.classes, side=part["data"]["side"]), None
 
