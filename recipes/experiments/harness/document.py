@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from harness import columns, figures, rule
+from harness import breakdown, figures, rule
 from harness.experiment import label
 from harness.inference import Paired, interval
 from harness.summary import Outcome, Summary
@@ -25,7 +25,7 @@ def block(summary: Summary) -> str:
     if summary.experiment.measure == "started":
         parts.append(_cells(summary))
     else:
-        parts += columns.parts(summary)
+        parts += breakdown.parts(summary)
     if summary.experiment.name == rule.CURVES:
         parts.append(_rule(summary))
     return "\n\n".join(part for part in parts if part)

@@ -9,7 +9,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from harness import columns, rule
+from harness import breakdown, rule
 from harness.experiment import Arm
 from harness.summary import Outcome, Summary, measured
 
@@ -128,7 +128,7 @@ def _over_weights(summary: Summary) -> Numbers:
 def _over_factor(summary: Summary, outcome: Outcome) -> list[list[float]]:
     """The mean measure of an arm at each value of the factor that the claim names."""
     (name,) = summary.experiment.claimed
-    found = columns.by_cell(summary)
+    found = breakdown.by_cell(summary)
     at = [cell[name] for cell in summary.experiment.cells()]
     there = [(value, list(column.by_arm[outcome.arm.name].values())) for value, column in zip(at, found, strict=True)]
     return [[value, round(statistics.fmean(figures), 6)] for value, figures in there if figures]

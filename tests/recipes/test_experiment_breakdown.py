@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from harness import figures, rule
+from harness.breakdown import by_cell, by_measure, differences, of_interaction
 from harness.choice import final_runs, tuning_runs
-from harness.columns import by_cell, by_measure, differences, of_interaction
 from harness.document import block
 from harness.experiment import Arm, Experiment, ExperimentError, Run
 from harness.inference import holm
