@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import breakdown, rule
-from harness.experiment import Arm
+from harness.experiment import Arm, Experiment
 from harness.summary import Outcome, Summary, measured
 
 _KEY = "Numbers"
@@ -31,11 +31,9 @@ def numbers(summary: Summary) -> Numbers:
     started = experiment.measure == "started"
     read = functools.partial(_started, summary) if started else _curve
     axes = ["learning rate", "seeds that started, %"] if started else ["weight λ of the penalty", _VALIDATION]
-    if experiment.claimed:
-        read, axes = (
-            functools.partial(_over_factor, summary),
-            [*map(_last_part, experiment.claimed), experiment.called],
-        )
+    if _numbers_of_one(experiment):
+        read = functools.partial(_over_factor, summary)
+        axes = [*map(_last_part, experiment.claimed), experiment.called]
     curves = {name: curve for name, outcome in summary.outcomes.items() if len(curve := read(outcome)) > 1}
     return {"title": experiment.title, "differences": differences, "curves": curves, "axes": axes}
 
@@ -123,6 +121,12 @@ def _over_weights(summary: Summary) -> Numbers:
         "axes": [f"ratio of the gradients at step {rule.STEP}", gain],
         "other_curves": others, "other_axes": ["weight λ of the penalty", gain],
     }  # fmt: skip
+
+
+def _numbers_of_one(experiment: Experiment) -> bool:
+    """Whether the only factor is one of numbers, with a claim at one of them."""
+    values = [value for values in experiment.factors.values() for value in values]
+    return len(experiment.factors) == len(experiment.claimed) == 1 and all(isinstance(v, (int, float)) for v in values)
 
 
 def _over_factor(summary: Summary, outcome: Outcome) -> list[list[float]]:
