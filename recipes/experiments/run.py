@@ -1,4 +1,4 @@
-"""Run an experiment, or go on with one that was interrupted.
+"""Run an experiment, or several in turn, or go on with one that was interrupted.
 
     python recipes/experiments/run.py growing_mlp                     # one process, one thread
     nice -n 19 python recipes/experiments/run.py growing_mlp --workers 4
@@ -28,7 +28,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
 from harness.choice import pending, planned  # noqa: E402
 from harness.data import MissingDataError  # noqa: E402
-from harness.experiment import Experiment, ExperimentError, Run, declared, find, make_run  # noqa: E402
+from harness.experiment import Experiment, ExperimentError, Run, declared, find, label, make_run  # noqa: E402
 from harness.store import RESULTS, Store  # noqa: E402
 
 
@@ -36,25 +36,32 @@ def main() -> int:
     """Returns the exit status: 0 done, 2 bad input."""
     options = parse()
     try:
-        experiment = find(options.name)
-        for arm in options.only:
-            experiment.arm(arm)
-        if options.plan:
-            say_plan(experiment, Store(experiment.name, options.results or RESULTS))
-        elif options.quick:
-            with tempfile.TemporaryDirectory() as scratch:
-                quick(experiment, Store(experiment.name, options.results or Path(scratch)), options)
-        else:
-            work(experiment, Store(experiment.name, options.results or RESULTS), options)
+        experiments = [find(name) for name in options.names]
+        for experiment in experiments:
+            for arm in options.only:
+                experiment.arm(arm)
+        for experiment in experiments:
+            one(experiment, options)
     except (ExperimentError, MissingDataError) as error:
         print(f"run.py: {error}", file=sys.stderr)
         return 2
     return 0
 
 
+def one(experiment: Experiment, options: argparse.Namespace) -> None:
+    """Do with one experiment what the options say."""
+    if options.plan:
+        say_plan(experiment, Store(experiment.name, options.results or RESULTS))
+    elif options.quick:
+        with tempfile.TemporaryDirectory() as scratch:
+            quick(experiment, Store(experiment.name, options.results or Path(scratch)), options)
+    else:
+        work(experiment, Store(experiment.name, options.results or RESULTS), options)
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help=f"one of {', '.join(declared())}")
+    parser.add_argument("names", nargs="+", metavar="NAME", help=f"of {', '.join(declared())}; several in turn")
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")
     parser.add_argument("--only", action="append", default=[], metavar="ARM", help="may be given several times")
     parser.add_argument("--limit", type=int, default=None, metavar="N", help="stop after so many runs")
@@ -108,7 +115,7 @@ def report(experiment: Experiment, store: Store, run: Run, seconds: float) -> No
     result = next(record["result"] for record in records if record["key"] == run.key)
     shown = {key: result[key] for key in ("validation", "test") if result.get(key) is not None}
     figures = ", ".join(f"{key} {value:.2f}" for key, value in shown.items())
-    where = " ".join(f"{key}={value}" for key, value in {**run.cell, **run.choice}.items())
+    where = label({**run.cell, **run.choice})
     print(
         f"{time.strftime('%H:%M:%S')} {len(records)} of {planned(experiment)}: {run.stage} seed {run.seed} {run.arm} "
         f"{where}: {figures}, {seconds:.1f} s{' DIVERGED' if result.get('diverged') else ''}",
@@ -125,7 +132,7 @@ def say_plan(experiment: Experiment, store: Store) -> None:
     )
     print(f"{experiment.name}: {done} of {total} runs done{rest}")
     for run in pending(experiment, records)[:10]:
-        print(f"  next: {run.stage} seed {run.seed} {run.arm} {dict(run.cell)} {dict(run.choice)}")
+        print(f"  next: {run.stage} seed {run.seed} {run.arm} {label({**run.cell, **run.choice})}")
 
 
 def quick(experiment: Experiment, store: Store, options: argparse.Namespace) -> None:

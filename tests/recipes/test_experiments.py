@@ -316,24 +316,29 @@ def test_a_quick_experiment_runs_and_goes_on_where_it_was_stopped(tmp_path: Path
         assert len(each["result"]["curve"]) == 3
 
 
+ALONE = ["names_tail"]  # for it needs a package; the others share programs, whose imports take as long as the runs
+OTHERS = [name for name in declared() if name not in ALONE]
+
+
 @pytest.mark.recipes
-@pytest.mark.parametrize("name", declared())
-def test_every_experiment_runs(name: str, tmp_path: Path) -> None:
-    if name == "names_tail":
+@pytest.mark.parametrize("names", [OTHERS[0::2], OTHERS[1::2], ALONE], ids="-".join)
+def test_every_experiment_runs(names: list[str], tmp_path: Path) -> None:
+    if names == ALONE:
         pytest.importorskip("babel")
-    program(RUN, name, "--quick", "--results", tmp_path)
-    found = lines(tmp_path / f"{name}.jsonl")
-    arms = [arm.name for arm in find(name).arms]
-    assert [each["config"]["arm"] for each in found] == arms
-    for each in found:
-        assert each["result"]["diverged"] is None
-        assert 0 <= each["result"]["test"] <= 100
-        assert each["result"]["energies"]["after"]["mean_score"] is not None
-    # `copied` and the like aside, an arm does something of its own.
-    # From scratch at equal cost differs by its length alone, which --quick takes away.
-    own = [each for each in found if each["config"]["arm"] != "scratch_cost"]
-    figures = {json.dumps(each["result"]["energies"]["after"]) for each in own}
-    assert len(figures) == len(own), "two arms did the same"
+    program(RUN, *names, "--quick", "--results", tmp_path)
+    for name in names:
+        found = lines(tmp_path / f"{name}.jsonl")
+        arms = [arm.name for arm in find(name).arms]
+        assert [each["config"]["arm"] for each in found] == arms, name
+        for result in (each["result"] for each in found):
+            assert result["diverged"] is None, name
+            assert 0 <= result["test"] <= 100, name
+            assert all(result[key] is not None for key in find(name).further), name
+            assert result["energies"]["after"]["mean_score"] is not None, name
+        # An arm does something of its own; equal cost differs by its length alone, which --quick takes away.
+        own = [each for each in found if each["config"]["arm"] != "scratch_cost"]
+        figures = {json.dumps(each["result"]["energies"]["after"]) for each in own}
+        assert len(figures) == len(own), f"{name}: two arms did the same"
 
 
 @pytest.mark.slow

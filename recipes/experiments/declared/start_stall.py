@@ -34,6 +34,7 @@ EXPERIMENT = Experiment(
     final_seeds=range(100, 108),
     factors={"recipe.warmup": [0, 100], "recipe.lr": [0.05, 0.1, 0.2, 0.4]},
     measure="started",
+    called="started, % of cells",
     primary="half",
     nothing="none",
     quick={"data": {"name": "digits", "train": 400, "side": 8}, "recipe.steps": 10,

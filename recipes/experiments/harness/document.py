@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from harness import figures
+from harness import breakdown, figures, rule
+from harness.experiment import label
 from harness.inference import Paired, interval
 from harness.summary import Outcome, Summary
 
@@ -16,11 +17,17 @@ def block(summary: Summary) -> str:
     """What the records say of an experiment: the state, the verdict, one table, the factors' table if there are."""
     if not summary.runs:
         return f"Not run yet: 0 of {summary.planned} runs."
-    parts = [_state(summary), _claim(summary), _table(summary)]
+    parts = [_state(summary), _claim(summary)]
+    if summary.experiment.primary is not None:
+        parts.append(_table(summary))
     if figures.has_content(summary):
         parts.append(f"![{summary.experiment.title}](results/{summary.experiment.name}.png)")
     if summary.experiment.measure == "started":
         parts.append(_cells(summary))
+    else:
+        parts += breakdown.parts(summary)
+    if summary.experiment.name == rule.CURVES:
+        parts.append(_rule(summary))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -86,7 +93,7 @@ def _better(summary: Summary) -> str:
 
 def _table(summary: Summary) -> str:
     experiment = summary.experiment
-    heads = ["arm", "chosen", "validation", "n", "diverged", _measure(experiment.measure)]
+    heads = ["arm", "chosen", "validation", "n", "diverged", experiment.called]
     if experiment.primary is not None:
         heads += [f"`{experiment.primary}` minus it", "bootstrap", "Holm's p", "d", "ahead"]
     heads += ["near-duplicates", "mean score", "s", "MB"]
@@ -113,9 +120,9 @@ def _row(summary: Summary, outcome: Outcome) -> list[str]:
 
 def _choice(outcome: Outcome) -> str:
     trials = len(outcome.arm.trials())
-    if outcome.choice is None:
+    if outcome.choices is None:
         return f"{len(outcome.trials)} of {trials} tried"
-    return ", ".join(f"{name.split('.')[-1]} {value:g}" for name, value in outcome.choice.items()) or "—"
+    return " / ".join(dict.fromkeys(map(label, outcome.choices))) or "—"
 
 
 def _compared(each: Paired | None) -> list[str]:
@@ -131,7 +138,7 @@ def _cells(summary: Summary) -> str:
     """How many seeds started, and their mean test accuracy, per combination of the factors."""
     experiment = summary.experiment
     cells = experiment.cells()
-    names = [", ".join(f"{key.split('.')[-1]} {_plain(value)}" for key, value in cell.items()) for cell in cells]
+    names = [label(cell) for cell in cells]
     rows = []
     for outcome in summary.outcomes.values():
         row = [outcome.arm.says]
@@ -144,13 +151,24 @@ def _cells(summary: Summary) -> str:
     return "Seeds that started, and mean test accuracy of all:\n\n" + _markdown(["arm", *names], rows, left=1)
 
 
+def _rule(summary: Summary) -> str:
+    """The ratio of the gradients at each point of the curves, and the rule that follows when all runs are there."""
+    found = rule.curves(summary.experiment, summary.records)
+    weights = sorted({point.weight for points in found.values() for point in points})
+    rows = []
+    for name, points in found.items():
+        by_weight = {point.weight: f"{point.ratio:.2g}; {point.gain:+.2f}" for point in points}
+        rows.append([name, *(by_weight.get(weight, "") for weight in weights)])
+    said = f"Ratio of the gradients at step {rule.STEP}, and gain in validation accuracy over λ = 0"
+    table = _markdown(["part", *(f"λ = {weight:g}" for weight in weights)], rows, left=1)
+    best = rule.best_ratio(found) if summary.runs == summary.planned else None
+    chosen = "The rule waits for all runs." if best is None else f"**Rule: aim at a ratio of {best:.2g}.**"
+    return f"{said}:\n\n{table}\n\n{chosen}"
+
+
 def _after(record: Mapping[str, Any], name: str) -> float | None:
     after = record["result"]["energies"]["after"]
     return None if after is None else after[name]
-
-
-def _measure(name: str) -> str:
-    return {"test": "test accuracy, %", "started": "started, % of cells"}.get(name, name)
 
 
 def _mean(values: list[float]) -> str:
@@ -170,10 +188,6 @@ def _p(value: float | None) -> str:
 
 def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
-
-
-def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _markdown(heads: list[str], rows: list[list[str]], *, left: int) -> str:

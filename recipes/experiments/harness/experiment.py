@@ -45,10 +45,14 @@ class Experiment:
 
     Attributes:
         measure: what a final run is judged by, a key of its result; the choice of settings goes by "validation".
+        called: what tables and figures call the measure.
         primary: the arm whose difference to every other arm is claimed about; None where the table is the result.
         nothing: the arm in which nothing is done; the primary arm is harmful where it is below that.
         outside: arms that are shown and compared, but are no rivals (another cost, or no growth).
-        factors: settings that are crossed with every arm, dotted; a table has a part per combination.
+        factors: settings that are crossed with every arm, dotted; a table has a column per combination. A value may be
+            a mapping with a "name", for what differs in many settings at once.
+        claimed: the values of factors at which the claim is made; the other combinations are shown beside it.
+        further: other keys of a final run's result, with what a table calls them; compared with `nothing`.
         quick: settings that make a run a matter of seconds, for tests and a look.
     """
 
@@ -62,9 +66,12 @@ class Experiment:
     tuning_seeds: Sequence[int] = ()
     factors: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     measure: str = "test"
+    called: str = "test accuracy, %"
     primary: str | None = None
     nothing: str | None = None
     outside: Sequence[str] = ()
+    claimed: Mapping[str, Any] = field(default_factory=dict)
+    further: Mapping[str, str] = field(default_factory=dict)
     quick: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -83,6 +90,8 @@ class Experiment:
         unknown = {*self.outside, *filter(None, [self.primary, self.nothing])} - set(names)
         if unknown:
             raise ExperimentError(f"{self.name} has no arm {', '.join(sorted(unknown))}; arms: {', '.join(names)}")
+        if not self.claimed_cells():
+            raise ExperimentError(f"{self.name}: its claim is at {self.claimed}, which no combination of factors has")
 
     def arm(self, name: str) -> Arm:
         """The arm of that name.
@@ -98,6 +107,11 @@ class Experiment:
     def cells(self) -> list[dict[str, Any]]:
         """Every combination of the factors; one empty dict without any."""
         return [dict(zip(self.factors, values, strict=True)) for values in itertools.product(*self.factors.values())]
+
+    def claimed_cells(self) -> list[dict[str, Any]]:
+        """The combinations that the claim is about: all, if nothing else is declared."""
+        wanted = self.claimed.items()
+        return [cell for cell in self.cells() if all(cell.get(name) == value for name, value in wanted)]
 
 
 @dataclass(frozen=True)
@@ -175,6 +189,17 @@ def merged(base: Mapping[str, Any], *over: Mapping[str, Any]) -> dict[str, Any]:
                     raise ExperimentError(f"setting {name!r} goes through {part!r}, which is {place!r} and no mapping")
             place[last] = copy.deepcopy(value)
     return settings
+
+
+def label(cell: Mapping[str, Any]) -> str:
+    """A combination of factors, or a choice of settings, in a few words."""
+    return ", ".join(f"{name.split('.')[-1]} {_word(value)}" for name, value in cell.items())
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return str(value["name"])
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def declared() -> list[str]:

@@ -9,7 +9,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from harness.experiment import Arm
+from harness import breakdown, rule
+from harness.experiment import Arm, Experiment
 from harness.summary import Outcome, Summary, measured
 
 _KEY = "Numbers"
@@ -24,11 +25,17 @@ def numbers(summary: Summary) -> Numbers:
         for name, each in summary.comparisons.items()
         if each.n > 1
     }
-    started = summary.experiment.measure == "started"
+    experiment = summary.experiment
+    if experiment.name == rule.CURVES:
+        return _over_weights(summary)
+    started = experiment.measure == "started"
     read = functools.partial(_started, summary) if started else _curve
-    curves = {name: curve for name, outcome in summary.outcomes.items() if len(curve := read(outcome)) > 1}
     axes = ["learning rate", "seeds that started, %"] if started else ["weight λ of the penalty", _VALIDATION]
-    return {"title": summary.experiment.title, "differences": differences, "curves": curves, "axes": axes}
+    if _numbers_of_one(experiment):
+        read = functools.partial(_over_factor, summary)
+        axes = [*map(_last_part, experiment.claimed), experiment.called]
+    curves = {name: curve for name, outcome in summary.outcomes.items() if len(curve := read(outcome)) > 1}
+    return {"title": experiment.title, "differences": differences, "curves": curves, "axes": axes}
 
 
 def has_content(summary: Summary) -> bool:
@@ -64,24 +71,75 @@ def draw(summary: Summary, path: Path) -> None:
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     figure.suptitle(content["title"])
-    names = list(content["differences"])
-    for place, name in enumerate(reversed(names)):
-        mean, low, high = content["differences"][name]
-        left.plot([low, high], [place, place], color="tab:blue")
-        left.plot(mean, place, "o", color="tab:blue")
-    left.axvline(0, color="grey", linewidth=0.8)
-    left.set_yticks(range(len(names)), list(reversed(names)))
-    left.set_xlabel(f"{summary.experiment.primary} minus the arm: points, 95 % t interval")
-    for name, curve in content["curves"].items():
-        right.plot([point[0] for point in curve], [point[1] for point in curve], "o-", label=name)
-    if content["curves"]:
-        right.set_xscale("log")
-        right.legend(fontsize="small")
-    right.set_xlabel(content["axes"][0])
-    right.set_ylabel(content["axes"][1])
+    if "other_curves" in content:
+        _draw_curves(left, content["other_curves"], content["other_axes"])
+    else:
+        _draw_differences(left, content["differences"], f"{summary.experiment.primary} minus the arm")
+    _draw_curves(right, content["curves"], content["axes"])
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, metadata={_KEY: digest(content)})
     plt.close(figure)
+
+
+def _draw_differences(panel: Any, differences: Numbers, says: str) -> None:
+    names = list(differences)
+    for place, name in enumerate(reversed(names)):
+        mean, low, high = differences[name]
+        panel.plot([low, high], [place, place], color="tab:blue")
+        panel.plot(mean, place, "o", color="tab:blue")
+    panel.axvline(0, color="grey", linewidth=0.8)
+    panel.set_yticks(range(len(names)), list(reversed(names)))
+    panel.set_xlabel(f"{says}: points, 95 % t interval")
+
+
+def _draw_curves(panel: Any, curves: Numbers, axes: list[str]) -> None:
+    for name, curve in curves.items():
+        panel.plot([point[0] for point in curve], [point[1] for point in curve], "o-", label=name)
+    if curves:
+        values = [point[0] for curve in curves.values() for point in curve]
+        if max(values) > 10 * min(values):
+            panel.set_xscale("log")
+        panel.legend(fontsize="small")
+    panel.set_xlabel(axes[0])
+    panel.set_ylabel(axes[1])
+
+
+def _over_weights(summary: Summary) -> Numbers:
+    """Each part's gain over its weights, and over the ratios of the gradients that these gave."""
+    found = rule.curves(summary.experiment, summary.records)
+    curves, others = (
+        {
+            name: [[round(getattr(p, at), 6), round(p.gain, 6)] for p in points]
+            for name, points in found.items()
+            if points
+        }
+        for at in ("ratio", "weight")
+    )
+    gain = "gain in validation accuracy, points"
+    return {
+        "title": summary.experiment.title, "differences": {}, "curves": curves,
+        "axes": [f"ratio of the gradients at step {rule.STEP}", gain],
+        "other_curves": others, "other_axes": ["weight λ of the penalty", gain],
+    }  # fmt: skip
+
+
+def _numbers_of_one(experiment: Experiment) -> bool:
+    """Whether the only factor is one of numbers, with a claim at one of them."""
+    values = [value for values in experiment.factors.values() for value in values]
+    return len(experiment.factors) == len(experiment.claimed) == 1 and all(isinstance(v, (int, float)) for v in values)
+
+
+def _over_factor(summary: Summary, outcome: Outcome) -> list[list[float]]:
+    """The mean measure of an arm at each value of the factor that the claim names."""
+    (name,) = summary.experiment.claimed
+    found = breakdown.by_cell(summary)
+    at = [cell[name] for cell in summary.experiment.cells()]
+    there = [(value, list(column.by_arm[outcome.arm.name].values())) for value, column in zip(at, found, strict=True)]
+    return [[value, round(statistics.fmean(figures), 6)] for value, figures in there if figures]
+
+
+def _last_part(name: str) -> str:
+    return name.split(".")[-1]
 
 
 def _curve(outcome: Outcome) -> list[list[float]]:

@@ -117,12 +117,16 @@ class ConvForImageClassification(_Classifier):
         self.post_init()
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> SequenceClassifierOutput:
+        return self._output(self.classifier(self.embed(pixel_values)), labels)
+
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        """What the classifier takes."""
         x = pixel_values
         for index, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True), 1):
             x = norm(convolution(x)).relu()
             if index % self.config.depth == 0:
                 x = nn.functional.max_pool2d(x, 2, ceil_mode=True)
-        return self._output(self.classifier(self.between(self.features(x.flatten(1)))), labels)
+        return self.between(self.features(x.flatten(1)))
 
     def widened_layers(self) -> list[Units]:
         """The channels; the features, which no activation follows, stay as they are."""

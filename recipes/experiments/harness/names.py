@@ -13,19 +13,29 @@ from harness.data import MissingDataError, Rows, Splits
 AT_LEAST = 12  # strings that a language needs to take part
 BUCKETS = 2**14
 LENGTH = 48  # n-grams of a name that count
+CHARACTERS = 2**10
+SHORT = 20  # characters of a name that count
 
 
-@functools.lru_cache(maxsize=1)
-def language_names(languages: int | None = None) -> Splits:
+@functools.lru_cache(maxsize=3)
+def language_names(languages: int | None = None, encoded: str = "ngrams", half: int | None = None) -> Splits:
     """`ngrams` (48,), hashed n-grams of 1 to 3 characters, 0 is padding; `labels`, the language.
 
     Strings that several languages have are left out. Of each language a fifth is for validation and a fifth for the
-    test, at least two each; the split is part of the data. `languages` takes only the first so many, for a look.
+    test, at least two each; the split is part of the data.
+
+    Args:
+        languages: take only the first so many, for a look.
+        encoded: `"ngrams"`, or `"characters"`: `input_ids` (20,), hashed characters, with their `attention_mask`.
+        half: take every second language, from the first (0) or the second (1), as classes of their own.
 
     Raises:
         MissingDataError: babel is not installed.
     """
     strings = _strings(languages)
+    if half is not None:
+        strings = {name: strings[name] for name in sorted(strings)[half::2]}
+    encode, columns_of = _ENCODED[encoded]
     columns: dict[str, list[tuple[list[int], int]]] = {"train": [], "validation": [], "test": []}
     generator = torch.Generator().manual_seed(0)
     for label, language in enumerate(sorted(strings)):
@@ -34,8 +44,8 @@ def language_names(languages: int | None = None) -> Splits:
         held = max(2, len(names) // 5)
         for place, index in enumerate(order):
             part = "test" if place < held else "validation" if place < 2 * held else "train"
-            columns[part].append((hashed(names[index]), label))
-    parts = {part: _rows(rows) for part, rows in columns.items()}
+            columns[part].append((encode(names[index]), label))
+    parts = {part: columns_of(rows) for part, rows in columns.items()}
     return Splits(**parts, classes=len(strings))
 
 
@@ -62,5 +72,19 @@ def _strings(languages: int | None) -> dict[str, set[str]]:
     return {name: texts for name, texts in own.items() if len(texts) >= AT_LEAST}
 
 
-def _rows(rows: list[tuple[list[int], int]]) -> Rows:
+def characters(name: str) -> list[int]:
+    """Buckets of the characters of a name, the same in every process."""
+    found = [1 + zlib.crc32(character.encode()) % (CHARACTERS - 1) for character in f"^{name}$"[:SHORT]]
+    return found + [0] * (SHORT - len(found))
+
+
+def _of_ngrams(rows: list[tuple[list[int], int]]) -> Rows:
     return Rows(ngrams=torch.tensor([grams for grams, _ in rows]), labels=torch.tensor([label for _, label in rows]))
+
+
+def _of_characters(rows: list[tuple[list[int], int]]) -> Rows:
+    ids, labels = torch.tensor([found for found, _ in rows]), torch.tensor([label for _, label in rows])
+    return Rows(input_ids=ids, attention_mask=(ids != 0).long(), labels=labels)
+
+
+_ENCODED = {"ngrams": (hashed, _of_ngrams), "characters": (characters, _of_characters)}

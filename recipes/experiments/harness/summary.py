@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from harness.choice import chosen, planned, scores
@@ -20,23 +20,27 @@ class Outcome:
     """One arm.
 
     Attributes:
-        trials: (choice, mean validation figure) of the settings tried on all tuning seeds, in the first cell.
-        choice: the chosen settings; None while the tuning is not complete.
-        figures: by seed, the measure in percent, mean over the cells; seeds with all their cells only.
-        records: the final runs that the figures come from.
+        trials: (choice, mean validation figure) of the settings tried on all tuning seeds, in the first claimed cell.
+        best: the best of these means in each claimed cell.
+        choices: the settings chosen in each claimed cell; None while the tuning is not complete.
+        figures: by seed, the measure in percent, mean over the claimed cells; seeds with all of these only.
+        records: the final runs of the claimed cells.
+        others: the final runs of the other cells.
     """
 
     arm: Arm
     tried: int
     trials: list[tuple[dict[str, Any], float]]
-    choice: dict[str, Any] | None
-    figures: dict[int, float]
-    records: list[Record]
+    best: list[float]
+    choices: list[dict[str, Any]] | None
+    figures: dict[int, float] = field(default_factory=dict)
+    records: list[Record] = field(default_factory=list)
+    others: list[Record] = field(default_factory=list)
 
     @property
     def tuned_to(self) -> float | None:
-        """Mean validation figure of the best trial so far."""
-        return max((mean for _, mean in self.trials), default=None)
+        """Validation figure of the best trial so far, mean over the claimed cells."""
+        return statistics.fmean(self.best) if self.best else None
 
     def mean_of(self, read: Callable[[Mapping[str, Any]], float | None]) -> float | None:
         """Mean over the final runs of a number in the record; runs without it are left out."""
@@ -53,6 +57,7 @@ class Summary:
         better: rivals that are above the primary arm by Holm's p.
         best_rival: by validation in tuning; None while a rival is not tuned.
         verdict: "confirmed", "harmful", "not found" or "undecided".
+        records: all that were given, others than the experiment's too.
     """
 
     experiment: Experiment
@@ -63,6 +68,7 @@ class Summary:
     verdict: str
     runs: int
     planned: int
+    records: Sequence[Record] = ()
 
 
 def summarize(experiment: Experiment, records: Sequence[Record]) -> Summary:
@@ -70,10 +76,10 @@ def summarize(experiment: Experiment, records: Sequence[Record]) -> Summary:
     outcomes = {arm.name: _outcome(experiment, arm, records) for arm in experiment.arms}
     comparisons = _comparisons(experiment, outcomes)
     best = _best_rival(experiment, outcomes)
-    used = sum(outcome.tried + len(outcome.records) for outcome in outcomes.values())
+    used = sum(outcome.tried + len(outcome.records) + len(outcome.others) for outcome in outcomes.values())
     better = [n for n, each in comparisons.items() if n not in experiment.outside and _below(each)]
     verdict = _verdict(experiment, comparisons, better, best)
-    return Summary(experiment, outcomes, comparisons, better, best, verdict, used, planned(experiment))
+    return Summary(experiment, outcomes, comparisons, better, best, verdict, used, planned(experiment), records)
 
 
 def measured(experiment: Experiment, record: Record) -> float:
@@ -84,29 +90,34 @@ def measured(experiment: Experiment, record: Record) -> float:
 
 
 def _outcome(experiment: Experiment, arm: Arm, records: Sequence[Record]) -> Outcome:
+    cells, claimed = experiment.cells(), experiment.claimed_cells()
+    tuned = len(arm.trials()) > 1
+    tried = sum(len(row) for cell in cells for row in scores(experiment, arm, cell, records)) if tuned else 0
+    trials = [_trials(experiment, arm, cell, records) for cell in claimed] if tuned else [[]]
+    best = [max(mean for _, mean in each) for each in trials if each]
+    by_cell = [chosen(experiment, arm, cell, records) for cell in cells]
+    choices = [choice for choice in by_cell if choice is not None]
+    if len(choices) < len(cells):
+        return Outcome(arm, tried, trials[0], best, None)
     found = {record["key"]: record for record in records}
-    cells = experiment.cells()
-    trials, tried = [], 0
-    if len(arm.trials()) > 1:
-        tried = sum(len(row) for cell in cells for row in scores(experiment, arm, cell, records))
-        rows = scores(experiment, arm, cells[0], records)
-        full = [len(row) == len(experiment.tuning_seeds) for row in rows]
-        trials = [(c, statistics.fmean(r)) for c, r, f in zip(arm.trials(), rows, full, strict=True) if f]
-    choices = [chosen(experiment, arm, cell, records) for cell in cells]
-    if any(choice is None for choice in choices):
-        return Outcome(arm, tried, trials, None, {}, [])
-    figures: dict[int, float] = {}
-    final: list[Record] = []
+    final, others, figures = [], [], {}
     for seed in experiment.final_seeds:
-        runs = [
-            make_run(experiment, arm, cell, choice or {}, "final", seed)
-            for cell, choice in zip(cells, choices, strict=True)
-        ]
-        there = [found[run.key] for run in runs if run.key in found]
+        runs = [make_run(experiment, arm, c, w, "final", seed) for c, w in zip(cells, choices, strict=True)]
+        there = [found[run.key] for run in runs if run.key in found and run.cell in claimed]
+        others += [found[run.key] for run in runs if run.key in found and run.cell not in claimed]
         final += there
-        if len(there) == len(cells):
+        if len(there) == len(claimed):
             figures[seed] = statistics.fmean(measured(experiment, record) for record in there)
-    return Outcome(arm, tried, trials, choices[0], figures, final)
+    shown = [choices[cells.index(cell)] for cell in claimed]
+    return Outcome(arm, tried, trials[0], best, shown, figures, final, others)
+
+
+def _trials(
+    experiment: Experiment, arm: Arm, cell: Mapping[str, Any], records: Sequence[Record]
+) -> list[tuple[dict[str, Any], float]]:
+    """The settings that are tried on all tuning seeds, with their mean validation figures."""
+    rows = zip(arm.trials(), scores(experiment, arm, cell, records), strict=True)
+    return [(choice, statistics.fmean(row)) for choice, row in rows if len(row) == len(experiment.tuning_seeds)]
 
 
 def _comparisons(experiment: Experiment, outcomes: Mapping[str, Outcome]) -> dict[str, Paired]:
@@ -127,7 +138,7 @@ def _best_rival(experiment: Experiment, outcomes: Mapping[str, Outcome]) -> str 
         return None
     if not experiment.tuning_seeds:
         return rivals[0]
-    if any(outcomes[name].choice is None for name in rivals):
+    if any(outcomes[name].choices is None for name in rivals):
         return None
     return max(rivals, key=lambda name: outcomes[name].tuned_to or -math.inf)
 

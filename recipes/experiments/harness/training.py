@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from harness.data import Rows
@@ -60,14 +61,16 @@ def train(
     penalty: Mapping[str, Any] | None = None,
     watch: Callable[[PreTrainedModel], dict[str, float]] | None = None,
     watch_every: int | None = None,
+    stop: int | None = None,
 ) -> Trained:
     """Train `model` in place on one thread (or one GPU); the same seed sees the same batches whatever the penalty.
 
-    A penalty that is no longer finite ends the training: that is an outcome, and is recorded as one.
+    A penalty that is no longer finite ends the training: that is an outcome, and is recorded as one. `stop` ends it
+    after so many steps of the recipe's, whose rates are as if it went on.
     """
     set_seed(seed)
     every = watch_every or recipe.steps
-    watcher = _Watcher(watch, every, recipe.steps)
+    watcher = _Watcher(watch, every, recipe.steps, stop)
     kind, keywords = trainer_class(penalty)
     optimizer = _optimizer(model, recipe)
     with tempfile.TemporaryDirectory() as scratch:
@@ -97,18 +100,34 @@ def train(
     return Trained(seconds, cpu_seconds, [record for record in log if "loss" in record], watcher.curve, diverged)
 
 
-@torch.no_grad()
 def accuracy(model: PreTrainedModel, rows: Rows, batch: int = 500) -> float:
     """Share of rows, in percent, whose largest logit is the label's; the model is left in the mode it had."""
+    labels = rows.columns["labels"]
+    return 100 * int((logits(model, rows, batch).argmax(-1) == labels).sum()) / len(rows)
+
+
+def balanced(
+    model: PreTrainedModel, rows: Rows, classes: int, rare: Tensor | None = None, batch: int = 2000
+) -> tuple[float, float]:
+    """Mean over the classes of the share that is right, in percent; and the same over the rare ones (NaN of none)."""
+    labels = rows.columns["labels"]
+    hit = (logits(model, rows, batch).argmax(-1) == labels).float()
+    right = torch.zeros(classes).index_add_(0, labels, hit)
+    shares = 100 * right / torch.bincount(labels, minlength=classes)
+    return float(shares.mean()), float((shares[rare] if rare is not None else shares[:0]).mean())
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel, rows: Rows, batch: int = 500) -> Tensor:
+    """The logits of all rows, on the CPU; the model is left in the mode it had."""
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
-    right = 0
+    found = []
     for part in rows.batches(batch):
-        labels = part.pop("labels")
-        logits = model(**{name: column.to(device) for name, column in part.items()}).logits
-        right += int((logits.argmax(-1).cpu() == labels).sum())
+        inputs = {name: column.to(device) for name, column in part.items() if name != "labels"}
+        found.append(model(**inputs).logits.cpu())
     model.train(was_training)
-    return 100 * right / len(rows)
+    return torch.cat(found)
 
 
 def _arguments(scratch: str, recipe: Recipe, seed: int, every: int) -> TrainingArguments:
@@ -161,14 +180,18 @@ def _is_finite(model: PreTrainedModel) -> bool:
 
 
 class _Watcher(TrainerCallback):
-    """Calls `watch` every so many steps and at the end, and counts the time that this takes."""
+    """Calls `watch` every so many steps and at the end, and counts the time that this takes; ends a training early."""
 
-    def __init__(self, watch: Callable[[PreTrainedModel], dict[str, float]] | None, every: int, last: int) -> None:
-        self.watch, self.every, self.last = watch, every, last
+    def __init__(
+        self, watch: Callable[[PreTrainedModel], dict[str, float]] | None, every: int, last: int, stop: int | None
+    ) -> None:
+        self.watch, self.every, self.last, self.stop = watch, every, last, stop
         self.curve: list[dict[str, float]] = []
         self.seconds = self.cpu_seconds = 0.0
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step == self.stop:
+            control.should_training_stop = True
         if self.watch is None or (state.global_step % self.every and state.global_step != self.last):
             return
         start, cpu = time.perf_counter(), time.process_time()

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, set_seed
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from harness.data import Rows
 from harness.measure import energies
 from harness.names import BUCKETS, language_names
-from harness.training import Recipe, train
+from harness.training import Recipe, balanced, train
 from hf_mhe import minimize_energy
 
 RARE = 60  # training strings under which a language is rare
@@ -118,18 +117,3 @@ def run(settings: Mapping[str, Any], seed: int, final: bool) -> dict[str, Any]:
         "test": test,
         "test_rare": test_rare,
     }
-
-
-@torch.no_grad()
-def balanced(model: PreTrainedModel, rows: Rows, classes: int, rare: Tensor | None = None) -> tuple[float, float]:
-    """Mean over the classes of the share that is right, in percent; and the same over the rare ones (NaN of none)."""
-    model.eval()
-    right, of = torch.zeros(classes), torch.zeros(classes)
-    for batch in rows.batches(2000):
-        hit = model(ngrams=batch["ngrams"]).logits.argmax(-1) == batch["labels"]
-        right.index_add_(0, batch["labels"], hit.float())
-        of.index_add_(0, batch["labels"], torch.ones(len(hit)))
-    model.train()
-    shares = 100 * right / of
-    few = shares[rare] if rare is not None else shares[:0]
-    return float(shares.mean()), float(few.mean())

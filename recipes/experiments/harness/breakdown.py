@@ -1,0 +1,131 @@
+"""Arms over several columns: one per combination of the factors, or one per further measure of a run.
+
+Each arm is compared with `nothing` in each column, paired by seed, with Holm's correction over the whole table.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from harness.experiment import label
+from harness.inference import Paired, corrected, interval, paired
+from harness.summary import Outcome, Summary, measured
+
+Figures = Mapping[int, float]  # by seed
+
+
+@dataclass(frozen=True)
+class Column:
+    """Attributes: heads, what stands above it; by_arm, the figures of each arm's final runs."""
+
+    heads: str
+    by_arm: Mapping[str, Figures]
+
+
+def parts(summary: Summary) -> Iterator[str]:
+    """The tables that an experiment has beside the one of its arms, each with a line above it."""
+    if summary.experiment.factors:
+        yield _said(summary, "By factor", by_cell(summary))
+        if interaction := of_interaction(summary):
+            yield _interaction(summary, interaction)
+    if summary.experiment.further:
+        yield _said(summary, "Other measures", by_measure(summary))
+
+
+def by_cell(summary: Summary) -> list[Column]:
+    """The measure in each combination of the factors."""
+    experiment, found = summary.experiment, []
+    for cell in experiment.cells():
+        by_arm = {}
+        for name, outcome in summary.outcomes.items():
+            records = [r for r in (*outcome.records, *outcome.others) if r["config"]["cell"] == cell]
+            by_arm[name] = {r["config"]["seed"]: measured(experiment, r) for r in records}
+        found.append(Column(label(cell), by_arm))
+    return found
+
+
+def by_measure(summary: Summary) -> list[Column]:
+    """The further measures in the claimed combinations; a seed without a number in one of them is left out."""
+    found = []
+    for key, says in summary.experiment.further.items():
+        found.append(Column(says, {name: _of(outcome, key) for name, outcome in summary.outcomes.items()}))
+    return found
+
+
+def differences(summary: Summary, columns: list[Column]) -> dict[tuple[str, str], Paired]:
+    """Each arm minus `nothing`, by arm and head of the column, on the seeds that both have."""
+    nothing, found = summary.experiment.nothing, {}
+    if nothing is None:
+        return {}
+    for column in columns:
+        base = column.by_arm[nothing]
+        for name, figures in column.by_arm.items():
+            both = [seed for seed in figures if seed in base]
+            if name != nothing and both:
+                found[name, column.heads] = paired([figures[s] for s in both], [base[s] for s in both])
+    return dict(zip(found, corrected(list(found.values())), strict=True))
+
+
+def of_interaction(summary: Summary) -> Paired | None:
+    """By how much the primary arm's gain over `nothing` is larger in the claimed combinations than in the others."""
+    experiment = summary.experiment
+    if not experiment.claimed or experiment.primary is None or experiment.nothing is None:
+        return None
+    claimed = {label(cell) for cell in experiment.claimed_cells()}
+    gains = {c.heads: _gains(c, experiment.primary, experiment.nothing) for c in by_cell(summary)}
+    seeds = [s for s in experiment.final_seeds if all(s in gain for gain in gains.values())]
+    if not seeds or len(claimed) == len(gains):
+        return None
+    here = [statistics.fmean(gains[name][s] for name in claimed) for s in seeds]
+    there = [statistics.fmean(gain[s] for name, gain in gains.items() if name not in claimed) for s in seeds]
+    return paired(here, there)
+
+
+def _gains(column: Column, ours: str, theirs: str) -> dict[int, float]:
+    base = column.by_arm[theirs]
+    return {seed: value - base[seed] for seed, value in column.by_arm[ours].items() if seed in base}
+
+
+def _of(outcome: Outcome, key: str) -> dict[int, float]:
+    by_seed: dict[int, list[Any]] = {}
+    for record in outcome.records:
+        by_seed.setdefault(record["config"]["seed"], []).append(record["result"].get(key))
+    return {seed: statistics.fmean(v) for seed, v in by_seed.items() if all(value is not None for value in v)}
+
+
+def _said(summary: Summary, title: str, columns: list[Column]) -> str:
+    found = differences(summary, columns)
+    rows = [["arm", *(column.heads for column in columns)], ["---", *["---:"] * len(columns)]]
+    for name, outcome in summary.outcomes.items():
+        cells = [_cell(column.by_arm[name], found.get((name, column.heads))) for column in columns]
+        rows.append([outcome.arm.says, *cells])
+    beside = ""
+    if summary.experiment.nothing is not None:
+        nothing = summary.experiment.arm(summary.experiment.nothing).says
+        beside = f", and the paired difference from “{nothing}”; * where Holm's p over the table is below 0.05"
+    return f"{title}: means of the fresh seeds{beside}.\n\n" + "\n".join("| " + " | ".join(r) + " |" for r in rows)
+
+
+def _cell(figures: Figures, each: Paired | None) -> str:
+    if not figures:
+        return ""
+    mean, half = interval(list(figures.values()))
+    said = f"{mean:.2f}" + ("" if math.isnan(half) else f" ± {half:.2f}")
+    if each is None:
+        return said
+    if math.isnan(each.low):
+        return f"{said}; {each.mean:+.2f}"
+    star = "*" if each.holm is not None and each.holm < 0.05 else ""
+    return f"{said}; {each.mean:+.2f} ({each.low:+.2f} to {each.high:+.2f}){star}"
+
+
+def _interaction(summary: Summary, each: Paired) -> str:
+    where = label(summary.experiment.claimed)
+    said = f"Interaction: at {where} the gain of `{summary.experiment.primary}` is larger by {each.mean:+.2f} points"
+    if math.isnan(each.low):
+        return f"{said} than in the other columns."
+    return f"{said} ({each.low:+.2f} to {each.high:+.2f}) than in the other columns, p {each.p:.3f}, n {each.n}."
