@@ -470,12 +470,12 @@ def test_a_round_is_one_block(n: int) -> None:
 @pytest.mark.parametrize("n", [513, 640, 1001, 1406])
 def test_a_round_of_all_pairs_is_mirrored(n: int) -> None:
     """If this failed, a neuron would be pushed by another that it does not push back."""
-    rows = torch.randn(n, 3)
+    rows = random_rows(n, 3)
     cosines = rows @ rows.mT
     (each,) = panel_rounds(n, 768, torch.device("cpu"))
     block = torch.cat([(batch.left(rows) @ batch.right(rows).mT).flatten() for _, batch in each.parts])
     each.fill_diagonals_(block, 7.0)
-    square = torch.full((n, n), torch.nan)
+    square = torch.full((n, n), torch.nan, dtype=rows.dtype)
     each.mirror_(block, square)
     assert torch.allclose(square, cosines.fill_diagonal_(7.0))
 
