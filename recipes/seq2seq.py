@@ -35,7 +35,7 @@ from transformers import (
 import hf_mhe
 
 DEFAULTS = {
-    "output_dir": "seq2seq", "learning_rate": 2e-3, "max_steps": 1000, "max_eval_samples": 500,
+    "output_dir": "seq2seq", "learning_rate": 1e-3, "warmup_steps": 50, "max_steps": 1500, "max_eval_samples": 500,
     "per_device_train_batch_size": 64, "per_device_eval_batch_size": 100, "predict_with_generate": True,
     "generation_max_length": 64,
     # Else Trainer multiplies the loss by the number of processes, which is none for a mean over tokens, as T5's is.
@@ -113,6 +113,7 @@ def build_trainer(args: ScriptArguments, training_args: Seq2SeqTrainingArguments
         model = AutoModelForSeq2SeqLM.from_config(
             T5Config(**sizes, vocab_size=len(tokenizer), decoder_start_token_id=0, tie_word_embeddings=False)
         )
+        model.lm_head.weight.data *= model.config.d_model**-0.5  # T5 itself does so only where the tables are tied
     else:
         tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
         model = AutoModelForSeq2SeqLM.from_pretrained(args.model_name_or_path)
