@@ -44,6 +44,10 @@ class Rows(Dataset[Batch]):
     def at(self, index: Tensor) -> Batch:
         return {name: column[index] for name, column in self.columns.items()}
 
+    def first(self, count: int) -> Rows:
+        """The first rows, or all where there are fewer."""
+        return Rows(**{name: column[:count] for name, column in self.columns.items()})
+
     def batches(self, size: int) -> Iterator[Batch]:
         """All rows in their order; the last batch may be smaller."""
         for index in torch.arange(len(self)).split(size):

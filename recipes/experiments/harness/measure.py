@@ -6,9 +6,22 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from harness.training import Trained
 from hf_mhe import GroupEnergy, analyze
 
 _KEPT = ("name", "role", "n", "d", "spread", "energy", "score", "max_cosine", "near_duplicates", "coincident", "dead")
+
+
+def of_training(trained: Trained, model: PreTrainedModel, before: dict[str, Any]) -> dict[str, Any]:
+    """What every task records of its training, and the model's energies before and after."""
+    return {
+        "train_seconds": trained.seconds,
+        "train_cpu_seconds": trained.cpu_seconds,
+        "diverged": trained.diverged,
+        "log": trained.log,
+        "curve": trained.curve,
+        "energies": {"before": before, "after": energies(model) if trained.diverged is None else None},
+    }
 
 
 def energies(model: PreTrainedModel) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, set_seed
 from harness.confidence import calibration_error, confidence
 from harness.damage import Damage, damaged, noisy, pruned, quantized
 from harness.data import Rows, digits, load
-from harness.measure import energies
+from harness.measure import energies, of_training
 from harness.models import build
 from harness.ranking import auroc
 from harness.training import Recipe, accuracy, logits, train
@@ -39,7 +39,7 @@ def run(settings: Mapping[str, Any], seed: int, final: bool) -> dict[str, Any]:
     set_seed(seed)
     model = build(**settings["model"], classes=data.classes, side=settings["data"]["side"])
     before = energies(model)
-    few = Rows(**data.validation.at(torch.arange(min(_CURVE_ROWS, len(data.validation)))))
+    few = data.validation.first(_CURVE_ROWS)
     recipe = Recipe(**settings["recipe"])
     trained = train(
         model,
@@ -52,12 +52,7 @@ def run(settings: Mapping[str, Any], seed: int, final: bool) -> dict[str, Any]:
     )
     return {
         "parameters": model.num_parameters(),
-        "train_seconds": trained.seconds,
-        "train_cpu_seconds": trained.cpu_seconds,
-        "diverged": trained.diverged,
-        "log": trained.log,
-        "curve": trained.curve,
-        "energies": {"before": before, "after": energies(model) if trained.diverged is None else None},
+        **of_training(trained, model, before),
         "validation": accuracy(model, data.validation),
         "test": None,
         **(_tested(model, data.test, settings["damages"], seed) if final else {}),

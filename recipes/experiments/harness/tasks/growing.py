@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, set_seed
 
 from harness.data import Splits, load
 from harness.grow import add_noise, renew, widen
-from harness.measure import energies
+from harness.measure import energies, of_training
 from harness.models import build
 from harness.training import Recipe, Trained, accuracy, train
 
@@ -43,12 +43,7 @@ def run(settings: Mapping[str, Any], seed: int, final: bool) -> dict[str, Any]:
         "base": base,
         "parameters": wide.num_parameters(),
         "steps": _recipe(settings["grown"], data).steps,
-        "train_seconds": trained.seconds,
-        "train_cpu_seconds": trained.cpu_seconds,
-        "diverged": trained.diverged,
-        "log": trained.log,
-        "curve": trained.curve,
-        "energies": {"before": before, "after": energies(wide) if trained.diverged is None else None},
+        **of_training(trained, wide, before),
         "validation": accuracy(wide, data.validation),
         "test": accuracy(wide, data.test) if final else None,
     }
@@ -83,7 +78,7 @@ def _base(described: str, seed: int) -> tuple[PreTrainedModel, dict[str, Any]]:
 def _train(
     model: PreTrainedModel, data: Splits, recipe: Mapping[str, Any], seed: int, penalty: Mapping[str, Any] | None
 ) -> Trained:
-    few = type(data.validation)(**data.validation.at(torch.arange(min(_CURVE_ROWS, len(data.validation)))))
+    few = data.validation.first(_CURVE_ROWS)
     made = _recipe(recipe, data)
     return train(
         model,

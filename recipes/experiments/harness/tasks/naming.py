@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, set_seed
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from harness.measure import energies
+from harness.measure import energies, of_training
 from harness.names import BUCKETS, language_names
 from harness.training import Recipe, balanced, train
 from hf_mhe import minimize_energy
@@ -106,12 +106,7 @@ def run(settings: Mapping[str, Any], seed: int, final: bool) -> dict[str, Any]:
     test, test_rare = balanced(model, data.test, data.classes, rare) if final else (None, None)
     return {
         "parameters": model.num_parameters(),
-        "train_seconds": trained.seconds,
-        "train_cpu_seconds": trained.cpu_seconds,
-        "diverged": trained.diverged,
-        "log": trained.log,
-        "curve": trained.curve,
-        "energies": {"before": before, "after": energies(model) if trained.diverged is None else None},
+        **of_training(trained, model, before),
         "validation": validation,
         "validation_rare": validation_rare,
         "test": test,

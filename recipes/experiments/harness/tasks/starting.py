@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, set_seed
 
-from harness.data import Rows, load
-from harness.measure import energies
+from harness.data import load
+from harness.measure import energies, of_training
 from harness.models import build
 from harness.penalties import minimal_energy_hidden, orthogonal_hidden
 from harness.training import Recipe, accuracy, train
@@ -36,7 +35,7 @@ def run(settings: Mapping[str, Any], seed: int, final: bool) -> dict[str, Any]:
     model = build(**settings["model"], classes=data.classes, side=settings["data"]["side"])
     begin(model, settings["start"], seed)
     before = energies(model)
-    few = Rows(**data.validation.at(torch.arange(min(_CURVE_ROWS, len(data.validation)))))
+    few = data.validation.first(_CURVE_ROWS)
     recipe = Recipe(**settings["recipe"])
     trained = train(
         model,
@@ -50,14 +49,9 @@ def run(settings: Mapping[str, Any], seed: int, final: bool) -> dict[str, Any]:
     started = [point["step"] for point in trained.curve if point["validation"] > STARTED * 100 / data.classes]
     return {
         "parameters": model.num_parameters(),
-        "train_seconds": trained.seconds,
-        "train_cpu_seconds": trained.cpu_seconds,
-        "diverged": trained.diverged,
+        **of_training(trained, model, before),
         "stalled": not started,
         "started_at": started[0] if started else None,
-        "log": trained.log,
-        "curve": trained.curve,
-        "energies": {"before": before, "after": energies(model) if trained.diverged is None else None},
         "validation": accuracy(model, data.validation),
         "test": accuracy(model, data.test) if final else None,
     }

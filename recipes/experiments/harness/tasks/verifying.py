@@ -15,7 +15,7 @@ from transformers import set_seed
 
 from harness.angular import AngularConfig, AngularForVerification
 from harness.data import Rows, load
-from harness.measure import energies
+from harness.measure import energies, of_training
 from harness.ranking import accepted, auroc
 from harness.training import Recipe, accuracy, train
 from hf_mhe import minimize_energy
@@ -59,12 +59,7 @@ def run(settings: Mapping[str, Any], seed: int, final: bool) -> dict[str, Any]:
     test_tar, test_auc = verified(model, test) if final else (None, None)
     return {
         "parameters": model.num_parameters(),
-        "train_seconds": trained.seconds,
-        "train_cpu_seconds": trained.cpu_seconds,
-        "diverged": trained.diverged,
-        "log": trained.log,
-        "curve": trained.curve,
-        "energies": {"before": before, "after": energies(model) if trained.diverged is None else None},
+        **of_training(trained, model, before),
         "familiar": accuracy(model, familiar),
         "validation": tar,
         "validation_auc": auc,

@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, set_seed
 
 from harness import characters, rule
 from harness.data import Rows, Splits, load
 from harness.experiment import ExperimentError
-from harness.measure import energies
+from harness.measure import energies, of_training
 from harness.models import build
 from harness.training import Recipe, accuracy, balanced, train
 
@@ -44,7 +43,7 @@ def run(settings: Mapping[str, Any], seed: int, final: bool) -> dict[str, Any]:
         penalty = {**penalty, "hidden_weight": rule.weight_for(settings["ratio"], probed["ratio"])}
     model, base = _begin(part, data, seed)
     before = energies(model)
-    few = Rows(**data.validation.at(torch.arange(min(_CURVE_ROWS, len(data.validation)))))
+    few = data.validation.first(_CURVE_ROWS)
     trained = train(
         model,
         data.train,
@@ -59,12 +58,7 @@ def run(settings: Mapping[str, Any], seed: int, final: bool) -> dict[str, Any]:
         "probed": probed,
         "weight": None if penalty is None else penalty["hidden_weight"],
         "parameters": model.num_parameters(only_trainable=True),
-        "train_seconds": trained.seconds,
-        "train_cpu_seconds": trained.cpu_seconds,
-        "diverged": trained.diverged,
-        "log": trained.log,
-        "curve": trained.curve,
-        "energies": {"before": before, "after": energies(model) if trained.diverged is None else None},
+        **of_training(trained, model, before),
         "validation": score(model, data.validation),
         "test": score(model, data.test) if final else None,
     }
