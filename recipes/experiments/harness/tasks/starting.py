@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, set_seed
 
 from harness.data import load
@@ -34,6 +35,7 @@ def run(settings: Mapping[str, Any], seed: int, final: bool) -> dict[str, Any]:
     set_seed(seed)
     model = build(**settings["model"], classes=data.classes, side=settings["data"]["side"])
     begin(model, settings["start"], seed)
+    model.to(memory_format=torch.channels_last)  # the same numbers but for rounding, a quarter sooner on a CPU
     before = energies(model)
     few = data.validation.first(_CURVE_ROWS)
     recipe = Recipe(**settings["recipe"])
