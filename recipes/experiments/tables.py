@@ -1,7 +1,10 @@
-"""Rebuild every table and figure of recipes/EVIDENCE.md from the JSON lines, or check that they agree.
+"""Rebuild every table and figure of the documents from the JSON lines, or check that they agree.
 
 python recipes/experiments/tables.py            # rebuild
 python recipes/experiments/tables.py --check    # exit status 1, and what differs, where they do not
+
+The documents are recipes/results/TABLES.md (everything), recipes/EVIDENCE.md (claim by claim) and README.md (a line
+for each experiment). What stands between two markers in them is written here, the rest by hand.
 """
 
 from __future__ import annotations
@@ -9,28 +12,37 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
-from harness.document import block, blocks, replaced  # noqa: E402
+from harness import evidence, figures  # noqa: E402
+from harness.document import block  # noqa: E402
 from harness.experiment import ExperimentError, declared, find  # noqa: E402
-from harness.figures import digest, digest_of, draw, has_content, numbers  # noqa: E402
-from harness.store import RESULTS, Store  # noqa: E402
-from harness.summary import summarize  # noqa: E402
+from harness.markdown import places, replaced  # noqa: E402
+from harness.store import Store  # noqa: E402
+from harness.summary import Summary, summarize  # noqa: E402
 
-EVIDENCE = Path(__file__).parents[1] / "EVIDENCE.md"
+ROOT = Path(__file__).parents[2]
+RESULTS = Path("recipes", "results")
+OVERVIEW = "overview"
+# What each document says of an experiment; None: nothing beyond its line in the overview.
+DOCUMENTS: Mapping[Path, Callable[[Summary], str] | None] = {
+    RESULTS / "TABLES.md": block,
+    Path("recipes", "EVIDENCE.md"): evidence.brief,
+    Path("README.md"): None,
+}
 
 
 def main() -> int:
     """Returns the exit status: 0 done, 1 the check failed, 2 bad input."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
-    parser.add_argument("--document", type=Path, default=EVIDENCE)
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--root", type=Path, default=ROOT, help="where README.md and recipes/ are")
     options = parser.parse_args()
     try:
-        wrong = check(options.document, options.results) if options.check else build(options.document, options.results)
+        wrong = check(options.root) if options.check else build(options.root)
     except (ExperimentError, ValueError, OSError) as error:
         print(f"tables.py: {error}", file=sys.stderr)
         return 2
@@ -39,45 +51,73 @@ def main() -> int:
     return 1 if wrong else 0
 
 
-def build(document: Path, results: Path) -> list[str]:
-    """Write the tables into the document and the figures into the folder of the results."""
-    text = document.read_text(encoding="utf-8")
-    for name in named(text):
-        summary = summarize(find(name), Store(name, results).records())
-        text = replaced(text, name, block(summary))
-        if has_content(summary):
-            draw(summary, results / f"{name}.png")
-    document.write_text(text, encoding="utf-8")
+def build(root: Path) -> list[str]:
+    """Write the tables into the documents and the figures into the folder of the results."""
+    texts = {path: (root / path).read_text(encoding="utf-8") for path in DOCUMENTS}
+    summaries = [summarize(find(name), Store(name, root / RESULTS).records()) for name in in_order(texts)]
+    written = {path: rewritten(path, text, summaries) for path, text in texts.items()}
+    for file, content, draw in drawings(summaries):
+        if figures.digest_of(root / RESULTS / file) != figures.digest(content):
+            draw(content, root / RESULTS / file)
+    for path, text in written.items():
+        (root / path).write_text(text, encoding="utf-8")
     return []
 
 
-def check(document: Path, results: Path) -> list[str]:
+def check(root: Path) -> list[str]:
     """What does not agree with the JSON lines, a line each; a broken line of them is named too."""
-    text, wrong = document.read_text(encoding="utf-8"), []
-    for name in named(text):
+    texts, wrong, summaries = {path: (root / path).read_text(encoding="utf-8") for path in DOCUMENTS}, [], []
+    for name in in_order(texts):
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            records = Store(name, results).records()
+            summaries.append(summarize(find(name), Store(name, root / RESULTS).records()))
         wrong += [str(each.message) for each in said]
-        summary = summarize(find(name), records)
-        if replaced(text, name, block(summary)) != text:
-            wrong.append(f"{document.name}: the part {name} is not what the JSON lines say: run tables.py")
-        if has_content(summary) and digest_of(results / f"{name}.png") != digest(numbers(summary)):
-            wrong.append(f"{name}.png does not show what the JSON lines say: run tables.py")
+    for path, text in texts.items():
+        for name in places(text):
+            if rewritten(path, text, summaries, [name]) != text:
+                wrong.append(f"{path}: the part {name} is not what the JSON lines say: run tables.py")
+    for file, content, _ in drawings(summaries):
+        if figures.digest_of(root / RESULTS / file) != figures.digest(content):
+            wrong.append(f"{file} does not show what the JSON lines say: run tables.py")
     return wrong
 
 
-def named(text: str) -> list[str]:
-    """The experiments that the document reports; those with results have to be among them.
+def in_order(texts: Mapping[Path, str]) -> list[str]:
+    """The experiments in the order of the evidence; every document has to have a place for all that it reports.
 
     Raises:
-        ExperimentError: one is not declared, or one with a declaration has no place in the document.
+        ExperimentError: a document has no place for an experiment that is declared, or for the overview.
     """
-    there = blocks(text)
-    missing = sorted(set(declared()) - set(there))
-    if missing:
-        raise ExperimentError(f"the document has no place for {', '.join(missing)}")
-    return there
+    for path, text in texts.items():
+        wanted = [*(declared() if DOCUMENTS[path] else []), *([OVERVIEW] if path.name != "TABLES.md" else [])]
+        missing = sorted(set(wanted) - set(places(text)))
+        if missing:
+            raise ExperimentError(f"{path} has no place for {', '.join(missing)}")
+    return [name for name in places(texts[Path("recipes", "EVIDENCE.md")]) if name != OVERVIEW]
+
+
+def rewritten(path: Path, text: str, summaries: list[Summary], names: list[str] | None = None) -> str:
+    """The text of a document with what the summaries say in these of its places, all if none are named."""
+    says, by_name = DOCUMENTS[path], {summary.experiment.name: summary for summary in summaries}
+    for name in places(text) if names is None else names:
+        if name == OVERVIEW:
+            text = replaced(text, name, evidence.overview(summaries))
+        elif says is None or name not in by_name:
+            raise ExperimentError(f"{path} has a place for {name}, which is no experiment that it reports")
+        else:
+            text = replaced(text, name, says(by_name[name]))
+    return text
+
+
+def drawings(summaries: list[Summary]) -> list[tuple[str, figures.Numbers, Callable[[figures.Numbers, Path], None]]]:
+    """The figures: the file, the numbers in it, and what draws them."""
+    found = [
+        (f"{summary.experiment.name}.png", content, figures.draw)
+        for summary in summaries
+        if figures.has_content(content := figures.numbers(summary))
+    ]
+    content = figures.of_all(summaries)
+    return [*found, (f"{OVERVIEW}.png", content, figures.draw_all)] if content["rows"] else found
 
 
 if __name__ == "__main__":

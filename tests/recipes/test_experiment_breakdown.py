@@ -116,7 +116,7 @@ def test_the_interaction_is_the_gain_in_the_claimed_combination_less_that_in_the
     assert found is not None
     assert found.mean == pytest.approx(statistics.fmean(wanted))
     assert found.p == pytest.approx(stats.ttest_1samp(wanted, 0).pvalue)
-    assert f"larger by {found.mean:+.2f} points" in block(summary)
+    assert f"larger by {found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f}) points" in block(summary)
     assert of_interaction(summarize(crossed(claimed={}), finished(crossed()))) is None
 
 
@@ -241,6 +241,10 @@ def test_the_weight_is_in_proportion_to_the_ratio() -> None:
 @pytest.mark.slow
 def test_a_figure_is_drawn_of_every_kind_and_says_its_numbers(tmp_path: Path) -> None:
     for summary in (summarize(crossed(), finished(crossed())), summarize(*curves())):
-        path = tmp_path / f"{summary.experiment.name}.png"
-        figures.draw(summary, path)
-        assert figures.digest_of(path) == figures.digest(figures.numbers(summary))
+        path, content = tmp_path / f"{summary.experiment.name}.png", figures.numbers(summary)
+        figures.draw(content, path)
+        assert figures.digest_of(path) == figures.digest(content)
+    content = figures.of_all([summarize(crossed(), finished(crossed()))])
+    assert list(content["rows"]["Toy"]) == ["doing nothing", "the best of the others"]
+    figures.draw_all(content, tmp_path / "overview.png")
+    assert figures.digest_of(tmp_path / "overview.png") == figures.digest(content)

@@ -4,76 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import re
-import shutil
-import subprocess
-import sys
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import pytest
-from harness.choice import chosen, final_runs, pending, planned, tuning_runs
-from harness.document import block, replaced
-from harness.experiment import Arm, Experiment, ExperimentError, declared, find, key_of, make_run, merged
+from harness.choice import chosen, final_runs, pending, planned
+from harness.experiment import Arm, ExperimentError, declared, find, key_of, make_run, merged
 from harness.store import Store
-from harness.summary import summarize
 
-RECIPES = Path(__file__).parents[2] / "recipes"
-RUN, TABLES = RECIPES / "experiments" / "run.py", RECIPES / "experiments" / "tables.py"
-
-
-def program(script: Path, *arguments: object, rc: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, str(script), *map(str, arguments)],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        capture_output=True, text=True, timeout=280, check=False,
-    )  # fmt: skip
-    assert done.returncode == rc, done.stderr[-4000:]
-    return done
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-# A small experiment whose records are written by hand.
-
-
-def toy(**changes: Any) -> Experiment:
-    """Two rivals and the primary arm, two settings each, two tuning and three fresh seeds."""
-    arms = [Arm(name, name, {"arm": name}, {"size": [1, 2]}) for name in ("ours", "first", "second")]
-    content: dict[str, Any] = {
-        "name": "toy", "title": "Toy", "question": "?", "task": "growing", "settings": {"arm": "", "size": 0},
-        "arms": arms, "tuning_seeds": [0, 1], "final_seeds": [10, 11, 12], "primary": "ours",
-    }  # fmt: skip
-    return Experiment(**{**content, **changes})
-
-
-def record(run: Any, validation: float, test: float | None = None) -> dict[str, Any]:
-    energies = {"after": {"near_duplicates": 3, "mean_score": 1.5}}
-    return {
-        "key": run.key, "config": run.config(), "seconds": 1.0, "cpu_seconds": 2.0, "peak_memory": {"mb": 100},
-        "versions": {"torch": "2.13.0"},
-        "result": {"validation": validation, "test": test, "diverged": None, "energies": energies},
-    }  # fmt: skip
-
-
-def tuned(experiment: Experiment, figure: Any) -> list[dict[str, Any]]:
-    return [record(run, figure(run.arm, run.choice["size"], run.seed)) for run in tuning_runs(experiment)]
-
-
-def finished(experiment: Experiment, tuning: list[dict[str, Any]], test: Any) -> list[dict[str, Any]]:
-    return tuning + [record(run, 0.0, test(run.arm, run.seed)) for run in final_runs(experiment, tuning)]
-
-
-BETTER = {"ours": 2, "first": 1, "second": 2}  # the setting that wins the tuning
-
-
-def figure(arm: str, size: int, seed: int) -> float:
-    base = {"ours": 80.0, "first": 70.0, "second": 75.0}[arm]
-    return base + (1.0 if size == BETTER[arm] else 0.0) + 0.1 * seed
+from tests.recipes.toy_experiment import BETTER, RUN, figure, finished, lines, program, toy, tuned
 
 
 def test_a_setting_is_chosen_by_its_mean_over_all_tuning_seeds() -> None:
@@ -182,114 +121,6 @@ def test_processes_that_append_at_once_do_not_mix_their_lines(tmp_path: Path) ->
     for worker in workers:
         worker.join()
     assert Store("many", tmp_path).keys() == {f"{worker}-{number}" for worker in range(4) for number in range(40)}
-
-
-# The verdicts.
-
-SMALL = {10: 0.14, 11: 0.16, 12: 0.15}  # what ours has more than the second, by seed: far from zero at this spread
-
-
-@pytest.mark.quick_cases(2)
-@pytest.mark.parametrize(
-    ("ahead", "other", "nothing", "verdict", "better"),
-    [
-        (15, 50, None, "confirmed", []),
-        (-15, 50, None, "not found", ["second"]),
-        (15, 99, None, "not found", ["first"]),  # above the best rival of the tuning, and below another
-        (-15, 50, "second", "harmful", ["second"]),
-        (15, 99, "first", "harmful", ["first"]),
-        (15, 99, "second", "not found", ["first"]),
-    ],
-)
-def test_a_verdict_is_about_the_best_rival_by_validation_and_hides_no_better_one(
-    ahead: int, other: int, nothing: str | None, verdict: str, better: list[str]
-) -> None:
-    experiment = toy(nothing=nothing)
-
-    def test(arm: str, seed: int) -> float:
-        return {"ours": 70 + ahead / 0.15 * SMALL[seed], "second": 70.0, "first": other + seed / 100}[arm]
-
-    summary = summarize(experiment, finished(experiment, tuned(experiment, figure), test))
-    assert summary.best_rival == "second"
-    assert (summary.verdict, summary.better) == (verdict, better)
-    assert summary.comparisons["second"].mean == pytest.approx(ahead)
-    assert ("Better than it by Holm's p" in block(summary)) == bool(better)
-
-
-@pytest.mark.recipes
-def test_a_verdict_waits_for_every_seed_of_every_arm() -> None:
-    experiment = toy()
-    records = finished(
-        experiment, tuned(experiment, figure), lambda arm, seed: 80 + 100 * SMALL[seed] * (arm == "ours")
-    )
-    assert summarize(experiment, records).verdict == "confirmed"
-    for missing in records[12:]:
-        part = [each for each in records if each is not missing]
-        summary = summarize(experiment, part)
-        assert summary.verdict == "undecided"
-        assert "Undecided: " in block(summary)
-    assert "0 of 3 arms have their 3 fresh seeds" in block(summarize(experiment, records[:12]))
-    assert "2 of 3 arms have their 3 fresh seeds" in block(summarize(experiment, records[:-1]))
-
-
-def test_a_null_says_what_it_could_have_found() -> None:
-    experiment = toy()
-    records = finished(experiment, tuned(experiment, figure), lambda arm, seed: 80.0 + (seed * len(arm)) % 7)
-    summary = summarize(experiment, records)
-    assert summary.verdict == "not found"
-    said = re.search(r"found a difference of (\S+) points with a probability of 80 %", block(summary))
-    assert said is not None
-    assert float(said[1]) == pytest.approx(summary.comparisons["second"].detectable, abs=0.005)
-
-
-def test_an_outside_arm_is_compared_and_is_no_rival() -> None:
-    experiment = toy(outside=["second"])
-    summary = summarize(experiment, finished(experiment, tuned(experiment, figure), lambda arm, seed: 50.0 + seed))
-    assert summary.best_rival == "first"
-    assert set(summary.comparisons) == {"first", "second"}
-
-
-# The documents.
-
-
-@pytest.mark.slow
-def test_the_documents_agree_with_the_runs() -> None:
-    program(TABLES, "--check")
-
-
-@pytest.mark.recipes
-def test_a_number_that_is_not_the_runs_is_found(tmp_path: Path) -> None:
-    for file in (RECIPES / "results").glob("*"):
-        shutil.copy(file, tmp_path)
-    document = tmp_path / "EVIDENCE.md"
-    text = (RECIPES / "EVIDENCE.md").read_text()
-    ran = [name for name in declared() if (tmp_path / f"{name}.jsonl").is_file()]
-    assert ran, "there is no result to check"
-    arguments = ("--check", "--document", document, "--results", tmp_path)
-    document.write_text(text)
-    program(TABLES, *arguments)
-    changed = re.sub(r"\d+ of (\d+) runs", r"9999 of \1 runs", text, count=1)
-    assert changed != text
-    document.write_text(changed)
-    assert "is not what the JSON lines say" in program(TABLES, *arguments, rc=1).stderr
-    document.write_text(text)
-    results = tmp_path / f"{ran[0]}.jsonl"
-    kept = results.read_text().splitlines(keepends=True)
-    results.write_text("".join(kept[:-1]))
-    assert f"the part {ran[0]} is not" in program(TABLES, *arguments, rc=1).stderr
-    program(TABLES, *arguments[1:])
-    program(TABLES, *arguments)
-    results.write_text("".join(kept) + '{"key": "cut o')
-    assert f"line {len(kept) + 1} is broken" in program(TABLES, *arguments, rc=1).stderr
-
-
-@pytest.mark.slow
-def test_a_document_without_a_place_is_refused(tmp_path: Path) -> None:
-    document = tmp_path / "empty.md"
-    document.write_text("# Nothing\n")
-    assert "has no place for" in program(TABLES, "--document", document, rc=2).stderr
-    with pytest.raises(ValueError, match="0 times"):
-        replaced("# Nothing", "growing_mlp", "text")
 
 
 # The runs themselves, for a few steps.

@@ -18,7 +18,7 @@ def mhe(weight: float) -> Arm:
 
 EXPERIMENT = Experiment(
     name="robustness",
-    title="What a low energy buys otherwise, at equal accuracy",
+    title="Robustness to damaged weights",
     question="Do networks of low energy lose less by pruning, few bits and noise, and know better what they know?",
     task="enduring",
     settings={

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.experiment import label
-from harness.inference import Paired, corrected, interval, paired
+from harness.inference import Paired, corrected, paired
+from harness.markdown import difference, mean, table
 from harness.summary import Outcome, Summary, measured
 
 Figures = Mapping[int, float]  # by seed
@@ -30,8 +31,8 @@ def parts(summary: Summary) -> Iterator[str]:
     """The tables that an experiment has beside the one of its arms, each with a line above it."""
     if summary.experiment.factors:
         yield _said(summary, "By factor", by_cell(summary))
-        if interaction := of_interaction(summary):
-            yield _interaction(summary, interaction)
+        if said := interaction(summary):
+            yield said
     if summary.experiment.further:
         yield _said(summary, "Other measures", by_measure(summary))
 
@@ -99,33 +100,32 @@ def _of(outcome: Outcome, key: str) -> dict[int, float]:
 
 def _said(summary: Summary, title: str, columns: list[Column]) -> str:
     found = differences(summary, columns)
-    rows = [["arm", *(column.heads for column in columns)], ["---", *["---:"] * len(columns)]]
-    for name, outcome in summary.outcomes.items():
-        cells = [_cell(column.by_arm[name], found.get((name, column.heads))) for column in columns]
-        rows.append([outcome.arm.says, *cells])
+    rows = [
+        [outcome.arm.says, *(_cell(each.by_arm[name], found.get((name, each.heads))) for each in columns)]
+        for name, outcome in summary.outcomes.items()
+    ]
     beside = ""
     if summary.experiment.nothing is not None:
         nothing = summary.experiment.arm(summary.experiment.nothing).says
         beside = f", and the paired difference from “{nothing}”; * where Holm's p over the table is below 0.05"
-    return f"{title}: means of the fresh seeds{beside}.\n\n" + "\n".join("| " + " | ".join(r) + " |" for r in rows)
+    over = table(["arm", *(column.heads for column in columns)], rows, left=1)
+    return f"{title}: means of the fresh seeds{beside}.\n\n{over}"
 
 
 def _cell(figures: Figures, each: Paired | None) -> str:
-    if not figures:
-        return ""
-    mean, half = interval(list(figures.values()))
-    said = f"{mean:.2f}" + ("" if math.isnan(half) else f" ± {half:.2f}")
+    said = mean(list(figures.values()))
     if each is None:
         return said
-    if math.isnan(each.low):
-        return f"{said}; {each.mean:+.2f}"
     star = "*" if each.holm is not None and each.holm < 0.05 else ""
-    return f"{said}; {each.mean:+.2f} ({each.low:+.2f} to {each.high:+.2f}){star}"
+    return f"{said}; {difference(each)}{star}"
 
 
-def _interaction(summary: Summary, each: Paired) -> str:
+def interaction(summary: Summary) -> str:
+    """By how much the gain is larger where the claim is made; nothing without a claim in some columns only."""
+    each = of_interaction(summary)
+    if each is None:
+        return ""
     where = label(summary.experiment.claimed)
-    said = f"Interaction: at {where} the gain of `{summary.experiment.primary}` is larger by {each.mean:+.2f} points"
-    if math.isnan(each.low):
-        return f"{said} than in the other columns."
-    return f"{said} ({each.low:+.2f} to {each.high:+.2f}) than in the other columns, p {each.p:.3f}, n {each.n}."
+    said = f"Interaction: at {where} the gain of `{summary.experiment.primary}` is larger by {difference(each)} points"
+    said += " than in the other columns"
+    return f"{said}." if math.isnan(each.low) else f"{said}, p {each.p:.3f}, n {each.n}."

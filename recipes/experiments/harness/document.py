@@ -1,27 +1,25 @@
-"""Markdown of a summary, and the place between two markers of a document where it stands."""
+"""All that the records say of an experiment, as results/TABLES.md has it."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping
-from typing import Any
 
 from harness import breakdown, figures, rule
 from harness.experiment import label
-from harness.inference import Paired, interval
+from harness.inference import Paired
+from harness.markdown import difference, mean, number, probability, table
 from harness.summary import Outcome, Summary
 
 
 def block(summary: Summary) -> str:
-    """What the records say of an experiment: the state, the verdict, one table, the factors' table if there are."""
+    """The state, the verdict, a table of all arms, the figure, and the tables of factors and further measures."""
     if not summary.runs:
-        return f"Not run yet: 0 of {summary.planned} runs."
-    parts = [_state(summary), _claim(summary)]
+        return state(summary)
+    parts = [state(summary), claim(summary)]
     if summary.experiment.primary is not None:
         parts.append(_table(summary))
-    if figures.has_content(summary):
-        parts.append(f"![{summary.experiment.title}](results/{summary.experiment.name}.png)")
+    if figures.has_content(figures.numbers(summary)):
+        parts.append(f"![{summary.experiment.title}]({summary.experiment.name}.png)")
     if summary.experiment.measure == "started":
         parts.append(_cells(summary))
     else:
@@ -31,32 +29,17 @@ def block(summary: Summary) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def replaced(document: str, name: str, text: str) -> str:
-    """The document with `text` between the markers of `name`.
-
-    Raises:
-        ValueError: the markers are not there, or not once.
-    """
-    begin, end = f"<!-- {name}: written by tables.py -->", f"<!-- end of {name} -->"
-    pattern = re.compile(re.escape(begin) + r".*?" + re.escape(end), re.DOTALL)
-    found = len(pattern.findall(document))
-    if found != 1:
-        raise ValueError(f"the document must have {begin!r} and {end!r} once; it has them {found} times")
-    return pattern.sub(lambda _: f"{begin}\n{text}\n{end}", document)
-
-
-def blocks(document: str) -> list[str]:
-    """The names of the marked places."""
-    return re.findall(r"<!-- (\S+): written by tables.py -->", document)
-
-
-def _state(summary: Summary) -> str:
+def state(summary: Summary) -> str:
+    """How many runs there are, and what they stand on."""
+    if not summary.runs:
+        return f"Not run yet: 0 of {summary.planned} runs."
     first = f"{summary.runs} of {summary.planned} runs."
     stands = sorted({r["versions"]["torch"] for o in summary.outcomes.values() for r in o.records})
     return first if not stands else f"{first} torch {', '.join(stands)}; one thread a run."
 
 
-def _claim(summary: Summary) -> str:
+def claim(summary: Summary) -> str:
+    """The verdict, with the comparison that it is about."""
     experiment = summary.experiment
     if experiment.primary is None:
         return ""
@@ -70,16 +53,17 @@ def _claim(summary: Summary) -> str:
         lead = f"**{summary.verdict.capitalize()}.**"
     if summary.best_rival not in summary.comparisons:
         return f"{lead} {_better(summary)}".strip()
-    claim, ours = summary.comparisons[summary.best_rival], experiment.arm(experiment.primary)
+    compared, ours = summary.comparisons[summary.best_rival], experiment.arm(experiment.primary)
     text = (
-        f"{lead} {ours.says} minus the best rival, {experiment.arm(summary.best_rival).says}: {_difference(claim)} "
-        f"points over {claim.n} seeds"
+        f"{lead} {ours.says} minus the best rival, {experiment.arm(summary.best_rival).says}: {difference(compared)} "
+        f"points over {compared.n} seeds"
     )
-    if claim.holm is None:
+    if compared.holm is None:
         return f"{text}. {_better(summary)}".strip()
-    text += f", Holm's p {_p(claim.holm)}, effect size {claim.effect:+.2f}."
-    if claim.holm >= 0.05:
-        text += f" The test would have found a difference of {claim.detectable:.2f} points with a probability of 80 %."
+    text += f", Holm's p {probability(compared.holm)}, effect size {compared.effect:+.2f}."
+    if compared.holm >= 0.05:
+        least = f"{compared.detectable:.2f}"
+        text += f" The test would have found a difference of {least} points with a probability of 80 %."
     return f"{text} {_better(summary)}".strip()
 
 
@@ -98,22 +82,22 @@ def _table(summary: Summary) -> str:
         heads += [f"`{experiment.primary}` minus it", "bootstrap", "Holm's p", "d", "ahead"]
     heads += ["near-duplicates", "mean score", "s", "MB"]
     rows = [_row(summary, outcome) for outcome in summary.outcomes.values()]
-    return _markdown(heads, rows, left=2)
+    return table(heads, rows, left=2)
 
 
 def _row(summary: Summary, outcome: Outcome) -> list[str]:
     experiment, arm = summary.experiment, outcome.arm
     values = list(outcome.figures.values())
-    cells = [f"{arm.says} (`{arm.name}`)", _choice(outcome), _number(outcome.tuned_to, 2), str(len(values))]
+    cells = [f"{arm.says} (`{arm.name}`)", _choice(outcome), number(outcome.tuned_to, 2), str(len(values))]
     cells.append(str(sum(record["result"]["diverged"] is not None for record in outcome.records)))
-    cells.append(_mean(values))
+    cells.append(mean(values))
     if experiment.primary is not None:
         cells += _compared(summary.comparisons.get(arm.name))
     cells += [
-        _number(outcome.mean_of(lambda record: _after(record, "near_duplicates")), 1),
-        _number(outcome.mean_of(lambda record: _after(record, "mean_score")), 2),
-        _number(outcome.mean_of(lambda record: record["result"].get("train_cpu_seconds")), 1),
-        _number(outcome.mean_of(lambda record: record["peak_memory"]["mb"]), 0),
+        number(outcome.after("near_duplicates"), 1),
+        number(outcome.after("mean_score"), 2),
+        number(outcome.mean_of(lambda record: record["result"].get("train_cpu_seconds")), 1),
+        number(outcome.mean_of(lambda record: record["peak_memory"]["mb"]), 0),
     ]
     return cells
 
@@ -131,7 +115,7 @@ def _compared(each: Paired | None) -> list[str]:
     if math.isnan(each.p):
         return [f"{each.mean:+.2f}", "", "", "", f"{each.ahead} of {each.n}"]
     boot = f"{each.boot_low:+.2f} to {each.boot_high:+.2f}"
-    return [_difference(each), boot, _p(each.holm), f"{each.effect:+.2f}", f"{each.ahead} of {each.n}"]
+    return [difference(each), boot, probability(each.holm), f"{each.effect:+.2f}", f"{each.ahead} of {each.n}"]
 
 
 def _cells(summary: Summary) -> str:
@@ -148,11 +132,11 @@ def _cells(summary: Summary) -> str:
             mean = sum(result["test"] for result in there) / len(there) if there else math.nan
             row.append(f"{started} of {len(there)}; {mean:.1f}" if there else "")
         rows.append(row)
-    return "Seeds that started, and mean test accuracy of all:\n\n" + _markdown(["arm", *names], rows, left=1)
+    return "Seeds that started, and mean test accuracy of all:\n\n" + table(["arm", *names], rows, left=1)
 
 
 def _rule(summary: Summary) -> str:
-    """The ratio of the gradients at each point of the curves, and the rule that follows when all runs are there."""
+    """The ratio of the gradients at each point of the curves, and the rule that follows."""
     found = rule.curves(summary.experiment, summary.records)
     weights = sorted({point.weight for points in found.values() for point in points})
     rows = []
@@ -160,36 +144,13 @@ def _rule(summary: Summary) -> str:
         by_weight = {point.weight: f"{point.ratio:.2g}; {point.gain:+.2f}" for point in points}
         rows.append([name, *(by_weight.get(weight, "") for weight in weights)])
     said = f"Ratio of the gradients at step {rule.STEP}, and gain in validation accuracy over λ = 0"
-    table = _markdown(["part", *(f"λ = {weight:g}" for weight in weights)], rows, left=1)
-    best = rule.best_ratio(found) if summary.runs == summary.planned else None
-    chosen = "The rule waits for all runs." if best is None else f"**Rule: aim at a ratio of {best:.2g}.**"
-    return f"{said}:\n\n{table}\n\n{chosen}"
+    over = table(["part", *(f"λ = {weight:g}" for weight in weights)], rows, left=1)
+    return f"{said}:\n\n{over}\n\n{aim(summary)}"
 
 
-def _after(record: Mapping[str, Any], name: str) -> float | None:
-    after = record["result"]["energies"]["after"]
-    return None if after is None else after[name]
-
-
-def _mean(values: list[float]) -> str:
-    if not values:
-        return ""
-    mean, half = interval(values)
-    return f"{mean:.2f}" if math.isnan(half) else f"{mean:.2f} ± {half:.2f}"
-
-
-def _difference(each: Paired) -> str:
-    return f"{each.mean:+.2f}" + ("" if math.isnan(each.low) else f" ({each.low:+.2f} to {each.high:+.2f})")
-
-
-def _p(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
-
-
-def _markdown(heads: list[str], rows: list[list[str]], *, left: int) -> str:
-    rule = ["---"] * left + ["---:"] * (len(heads) - left)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, rule, *rows])
+def aim(summary: Summary) -> str:
+    """The rule that follows from the curves, when all runs are there."""
+    if summary.runs < summary.planned:
+        return "The rule waits for all runs."
+    best = rule.best_ratio(rule.curves(summary.experiment, summary.records))
+    return "The rule waits for all runs." if best is None else f"**Rule: aim at a ratio of {best:.2g}.**"

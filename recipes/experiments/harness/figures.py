@@ -6,11 +6,13 @@ import functools
 import hashlib
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from harness import breakdown, rule
 from harness.experiment import Arm, Experiment
+from harness.inference import Paired
 from harness.summary import Outcome, Summary, measured
 
 _KEY = "Numbers"
@@ -20,11 +22,7 @@ Numbers = dict[str, Any]
 
 def numbers(summary: Summary) -> Numbers:
     """What the figure shows: paired differences; and validation over a penalty's weight, or starts over the rate."""
-    differences = {
-        name: [round(value, 6) for value in (each.mean, each.low, each.high)]
-        for name, each in summary.comparisons.items()
-        if each.n > 1
-    }
+    differences = {name: _rounded(each) for name, each in summary.comparisons.items() if each.n > 1}
     experiment = summary.experiment
     if experiment.name == rule.CURVES:
         return _over_weights(summary)
@@ -35,12 +33,14 @@ def numbers(summary: Summary) -> Numbers:
         read = functools.partial(_over_factor, summary)
         axes = [*map(_last_part, experiment.claimed), experiment.called]
     curves = {name: curve for name, outcome in summary.outcomes.items() if len(curve := read(outcome)) > 1}
-    return {"title": experiment.title, "differences": differences, "curves": curves, "axes": axes}
+    return {
+        "title": experiment.title, "primary": experiment.primary, "differences": differences, "curves": curves,
+        "axes": axes,
+    }  # fmt: skip
 
 
-def has_content(summary: Summary) -> bool:
+def has_content(content: Numbers) -> bool:
     """Whether there is anything to draw."""
-    content = numbers(summary)
     return bool(content["differences"] or content["curves"])
 
 
@@ -59,26 +59,61 @@ def digest_of(path: Path) -> str | None:
         return image.info.get(_KEY)
 
 
-def draw(summary: Summary, path: Path) -> None:
-    """Draw what there is; the file is written anew only where its numbers changed."""
-    content = numbers(summary)
-    if digest_of(path) == digest(content):
-        return
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+def draw(content: Numbers, path: Path) -> None:
+    """Draw an experiment: differences on the left, curves on the right."""
+    plt = _pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     figure.suptitle(content["title"])
     if "other_curves" in content:
         _draw_curves(left, content["other_curves"], content["other_axes"])
     else:
-        _draw_differences(left, content["differences"], f"{summary.experiment.primary} minus the arm")
+        _draw_differences(left, content["differences"], f"{content['primary']} minus the arm: points, 95 % t interval")
     _draw_curves(right, content["curves"], content["axes"])
+    _save(figure, content, path)
+
+
+def of_all(summaries: Sequence[Summary]) -> Numbers:
+    """By experiment that is decided: the primary arm minus doing nothing, and minus the best of the others."""
+    rows = {}
+    for summary in summaries:
+        against = {"doing nothing": summary.experiment.nothing, "the best of the others": summary.best_of_the_others}
+        if summary.runs and summary.experiment.primary is not None and summary.verdict != "undecided":
+            found = {says: summary.comparisons[name] for says, name in against.items() if name is not None}
+            rows[summary.experiment.title] = {says: _rounded(each) for says, each in found.items()}
+    return {"title": "MHE: paired difference in points, 95 % t interval", "rows": rows}
+
+
+def draw_all(content: Numbers, path: Path) -> None:
+    """Draw all experiments: a panel for each of the two comparisons, a row for each experiment."""
+    plt = _pyplot()
+    titles = list(content["rows"])
+    panels = list(dict.fromkeys(says for row in content["rows"].values() for says in row))
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(11, 1.4 + 0.45 * len(titles)), sharey=True, squeeze=False, layout="constrained"
+    )
+    figure.suptitle(content["title"], fontsize="medium")
+    for panel, says in zip(axes.flat, panels, strict=True):
+        _draw_differences(panel, {title: content["rows"][title][says] for title in titles}, f"minus {says}")
+    _save(figure, content, path)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure: Any, content: Numbers, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, metadata={_KEY: digest(content)})
-    plt.close(figure)
+    _pyplot().close(figure)
+
+
+def _rounded(each: Paired) -> list[float]:
+    return [round(value, 6) for value in (each.mean, each.low, each.high)]
 
 
 def _draw_differences(panel: Any, differences: Numbers, says: str) -> None:
@@ -89,7 +124,7 @@ def _draw_differences(panel: Any, differences: Numbers, says: str) -> None:
         panel.plot(mean, place, "o", color="tab:blue")
     panel.axvline(0, color="grey", linewidth=0.8)
     panel.set_yticks(range(len(names)), list(reversed(names)))
-    panel.set_xlabel(f"{says}: points, 95 % t interval")
+    panel.set_xlabel(says)
 
 
 def _draw_curves(panel: Any, curves: Numbers, axes: list[str]) -> None:

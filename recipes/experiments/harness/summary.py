@@ -47,6 +47,12 @@ class Outcome:
         found = [value for record in self.records if (value := read(record)) is not None]
         return statistics.fmean(found) if found else None
 
+    def after(self, name: str) -> float | None:
+        """Mean of an energy of the hidden layers at the end; trainings that diverged have none."""
+        ends = [ends for record in self.records if (ends := record["result"]["energies"]["after"]) is not None]
+        found = [value for end in ends if (value := end.get(name)) is not None]
+        return statistics.fmean(found) if found else None
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -69,6 +75,16 @@ class Summary:
     runs: int
     planned: int
     records: Sequence[Record] = ()
+
+    @property
+    def best_of_the_others(self) -> str | None:
+        """The rival with the highest mean on the fresh seeds, of those compared with the primary arm.
+
+        Which one it is, is seen on the same seeds, so that the comparison is hard on the primary arm. The verdict is
+        about the best rival of the tuning.
+        """
+        rivals = [name for name in self.comparisons if name not in self.experiment.outside]
+        return max(rivals, key=lambda name: statistics.fmean(self.outcomes[name].figures.values()), default=None)
 
 
 def summarize(experiment: Experiment, records: Sequence[Record]) -> Summary:

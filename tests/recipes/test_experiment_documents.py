@@ -1,0 +1,153 @@
+"""The verdicts of experiments, and that the documents are what the runs say."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from harness.document import block
+from harness.evidence import brief, overview
+from harness.experiment import declared
+from harness.markdown import replaced
+from harness.summary import summarize
+
+from tests.recipes.toy_experiment import RECIPES, TABLES, figure, finished, program, toy, tuned
+
+# The verdicts.
+
+SMALL = {10: 0.14, 11: 0.16, 12: 0.15}  # what ours has more than the second, by seed: far from zero at this spread
+
+
+@pytest.mark.quick_cases(2)
+@pytest.mark.parametrize(
+    ("ahead", "other", "nothing", "verdict", "better"),
+    [
+        (15, 50, None, "confirmed", []),
+        (-15, 50, None, "not found", ["second"]),
+        (15, 99, None, "not found", ["first"]),  # above the best rival of the tuning, and below another
+        (-15, 50, "second", "harmful", ["second"]),
+        (15, 99, "first", "harmful", ["first"]),
+        (15, 99, "second", "not found", ["first"]),
+    ],
+)
+def test_a_verdict_is_about_the_best_rival_by_validation_and_hides_no_better_one(
+    ahead: int, other: int, nothing: str | None, verdict: str, better: list[str]
+) -> None:
+    experiment = toy(nothing=nothing)
+
+    def test(arm: str, seed: int) -> float:
+        return {"ours": 70 + ahead / 0.15 * SMALL[seed], "second": 70.0, "first": other + seed / 100}[arm]
+
+    summary = summarize(experiment, finished(experiment, tuned(experiment, figure), test))
+    assert summary.best_rival == "second"
+    assert (summary.verdict, summary.better) == (verdict, better)
+    assert summary.comparisons["second"].mean == pytest.approx(ahead)
+    assert ("Better than it by Holm's p" in block(summary)) == bool(better)
+
+
+@pytest.mark.recipes
+def test_a_verdict_waits_for_every_seed_of_every_arm() -> None:
+    experiment = toy()
+    records = finished(
+        experiment, tuned(experiment, figure), lambda arm, seed: 80 + 100 * SMALL[seed] * (arm == "ours")
+    )
+    assert summarize(experiment, records).verdict == "confirmed"
+    for missing in records[12:]:
+        part = [each for each in records if each is not missing]
+        summary = summarize(experiment, part)
+        assert summary.verdict == "undecided"
+        assert "Undecided: " in block(summary)
+    assert "0 of 3 arms have their 3 fresh seeds" in block(summarize(experiment, records[:12]))
+    assert "2 of 3 arms have their 3 fresh seeds" in block(summarize(experiment, records[:-1]))
+
+
+def test_a_null_says_what_it_could_have_found() -> None:
+    experiment = toy()
+    records = finished(experiment, tuned(experiment, figure), lambda arm, seed: 80.0 + (seed * len(arm)) % 7)
+    summary = summarize(experiment, records)
+    assert summary.verdict == "not found"
+    said = re.search(r"found a difference of (\S+) points with a probability of 80 %", block(summary))
+    assert said is not None
+    assert float(said[1]) == pytest.approx(summary.comparisons["second"].detectable, abs=0.005)
+
+
+def test_an_outside_arm_is_compared_and_is_no_rival() -> None:
+    experiment = toy(outside=["second"])
+    summary = summarize(experiment, finished(experiment, tuned(experiment, figure), lambda arm, seed: 50.0 + seed))
+    assert summary.best_rival == "first"
+    assert set(summary.comparisons) == {"first", "second"}
+
+
+# The documents.
+
+
+@pytest.mark.slow
+def test_the_documents_agree_with_the_runs() -> None:
+    program(TABLES, "--check")
+
+
+DOCUMENTS = ["README.md", "recipes/EVIDENCE.md", "recipes/results/TABLES.md"]
+
+
+@pytest.mark.recipes
+def test_a_number_that_is_not_the_runs_is_found_in_every_document(tmp_path: Path) -> None:
+    """A table would go on saying what runs said that have been done again since."""
+    shutil.copytree(RECIPES / "results", tmp_path / "recipes" / "results")
+    for name in DOCUMENTS:
+        shutil.copy(RECIPES.parent / name, tmp_path / name)
+    ran = [name for name in declared() if (tmp_path / f"recipes/results/{name}.jsonl").is_file()]
+    assert ran, "there is no result to check"
+    program(TABLES, "--check", "--root", tmp_path)
+    for name in DOCUMENTS:
+        text = (tmp_path / name).read_text()
+        first = text.index(": written by tables.py -->")
+        number = re.search(r"\d+", text[first:])
+        assert number, name
+        place = first + number.start()
+        (tmp_path / name).write_text(f"{text[:place]}9{text[place:]}")
+        assert f"{name}: the part" in program(TABLES, "--check", "--root", tmp_path, rc=1).stderr
+        (tmp_path / name).write_text(text)
+    results = tmp_path / f"recipes/results/{ran[0]}.jsonl"
+    kept = results.read_text().splitlines(keepends=True)
+    results.write_text("".join(kept[:-1]))
+    said = program(TABLES, "--check", "--root", tmp_path, rc=1).stderr
+    assert f"TABLES.md: the part {ran[0]} is not what the JSON lines say" in said
+    program(TABLES, "--root", tmp_path)
+    program(TABLES, "--check", "--root", tmp_path)
+    results.write_text("".join(kept) + '{"key": "cut o')
+    assert f"line {len(kept) + 1} is broken" in program(TABLES, "--check", "--root", tmp_path, rc=1).stderr
+
+
+@pytest.mark.slow
+def test_a_document_without_a_place_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "recipes" / "results").mkdir(parents=True)
+    for name in DOCUMENTS:
+        (tmp_path / name).write_text("# Nothing\n")
+    assert "has no place for growing_cnn" in program(TABLES, "--root", tmp_path, rc=2).stderr
+    with pytest.raises(ValueError, match="0 times"):
+        replaced("# Nothing", "growing_mlp", "text")
+
+
+def test_a_reader_sees_the_best_of_the_others_though_the_tuning_chose_another() -> None:
+    """A line would say that MHE is far ahead of its best rival where that diverged, and hide the one that is above."""
+    experiment = toy(nothing="second")
+    level = {"ours": 70.0, "second": 40.0, "first": 80.0}
+    records = finished(experiment, tuned(experiment, figure), lambda arm, seed: level[arm] + 10 * SMALL[seed])
+    summary = summarize(experiment, records)
+    assert summary.best_rival == "second"
+    line = overview([summary]).splitlines()[-1]
+    assert "| +30.00 (+30.00 to +30.00) | -10.00 (-10.00 to -10.00), first | **not found** |" in line
+    shown = [row.split(" | ")[0].strip("| ") for row in brief(summary).splitlines() if row.startswith("| ")]
+    assert shown == ["arm", "---", "ours", "second", "first"]
+
+
+def test_what_is_not_decided_gives_no_numbers_to_a_reader_in_haste() -> None:
+    """The mean of two seeds would stand in the overview beside that of sixteen."""
+    experiment = toy()
+    records = finished(experiment, tuned(experiment, figure), lambda arm, seed: 50.0 + seed)
+    assert overview([summarize(experiment, [])]).count("\n") == 1, "a line for what has not begun"
+    line = overview([summarize(experiment, records[:-1])]).splitlines()[-1]
+    assert line == "| Toy | test accuracy, % |  |  |  | undecided: 20 of 21 runs |"
+    assert "Not run yet: 0 of 21 runs." in brief(summarize(experiment, []))
