@@ -33,18 +33,18 @@ def fine_tune(
     mhe_config: MHEConfig | None,
     epochs: int,
     seed: int,
+    what: str,
     progress: ProgressCallback | None = None,
 ) -> float:
     """Train `model` in place on `data["train"]` and return its accuracy on `data["test"]`, 0 to 1.
 
     On one CPU thread and with deterministic algorithms, whatever else there is: the same seed gives the same weights.
-    Two calls with one seed see the same batches in the same order.
+    Two calls with one seed see the same batches in the same order. `what` is the name that `progress` is called with.
     """
     from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
     from hf_mhe.training import MHETrainer
 
-    what = "Trainer" if mhe_config is None else "MHETrainer"
     set_seed(seed)
     with tempfile.TemporaryDirectory() as scratch, _deterministic():
         arguments: dict[str, Any] = {

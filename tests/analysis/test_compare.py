@@ -116,6 +116,27 @@ def test_groups_without_score_are_compared_by_their_spread() -> None:
     assert comparison.summary.most_redundant_after is None
 
 
+@pytest.mark.parametrize("sides", [(True, False), (False, True), (True, True)])
+def test_copies_on_a_side_are_written_and_drawn(sides: tuple[bool, bool], tmp_path: Path) -> None:
+    """If this fails, a model that began with copies cannot be published: its score, which is infinite, is no JSON."""
+    models = []
+    for copies in sides:
+        torch.manual_seed(len(models))
+        models.append(nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 5)))
+        if copies:
+            models[-1][0].weight.data[6:] = models[-1][0].weight.data[:6]
+    comparison = hf_mhe.compare(*models)
+    copied, plain = (next(row for row in comparison.rows if row.name == name) for name in ("0", "2"))
+    assert (copied.score_before == float("inf"), copied.score_after == float("inf")) == sides
+    saved = json.loads(comparison.save(tmp_path / "comparison.json").read_text(), parse_constant=pytest.fail)
+    changes = {row["name"]: row["score_change"] for row in saved["rows"]}
+    assert changes == {"0": None, "2": pytest.approx(plain.score_change)}
+    assert saved["summary"]["mean_score_change"] is None
+    assert saved["summary"]["mean_spread_change"] == pytest.approx(comparison.summary.mean_spread_change)
+    assert "nan" not in comparison.to_html().lower().replace("nan-", "")
+    assert comparison.plot(tmp_path / "spread.png").stat().st_size > 1000
+
+
 def test_table(report: EnergyReport, other_report: EnergyReport) -> None:
     """If this fails, the spreadsheet of a comparison differs from the comparison."""
     comparison = hf_mhe.compare(report, other_report)

@@ -267,7 +267,7 @@ def test_quickstart_lines_run_in_its_folder(resnet: PreTrainedModel, tmp_path: P
     from hf_mhe.quickstart.card_text import opening
     from hf_mhe.quickstart.model import build_model, build_processor
 
-    (tmp_path / "README.md").write_text(opening(0, 1))
+    (tmp_path / "README.md").write_text(opening(0, 1, 0.9))
     save_for_hub(build_model(0), tmp_path, processor=build_processor())
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(), re.S)

@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from hf_mhe.quickstart.data import digits, prepare
-from hf_mhe.quickstart.model import build_model, build_processor
+from hf_mhe.quickstart.model import build_model, build_processor, widened
 
 
 def test_the_digits_are_all_there_once() -> None:
@@ -52,3 +52,19 @@ def test_the_seed_makes_the_start() -> None:
     pairs = list(zip(first.state_dict().values(), second.state_dict().values(), strict=True))
     assert all(torch.equal(a, b) for a, b in pairs)
     assert not torch.equal(first.classifier[1].weight, other.classifier[1].weight)
+
+
+def test_copies_compute_what_the_narrow_model_does() -> None:
+    """Else the two trainings would begin with a damaged model, and copies would be no copies."""
+    import torch
+
+    from hf_mhe import analyze
+
+    narrow = build_model(3, channels=2)
+    images = torch.randn(5, 1, 32, 32)
+    narrow.train()(images)  # statistics of batch normalization that are not those of the start
+    wide = widened(narrow, copies=3)
+    assert wide.config.hidden_sizes == [6, 12]
+    torch.testing.assert_close(wide.eval()(images).logits, narrow.eval()(images).logits)
+    for group in analyze(wide).competing:
+        assert group.coincident == (0 if group.role == "output" else group.n), group.name  # of three: three pairs

@@ -151,7 +151,7 @@ class ComparisonSummary:
         content: dict[str, Any] = {
             "groups": self.groups,
             "mean_spread_change": to_json(self.mean_spread_change),
-            "mean_score_change": self.mean_score_change,
+            "mean_score_change": to_json(self.mean_score_change),
         }
         for key in _SUMMARY_KEYS:
             content |= {f"{key}_before": before[key], f"{key}_after": after[key]}
@@ -309,7 +309,7 @@ def _row_dict(row: ComparisonRow) -> dict[str, Any]:
     before, after = row.before.to_dict(), row.after.to_dict()
     content: dict[str, Any] = {key: after[key] for key in ("name", "kind", "role", "n", "d")}
     content["spread_change"] = to_json(row.spread_change)
-    content["score_change"], content["verdict"] = row.score_change, row.verdict
+    content["score_change"], content["verdict"] = to_json(row.score_change), row.verdict
     content["before"] = {key: before.get(key) for key in (*_OF_A_SIDE, *_COMPARED)}
     content["after"] = {key: after.get(key) for key in (*_OF_A_SIDE, *_COMPARED)}
     return content
