@@ -65,7 +65,8 @@ def quickstart_command(
     narrow = f"{100 * result.narrow_accuracy:.2f} %"
     images = f"{TRAIN_IMAGES} handwritten digits, tested on {TEST_IMAGES}"
     grown = f"Small ResNet, {narrow}, each channel copied {COPIES} times"
-    print_table(f"{grown}: {epochs} epochs more on {images}, seed {seed}", result_table(result))
+    more = f"{epochs} epoch{'s' if epochs > 1 else ''} more"
+    print_table(f"{grown}: {more} on {images}, seed {seed}", result_table(result))
     emit_line(
         f"Written to {result.folder}: the MHE model (the plain one in plain/), reports, comparison.html, model card"
     )

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from hf_mhe.analysis import Comparison, EnergyReport
 
 EPOCHS = 10
-# Tried with seeds 0 to 3, errors on the 360 test images: plain 13, 8, 7 and 12 with 1,008 pairs of copies or more at the
-# end; hidden weight 1 gave 2, 2, 5 and 1 (mean spread 0.3 to 0.4), 10 gave 0, 1, 1 and 0 (0.9 to 1.4), 100 gave 2, 1, 2
-# and 1 (1.2 to 2.2); none had a copy left. The learning rate and the epochs are those of the quickstart before it grew.
+# Tried with seeds 0 to 3, errors on the 360 test images: plain 13, 8, 7 and 12, with 1,008 pairs of copies or more at
+# the end; hidden weight 1 gave 2, 2, 5 and 1 (mean spread 0.3 to 0.4), 10 gave 0, 1, 1 and 0 (0.9 to 1.4), 100 gave 2,
+# 1, 2 and 1 (1.2 to 2.2); none of these had a copy left.
 HIDDEN_WEIGHT = 10.0
 OUTPUT_WEIGHT = 1.0
 PLAIN_FOLDER = "plain"
