@@ -5,7 +5,7 @@
 #   python recipes/accelerate_loop.py                      # in an environment with pip install -e ".[recipes]"
 #   accelerate launch --config_file recipes/accelerate_configs/multi_gpu.yaml recipes/accelerate_loop.py \
 #       --model_name_or_path answerdotai/ModernBERT-base --dataset_name stanfordnlp/imdb
-#   python recipes/accelerate_loop.py --resume_from_checkpoint accelerate_loop/epoch_0
+#   python recipes/accelerate_loop.py --num_epochs 3 --resume_from_checkpoint accelerate_loop/epoch_0
 #
 # --mhe_hidden_weight 0 --mhe_output_weight 0 is the same training without MHE; --quick tries whether all of it runs.
 from __future__ import annotations
@@ -149,7 +149,7 @@ def get_dataloaders(accelerator: Accelerator, args: LoopArguments):
 def training_function(accelerator: Accelerator, args: LoopArguments, prepared, mhe_config: hf_mhe.MHEConfig) -> None:
     model, tokenizer, train_dataloader, eval_dataloader, metric = prepared
     optimizer = AdamW(model.parameters(), lr=args.learning_rate)
-    num_steps = args.num_epochs * len(train_dataloader) // args.gradient_accumulation_steps
+    num_steps = args.num_epochs * -(-len(train_dataloader) // args.gradient_accumulation_steps)
     lr_scheduler = get_linear_schedule_with_warmup(optimizer, num_steps // 20, num_steps)
 
     # New Code #
@@ -221,6 +221,9 @@ def check(accelerator: Accelerator, args: LoopArguments) -> None:
     start = args.resume_from_checkpoint
     if start and not (re.fullmatch(r"epoch_\d+", Path(start).name) and Path(start, "random_states_0.pkl").is_file()):
         raise ValueError(f"there is no checkpoint in {start}: it is no folder epoch_N that this loop has saved")
+    first = int(Path(start).name.removeprefix("epoch_")) + 1 if start else 0
+    if first >= args.num_epochs:
+        raise ValueError(f"nothing is left to train: epoch {first} is not among --num_epochs {args.num_epochs}")
     if accelerator.is_main_process:
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=args.output_dir).close()  # can it be written?

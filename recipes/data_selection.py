@@ -161,6 +161,8 @@ def load_data(args: SelectionArguments) -> DatasetDict:
     for name, limit in limits.items():
         if limit:  # drawn, and not the first: many data sets are sorted by class
             dataset[name] = dataset[name].shuffle(seed=0).take(min(limit, len(dataset[name])))
+    if args.rounds < 1 or args.per_round < 2:
+        raise ValueError(f"a round at least, of two rows at least; got {args.rounds} of {args.per_round}")
     if args.rounds * args.per_round > len(dataset["train"]):
         raise ValueError(
             f"{args.rounds} rounds of {args.per_round} cannot be chosen among {len(dataset['train'])} rows"
