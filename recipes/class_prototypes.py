@@ -146,15 +146,19 @@ def federate(trainer: Trainer, clients: int, label_column: str) -> None:
     shards = np.array_split(by_class, 2 * clients)  # two of each client, as McMahan et al. have it: few classes each
     order = np.random.default_rng(0).permutation(2 * clients)
     rounds = math.ceil(trainer.args.num_train_epochs)
-    trainer.create_optimizer_and_scheduler(rounds)  # for the learning rate, which is one in a round
+    trainer.create_optimizer_and_scheduler(rounds)
+    rates = []
+    for _ in range(rounds):  # over which the schedule goes; within each the rate stays
+        rates.append(trainer.lr_scheduler.get_last_lr()[0])
+        trainer.optimizer.step()  # without gradients: it moves nothing
+        trainer.lr_scheduler.step()
     args = copy.deepcopy(trainer.args)
     args.num_train_epochs, args.lr_scheduler_type, args.warmup_steps = 1, "constant", 0
     args.save_strategy = args.eval_strategy = "no"
     args.eval_on_start, args.push_to_hub, args.report_to = False, False, []
     model, config, collator = trainer.model, trainer.mhe_config, trainer.data_collator
     trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)  # opens the trackers
-    for round_ in range(1, rounds + 1):
-        args.learning_rate = trainer.lr_scheduler.get_last_lr()[0]
+    for round_, args.learning_rate in enumerate(rates, 1):
         args.seed = trainer.args.seed + round_  # another order of the data
         start, total = copy.deepcopy(model.state_dict()), {}
         for client in range(clients):
@@ -164,7 +168,6 @@ def federate(trainer: Trainer, clients: int, label_column: str) -> None:
             for name, value in model.state_dict().items():
                 total[name] = total.get(name, 0) + value.float() * len(own)
         model.load_state_dict({name: value / len(rows) for name, value in total.items()})
-        trainer.lr_scheduler.step()
         trainer.state.epoch = trainer.state.global_step = round_  # as which it is logged
         trainer.accelerator.print(f"round {round_} of {rounds}: accuracy {trainer.evaluate()['eval_accuracy']:.4f}")
 
