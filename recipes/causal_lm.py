@@ -144,7 +144,10 @@ def check(training_args: SFTConfig, adapter: bool) -> None:
         raise ValueError(f"there is no checkpoint in {start}: it has no trainer_state.json")
     other = "model*.safetensors" if adapter else "adapter_model.safetensors"
     if any(Path(training_args.output_dir).glob(other)):  # which from_pretrained would take for the result, or a part
-        raise ValueError(f"{training_args.output_dir} has a model {'without' if adapter else 'with'} an adapter in it")
+        with_or_without = "without" if adapter else "with"
+        raise ValueError(
+            f"{training_args.output_dir} has a model {with_or_without} an adapter in it: give another --output_dir"
+        )
     if Path(training_args.output_dir).is_dir():
         tempfile.TemporaryFile(dir=training_args.output_dir).close()  # can it be written?
 

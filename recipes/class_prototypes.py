@@ -5,7 +5,7 @@
 # --max_steps are those of a client in a round, in place of all its data once.
 #
 #   python recipes/class_prototypes.py                     # in an environment with pip install -e ".[recipes]"
-#   python recipes/class_prototypes.py --federated 10
+#   python recipes/class_prototypes.py --federated 10 --num_train_epochs 10
 #   accelerate launch --config_file recipes/accelerate_configs/multi_gpu.yaml recipes/class_prototypes.py \
 #       --model_name_or_path google/vit-base-patch16-224-in21k --dataset_name ethz/food101 --learning_rate 5e-5
 #
@@ -32,6 +32,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
     HfArgumentParser,
+    ProgressCallback,
     ResNetConfig,
     Trainer,
     TrainingArguments,
@@ -157,6 +158,7 @@ def federate(trainer: Trainer, clients: int, label_column: str) -> None:
     args.save_strategy = args.eval_strategy = "no"
     args.eval_on_start, args.push_to_hub, args.report_to = False, False, []
     model, config, collator = trainer.model, trainer.mhe_config, trainer.data_collator
+    trainer.remove_callback(ProgressCallback)  # each client has its own
     trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)  # opens the trackers
     for round_, args.learning_rate in enumerate(rates, 1):
         args.seed = trainer.args.seed + round_  # another order of the data
@@ -169,7 +171,8 @@ def federate(trainer: Trainer, clients: int, label_column: str) -> None:
                 total[name] = total.get(name, 0) + value.float() * len(own)
         model.load_state_dict({name: value / len(rows) for name, value in total.items()})
         trainer.state.epoch = trainer.state.global_step = round_  # as which it is logged
-        trainer.accelerator.print(f"round {round_} of {rounds}: accuracy {trainer.evaluate()['eval_accuracy']:.4f}")
+        found = {name: value for name, value in trainer.evaluate().items() if not name.endswith(("time", "second"))}
+        trainer.accelerator.print(f"round {round_} of {rounds}:", found)
 
 
 def to_rgb(image: dict[str, Any]) -> PIL.Image.Image:

@@ -175,6 +175,8 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
 
 def build(args: ScriptArguments, training_args: SFTConfig, model_args: ModelConfig):
     """The data, the tokenizer, and the mixture before it is trained."""
+    if model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit:
+        raise ValueError("experts are trained in full, and not with --use_peft or --load_in_4bit")
     set_seed(training_args.seed)
     with training_args.main_process_first():
         dataset = load_data(args, training_args.dataset_text_field)

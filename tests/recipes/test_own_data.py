@@ -16,26 +16,10 @@ import pytest
 from PIL import Image
 from transformers import AutoConfig, AutoTokenizer, GPT2Config, GPT2Model
 
+from tests.recipes.own import IMAGES, LABELS, TEXTS, WORDS, json_lines, refused
 from tests.recipes.scripts import OWN, RECIPES, furthest, images, in_this_process, tokenizer_of_minilm, weights
 
 pytestmark = [pytest.mark.recipes, pytest.mark.timeout(300)]
-WORDS = [f"{'good' if i % 2 else 'poor'} number {i}" for i in range(40)]
-# Which arguments name the columns with texts, of the recipes that read them.
-TEXTS = {
-    "text_classification": ["--text_columns"], "data_selection": ["--text_column"],
-    "causal_lm": ["--dataset_text_field"], "upcycle": ["--dataset_text_field"],
-    "seq2seq": ["--source_column", "--target_column"], "sentence_embeddings": ["--anchor_column", "--positive_column"],
-}  # fmt: skip
-LABELS = ["text_classification", "data_selection", "accelerate_loop"]
-IMAGES = ["image_classification", "class_prototypes", "watch_training"]
-
-
-def json_lines(file: Path, **columns: Any) -> Path:
-    """A file of one object a line."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    file.write_text("\n".join(map(json.dumps, rows)))
-    return file
 
 
 def load(script: str, path: Path, **changes: Any) -> datasets.DatasetDict:
@@ -48,15 +32,6 @@ def load(script: str, path: Path, **changes: Any) -> datasets.DatasetDict:
     recipe = runpy.run_path(str(RECIPES / f"{script}.py"), run_name="recipe")
     found: datasets.DatasetDict = recipe["load_data"](SimpleNamespace(**given))
     return found
-
-
-def refused(capsys: Any, script: str, *arguments: object) -> str:
-    """The line with which a recipe refuses its arguments."""
-    capsys.readouterr()
-    assert in_this_process(script, "--quick", *arguments) == 2
-    last: str = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith(f"{script}.py: error: ")
-    return last
 
 
 @pytest.mark.parametrize("script", LABELS)
