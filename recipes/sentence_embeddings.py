@@ -121,11 +121,11 @@ def load_data(args: ScriptArguments) -> DatasetDict:
                 raise ValueError(f"the {part} data has no column {column!r}; it has {', '.join(rows.column_names)}")
             if rows.data.column(column).null_count:
                 raise ValueError(f"the {part} data has rows without a {column!r} (--train_split, --test_split)")
-    if args.anchor_column == args.positive_column:
-        raise ValueError(f"what is looked up and what is to be found are one column, {args.anchor_column!r}")
     for column in (args.anchor_column, args.positive_column):
         if dataset["train"].features[column] not in (Value("string"), Value("large_string")):
             raise ValueError(f"the column {column!r} has no texts: it is {dataset['train'].features[column]}")
+    if args.anchor_column == args.positive_column:
+        raise ValueError(f"what is looked up and what is to be found are one column, {args.anchor_column!r}")
     if "test" not in dataset:
         dataset = dataset["train"].train_test_split(0.1, seed=0)
     dataset = dataset.select_columns([args.anchor_column, args.positive_column])  # in this order

@@ -133,6 +133,13 @@ def test_a_column_without_texts_is_one_clear_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_texts_are_not_looked_up_by_themselves(tmp_path: Path, capsys: Any) -> None:
+    """One column for both would end in a traceback of pyarrow's."""
+    file = json_lines(tmp_path / "rows.jsonl", said=WORDS)
+    columns = ["--anchor_column", "said", "--positive_column", "said", "--output_dir", tmp_path / "out"]
+    assert "are one column, 'said'" in refused(capsys, "sentence_embeddings", "--dataset_name", file, *columns)
+
+
 @pytest.mark.parametrize("script", [*TEXTS, "accelerate_loop"])
 def test_a_file_that_is_damaged_is_one_clear_line(script: str, tmp_path: Path, capsys: Any) -> None:
     """A line that was cut off would be a traceback without the reason."""
