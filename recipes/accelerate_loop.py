@@ -5,7 +5,7 @@
 #   python recipes/accelerate_loop.py                      # in an environment with pip install -e ".[recipes]"
 #   accelerate launch --config_file recipes/accelerate_configs/multi_gpu.yaml recipes/accelerate_loop.py \
 #       --model_name_or_path answerdotai/ModernBERT-base --dataset_name stanfordnlp/imdb
-#   python recipes/accelerate_loop.py --resume_from_checkpoint accelerate_loop/epoch_0
+#   python recipes/accelerate_loop.py --num_epochs 3 --resume_from_checkpoint accelerate_loop/epoch_0
 #
 # --mhe_hidden_weight 0 --mhe_output_weight 0 is the same training without MHE; --quick tries whether all of it runs.
 from __future__ import annotations
@@ -26,10 +26,12 @@ from datasets.exceptions import DatasetGenerationError, DatasetsError
 from torch.optim import AdamW
 from torch.utils.data import DataLoader
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
     HfArgumentParser,
+    PreTrainedTokenizerBase,
     get_linear_schedule_with_warmup,
 )
 
@@ -53,8 +55,8 @@ class LoopArguments:
     batch_size: int = field(default=64, metadata={"help": "Of each process."})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches of an optimizer step."})
     seed: int = field(default=42, metadata={"help": "Of the data's order and of new weights."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many, drawn once."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on so many, drawn once."})
     resume_from_checkpoint: str | None = field(default=None, metadata={"help": "A folder epoch_N to go on from."})
     report_to: str | None = field(default=None, metadata={"help": "A tracker, such as tensorboard."})
     push_to_hub: str | None = field(default=None, metadata={"help": "The repository to publish the model to."})
@@ -70,10 +72,15 @@ def as_classes(dataset: DatasetDict, column: str) -> DatasetDict:
             raise ValueError(f"the column {column!r} has no classes: it is {feature}")
         words = dataset.cast_column(column, Value("string"))
         values = dict(zip(words["train"].unique(column), dataset["train"].unique(column), strict=True))
+        for part, rows in words.items():
+            if unseen := set(rows.unique(column)) - {"-1", *values}:
+                raise ValueError(f"the {part} data has a {column!r} that train lacks: {', '.join(sorted(unseen))}")
         dataset = words.cast_column(column, ClassLabel(names=sorted(values, key=values.get)))
     for part, rows in dataset.items():
         if -1 in rows.unique(column):  # as data sets of the Hub mark labels that they keep secret
             raise ValueError(f"the {part} data has rows without a {column!r}")
+    if len(dataset["train"].unique(column)) < 2:
+        raise ValueError(f"the train data has only one {column!r}: there is nothing to tell apart")
     return dataset
 
 
@@ -102,16 +109,33 @@ def load_data(args: LoopArguments) -> DatasetDict:
     return dataset if "test" in dataset else dataset["train"].train_test_split(0.1, seed=0)
 
 
+def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model. Where its files are missing, transformers makes one without words, or fails."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except Exception as error:  # of the kind that each class of tokenizers has
+        raise ValueError(f"{model} has no tokenizer that can be loaded: {error}") from error
+    if tokenizer.get_vocab().keys() <= {*tokenizer.all_special_tokens, "▁"}:
+        raise ValueError(f"{model} has no tokenizer with words: its files are missing, such as tokenizer.json")
+    return tokenizer
+
+
 def get_dataloaders(accelerator: Accelerator, args: LoopArguments):
     with accelerator.main_process_first():
         datasets = load_data(args)
     names = datasets["train"].features["label"].names
-    tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
+    tokenizer = load_tokenizer(args.model_name_or_path)
+    config = AutoConfig.from_pretrained(args.model_name_or_path)
+    longest = getattr(config, "max_position_embeddings", None) or 0
+    if 0 < longest < tokenizer.model_max_length:  # which the tokenizer does not know
+        tokenizer.model_max_length = longest - 2  # RoBERTa counts positions from 2
     if tokenizer.pad_token is None:  # as of many decoders
         tokenizer.pad_token = tokenizer.eos_token
     loaders = []
     for split, limit in (("train", args.max_train_samples), ("test", args.max_eval_samples)):
-        rows = datasets[split].take(min(limit or len(datasets[split]), len(datasets[split])))
+        rows = datasets[split]
+        if limit:  # drawn, and not the first: many data sets are sorted by class
+            rows = rows.shuffle(seed=0).take(min(limit, len(rows)))
         with accelerator.main_process_first():
             rows = rows.map(lambda batch: tokenizer(batch["text"], truncation=True), batched=True)
         rows = rows.rename_column("label", "labels").select_columns(
@@ -125,7 +149,7 @@ def get_dataloaders(accelerator: Accelerator, args: LoopArguments):
 def training_function(accelerator: Accelerator, args: LoopArguments, prepared, mhe_config: hf_mhe.MHEConfig) -> None:
     model, tokenizer, train_dataloader, eval_dataloader, metric = prepared
     optimizer = AdamW(model.parameters(), lr=args.learning_rate)
-    num_steps = args.num_epochs * len(train_dataloader) // args.gradient_accumulation_steps
+    num_steps = args.num_epochs * -(-len(train_dataloader) // args.gradient_accumulation_steps)
     lr_scheduler = get_linear_schedule_with_warmup(optimizer, num_steps // 20, num_steps)
 
     # New Code #
@@ -197,6 +221,9 @@ def check(accelerator: Accelerator, args: LoopArguments) -> None:
     start = args.resume_from_checkpoint
     if start and not (re.fullmatch(r"epoch_\d+", Path(start).name) and Path(start, "random_states_0.pkl").is_file()):
         raise ValueError(f"there is no checkpoint in {start}: it is no folder epoch_N that this loop has saved")
+    first = int(Path(start).name.removeprefix("epoch_")) + 1 if start else 0
+    if first >= args.num_epochs:
+        raise ValueError(f"nothing is left to train: epoch {first} is not among --num_epochs {args.num_epochs}")
     if accelerator.is_main_process:
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=args.output_dir).close()  # can it be written?

@@ -24,6 +24,7 @@ from transformers import (
     AutoTokenizer,
     HfArgumentParser,
     LlamaConfig,
+    PreTrainedTokenizerBase,
     set_seed,
 )
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
@@ -88,6 +89,17 @@ def load_data(args: ScriptArguments, text: str) -> DatasetDict:
     return DatasetDict({name: rows.take(min(limits[name] or len(rows), len(rows))) for name, rows in dataset.items()})
 
 
+def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model. Where its files are missing, transformers makes one without words, or fails."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except Exception as error:  # of the kind that each class of tokenizers has
+        raise ValueError(f"{model} has no tokenizer that can be loaded: {error}") from error
+    if tokenizer.get_vocab().keys() <= {*tokenizer.all_special_tokens, "▁"}:
+        raise ValueError(f"{model} has no tokenizer with words: its files are missing, such as tokenizer.json")
+    return tokenizer
+
+
 def build_trainer(args: ScriptArguments, training_args: SFTConfig, model_args: ModelConfig, config: hf_mhe.MHEConfig):
     set_seed(training_args.seed)
     with training_args.main_process_first():
@@ -101,7 +113,7 @@ def build_trainer(args: ScriptArguments, training_args: SFTConfig, model_args: M
         sizes = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 4}
         model = AutoModelForCausalLM.from_config(LlamaConfig(**sizes, vocab_size=len(tokenizer)))
     else:
-        tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
+        tokenizer = load_tokenizer(model_args.model_name_or_path)
         model = AutoModelForCausalLM.from_pretrained(
             model_args.model_name_or_path,
             dtype=model_args.dtype,
@@ -122,7 +134,7 @@ def build_trainer(args: ScriptArguments, training_args: SFTConfig, model_args: M
     )
 
 
-def check(training_args: SFTConfig) -> None:
+def check(training_args: SFTConfig, adapter: bool) -> None:
     """Refuse before the training what would end it later."""
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != training_args.world_size:  # accelerate does not connect them where it finds no GPU
@@ -130,6 +142,12 @@ def check(training_args: SFTConfig) -> None:
     start = training_args.resume_from_checkpoint
     if start and not Path(start, "trainer_state.json").is_file():
         raise ValueError(f"there is no checkpoint in {start}: it has no trainer_state.json")
+    other = "model*.safetensors" if adapter else "adapter_model.safetensors"
+    if any(Path(training_args.output_dir).glob(other)):  # which from_pretrained would take for the result, or a part
+        with_or_without = "without" if adapter else "with"
+        raise ValueError(
+            f"{training_args.output_dir} has a model {with_or_without} an adapter in it: give another --output_dir"
+        )
     if Path(training_args.output_dir).is_dir():
         tempfile.TemporaryFile(dir=training_args.output_dir).close()  # can it be written?
 
@@ -139,7 +157,7 @@ def main() -> None:
     parser.set_defaults(**(QUICK if "--quick" in sys.argv else DEFAULTS))
     try:
         args, training_args, model_args, mhe_args = parser.parse_args_into_dataclasses()
-        check(training_args)
+        check(training_args, model_args.use_peft)
         trainer = build_trainer(args, training_args, model_args, mhe_args.to_config())
         before = hf_mhe.analyze(trainer.model, exclude=VOCABULARY) if trainer.is_world_process_zero() else None
     except (hf_mhe.MHEError, DatasetsError, ImportError, OSError, RuntimeError, ValueError) as error:
@@ -147,10 +165,10 @@ def main() -> None:
         parser.exit(2, f"{parser.prog}: error: {' '.join(f'{reason} (arguments: {sys.argv[1:]})'.split())}\n")
 
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.save_model()  # before anything else can fail
     metrics = trainer.evaluate()
     metrics["eval_perplexity"] = math.exp(metrics["eval_loss"])
     trainer.log_metrics("eval", metrics)
-    trainer.save_model()
     if trainer.is_world_process_zero():
         trained = trainer.model if model_args.use_peft else training_args.output_dir
         change = hf_mhe.compare(before, hf_mhe.analyze(trained, exclude=VOCABULARY))

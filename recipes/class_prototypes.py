@@ -1,10 +1,11 @@
 # Train an image classifier onto class prototypes that are as far apart as can be: directions of minimum hyperspherical
 # energy as a last layer that is frozen. As it stands: a small ResNet on Fashion-MNIST. With --federated N, in the
 # setting of SphereFed: N clients who have few of the classes each and share the frozen layer, simulated on one machine
-# one after the other; an epoch is a round, after which their models are averaged (FedAvg).
+# one after the other; --num_train_epochs are rounds, after each of which their models are averaged (FedAvg), and
+# --max_steps are those of a client in a round, in place of all its data once.
 #
 #   python recipes/class_prototypes.py                     # in an environment with pip install -e ".[recipes]"
-#   python recipes/class_prototypes.py --federated 10
+#   python recipes/class_prototypes.py --federated 10 --num_train_epochs 10
 #   accelerate launch --config_file recipes/accelerate_configs/multi_gpu.yaml recipes/class_prototypes.py \
 #       --model_name_or_path google/vit-base-patch16-224-in21k --dataset_name ethz/food101 --learning_rate 5e-5
 #
@@ -13,14 +14,17 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import evaluate
 import numpy as np
+import PIL.Image
 import torch
 from datasets import ClassLabel, DatasetDict, Image, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetsError
@@ -28,6 +32,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
     HfArgumentParser,
+    ProgressCallback,
     ResNetConfig,
     Trainer,
     TrainingArguments,
@@ -60,15 +65,15 @@ class ScriptArguments:
     test_split: str = field(default="test", metadata={"help": "The part to evaluate on; made where there is none."})
     image_column: str = field(default="image", metadata={"help": "The column with the images."})
     label_column: str = field(default="label", metadata={"help": "The column with the classes."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many, drawn once."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on so many, drawn once."})
     metric: str = field(
         default=str(Path(__file__).parent / "metrics" / "accuracy"),
         metadata={"help": "A metric of evaluate: a folder, or a name on the Hub, such as accuracy."},
     )
     trained_head: bool = field(default=False, metadata={"help": "Train the last layer too, from random weights."})
     scale: float = field(default=4.0, metadata={"help": "The length of the prototypes."})
-    federated: int = field(default=0, metadata={"help": "How many clients; 0: none."})
+    federated: int = field(default=0, metadata={"help": "How many clients, of two shards each; 0: none."})
     quick: bool = field(default=False, metadata={"help": "A few steps, to see whether it runs."})
 
 
@@ -80,10 +85,15 @@ def as_classes(dataset: DatasetDict, column: str) -> DatasetDict:
             raise ValueError(f"the column {column!r} has no classes: it is {feature}")
         words = dataset.cast_column(column, Value("string"))
         values = dict(zip(words["train"].unique(column), dataset["train"].unique(column), strict=True))
+        for part, rows in words.items():
+            if unseen := set(rows.unique(column)) - {"-1", *values}:
+                raise ValueError(f"the {part} data has a {column!r} that train lacks: {', '.join(sorted(unseen))}")
         dataset = words.cast_column(column, ClassLabel(names=sorted(values, key=values.get)))
     for part, rows in dataset.items():
         if -1 in rows.unique(column):  # as data sets of the Hub mark labels that they keep secret
             raise ValueError(f"the {part} data has rows without a {column!r} (--train_split, --test_split)")
+    if len(dataset["train"].unique(column)) < 2:
+        raise ValueError(f"the train data has only one {column!r}: there is nothing to tell apart")
     return dataset
 
 
@@ -113,7 +123,10 @@ def load_data(args: ScriptArguments) -> DatasetDict:
     if "test" not in dataset:
         dataset = dataset["train"].train_test_split(0.1, seed=0)
     limits = {"train": args.max_train_samples, "test": args.max_eval_samples}
-    return DatasetDict({name: rows.take(min(limits[name] or len(rows), len(rows))) for name, rows in dataset.items()})
+    for name, limit in limits.items():
+        if limit:  # drawn, and not the first: many data sets are sorted by class
+            dataset[name] = dataset[name].shuffle(seed=0).take(min(limit, len(dataset[name])))
+    return dataset
 
 
 def freeze_prototypes(model: torch.nn.Module, classes: int, scale: float) -> None:
@@ -133,19 +146,44 @@ def federate(trainer: Trainer, clients: int, label_column: str) -> None:
     by_class = np.argsort(rows.with_format(None)[label_column], kind="stable")
     shards = np.array_split(by_class, 2 * clients)  # two of each client, as McMahan et al. have it: few classes each
     order = np.random.default_rng(0).permutation(2 * clients)
+    rounds = math.ceil(trainer.args.num_train_epochs)
+    trainer.create_optimizer_and_scheduler(rounds)
+    rates = []
+    for _ in range(rounds):  # over which the schedule goes; within each the rate stays
+        rates.append(trainer.lr_scheduler.get_last_lr()[0])
+        trainer.optimizer.step()  # without gradients: it moves nothing
+        trainer.lr_scheduler.step()
     args = copy.deepcopy(trainer.args)
-    rounds, args.num_train_epochs, args.save_strategy = int(args.num_train_epochs), 1, "no"
+    args.num_train_epochs, args.lr_scheduler_type, args.warmup_steps = 1, "constant", 0
+    args.save_strategy = args.eval_strategy = "no"
+    args.eval_on_start, args.push_to_hub, args.report_to = False, False, []
     model, config, collator = trainer.model, trainer.mhe_config, trainer.data_collator
-    for round_ in range(1, rounds + 1):
+    trainer.remove_callback(ProgressCallback)  # each client has its own
+    trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)  # opens the trackers
+    for round_, args.learning_rate in enumerate(rates, 1):
+        args.seed = trainer.args.seed + round_  # another order of the data
         start, total = copy.deepcopy(model.state_dict()), {}
         for client in range(clients):
             model.load_state_dict(start)
             own = rows.select(np.concatenate([shards[i] for i in order[2 * client : 2 * client + 2]]))
             hf_mhe.MHETrainer(model, args, collator, own, mhe_config=config).train()
             for name, value in model.state_dict().items():
-                total[name] = total.get(name, 0) + value / clients
-        model.load_state_dict(total)
-        print(f"round {round_} of {rounds}: accuracy {trainer.evaluate()['eval_accuracy']:.4f}")
+                total[name] = total.get(name, 0) + value.float() * len(own)
+        model.load_state_dict({name: value / len(rows) for name, value in total.items()})
+        trainer.state.epoch = trainer.state.global_step = round_  # as which it is logged
+        found = {name: value for name, value in trainer.evaluate().items() if not name.endswith(("time", "second"))}
+        trainer.accelerator.print(f"round {round_} of {rounds}:", found)
+
+
+def to_rgb(image: dict[str, Any]) -> PIL.Image.Image:
+    """What a file or its bytes show; a damaged one is named."""
+    try:
+        pixels = Image().decode_example(image)
+    except Exception as error:  # PIL has one for each format
+        raise ValueError(f"{image['path'] or 'an image'} cannot be read: {error}") from error
+    if pixels.mode.startswith("I;16"):  # all above 255 would be white
+        pixels = pixels.point(lambda value: value / 257)
+    return pixels.convert("RGB")
 
 
 def build_trainer(args: ScriptArguments, training_args: TrainingArguments, config: hf_mhe.MHEConfig):
@@ -168,10 +206,10 @@ def build_trainer(args: ScriptArguments, training_args: TrainingArguments, confi
         freeze_prototypes(model, len(names), args.scale)
 
     def to_pixels(batch):
-        images = [image.convert("RGB") for image in batch[args.image_column]]
+        images = [to_rgb(image) for image in batch[args.image_column]]
         return {**processor(images, return_tensors="pt"), "labels": batch[args.label_column]}
 
-    dataset = dataset.with_transform(to_pixels)
+    dataset = dataset.cast_column(args.image_column, Image(decode=False)).with_transform(to_pixels)
     metric = evaluate.load(args.metric)
     return hf_mhe.MHETrainer(
         model=model,
@@ -207,6 +245,8 @@ def main() -> None:
             raise ValueError(
                 f"{len(trainer.train_dataset)} rows cannot be two shards for each of {args.federated} clients"
             )
+        if args.federated and (training_args.resume_from_checkpoint or training_args.load_best_model_at_end):
+            raise ValueError("--federated saves no checkpoints, to resume from or to choose the best of")
         before = hf_mhe.analyze(trainer.model) if trainer.is_world_process_zero() else None
     except (hf_mhe.MHEError, DatasetsError, ImportError, OSError, RuntimeError, ValueError) as error:
         reason = f"{error}: {error.__cause__}" if isinstance(error, DatasetGenerationError) else error
@@ -216,9 +256,9 @@ def main() -> None:
         federate(trainer, args.federated, args.label_column)
     else:
         trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.save_model()  # before anything else can fail
     metrics = trainer.evaluate()
     trainer.log_metrics("eval", metrics)
-    trainer.save_model()
     if trainer.is_world_process_zero():
         change = hf_mhe.compare(before, training_args.output_dir)
         columns = ["name", "n", "d", "spread_before", "spread_after", "verdict"]

@@ -22,7 +22,7 @@ from datasets import ClassLabel, DatasetDict, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer, HfArgumentParser, set_seed
+from transformers import AutoModel, AutoTokenizer, HfArgumentParser, PreTrainedTokenizerBase, set_seed
 
 import hf_mhe
 
@@ -42,8 +42,8 @@ class SelectionArguments:
     label_column: str = field(default="label", metadata={"help": "The column with the classes."})
     per_round: int = field(default=200, metadata={"help": "Examples that each round chooses."})
     rounds: int = field(default=4, metadata={"help": "Rounds."})
-    max_samples: int | None = field(default=None, metadata={"help": "Choose among the first so many."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many."})
+    max_samples: int | None = field(default=None, metadata={"help": "Choose among so many, drawn once."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on so many, drawn once."})
     metric: str = field(
         default=str(Path(__file__).parent / "metrics" / "accuracy"),
         metadata={"help": "A metric of evaluate: a folder, or a name on the Hub, such as accuracy."},
@@ -83,16 +83,30 @@ def distances(vectors: Tensor, index: int) -> Tensor:
     return (2 - 2 * vectors @ vectors[index]).clamp_min(1e-6)
 
 
+def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model. Where its files are missing, transformers makes one without words, or fails."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except Exception as error:  # of the kind that each class of tokenizers has
+        raise ValueError(f"{model} has no tokenizer that can be loaded: {error}") from error
+    if tokenizer.get_vocab().keys() <= {*tokenizer.all_special_tokens, "▁"}:
+        raise ValueError(f"{model} has no tokenizer with words: its files are missing, such as tokenizer.json")
+    return tokenizer
+
+
 @torch.no_grad()
 def embed(texts: list[str], checkpoint: str, batch_size: int = 256) -> Tensor:
     """Unit vectors, the mean over tokens."""
-    tokenizer, model = AutoTokenizer.from_pretrained(checkpoint), AutoModel.from_pretrained(checkpoint)
+    tokenizer, model = load_tokenizer(checkpoint), AutoModel.from_pretrained(checkpoint)
+    longest = getattr(model.config, "max_position_embeddings", None) or 0
+    if 0 < longest < tokenizer.model_max_length:  # which the tokenizer does not know
+        tokenizer.model_max_length = longest - 2  # RoBERTa counts positions from 2
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # many decoders have none
     means = []
     for start in range(0, len(texts), batch_size):
         tokens = tokenizer(texts[start : start + batch_size], padding=True, truncation=True, return_tensors="pt")
         mask = tokens["attention_mask"].unsqueeze(-1)
-        means.append((model(**tokens).last_hidden_state * mask).sum(1) / mask.sum(1))
+        means.append((model(**tokens).last_hidden_state * mask).sum(1) / mask.sum(1).clamp_min(1))
     return torch.nn.functional.normalize(torch.cat(means))
 
 
@@ -104,10 +118,15 @@ def as_classes(dataset: DatasetDict, column: str) -> DatasetDict:
             raise ValueError(f"the column {column!r} has no classes: it is {feature}")
         words = dataset.cast_column(column, Value("string"))
         values = dict(zip(words["train"].unique(column), dataset["train"].unique(column), strict=True))
+        for part, rows in words.items():
+            if unseen := set(rows.unique(column)) - {"-1", *values}:
+                raise ValueError(f"the {part} data has a {column!r} that train lacks: {', '.join(sorted(unseen))}")
         dataset = words.cast_column(column, ClassLabel(names=sorted(values, key=values.get)))
     for part, rows in dataset.items():
         if -1 in rows.unique(column):  # as data sets of the Hub mark labels that they keep secret
             raise ValueError(f"the {part} data has rows without a {column!r} (--train_split, --test_split)")
+    if len(dataset["train"].unique(column)) < 2:
+        raise ValueError(f"the train data has only one {column!r}: there is nothing to tell apart")
     return dataset
 
 
@@ -139,9 +158,11 @@ def load_data(args: SelectionArguments) -> DatasetDict:
     if "test" not in dataset:
         dataset = dataset["train"].train_test_split(0.2, seed=0)
     limits = {"train": args.max_samples, "test": args.max_eval_samples}
-    dataset = DatasetDict(
-        {name: rows.take(min(limits[name] or len(rows), len(rows))) for name, rows in dataset.items()}
-    )
+    for name, limit in limits.items():
+        if limit:  # drawn, and not the first: many data sets are sorted by class
+            dataset[name] = dataset[name].shuffle(seed=0).take(min(limit, len(dataset[name])))
+    if args.rounds < 1 or args.per_round < 2:
+        raise ValueError(f"a round at least, of two rows at least; got {args.rounds} of {args.per_round}")
     if args.rounds * args.per_round > len(dataset["train"]):
         raise ValueError(
             f"{args.rounds} rounds of {args.per_round} cannot be chosen among {len(dataset['train'])} rows"

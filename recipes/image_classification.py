@@ -13,8 +13,10 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import evaluate
+import PIL.Image
 from datasets import ClassLabel, DatasetDict, Image, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 from transformers import (
@@ -52,8 +54,8 @@ class ScriptArguments:
     test_split: str = field(default="test", metadata={"help": "The part to evaluate on; made where there is none."})
     image_column: str = field(default="image", metadata={"help": "The column with the images."})
     label_column: str = field(default="label", metadata={"help": "The column with the classes."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many, drawn once."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on so many, drawn once."})
     metric: str = field(
         default=str(Path(__file__).parent / "metrics" / "accuracy"),
         metadata={"help": "A metric of evaluate: a folder, or a name on the Hub, such as accuracy."},
@@ -69,10 +71,15 @@ def as_classes(dataset: DatasetDict, column: str) -> DatasetDict:
             raise ValueError(f"the column {column!r} has no classes: it is {feature}")
         words = dataset.cast_column(column, Value("string"))
         values = dict(zip(words["train"].unique(column), dataset["train"].unique(column), strict=True))
+        for part, rows in words.items():
+            if unseen := set(rows.unique(column)) - {"-1", *values}:
+                raise ValueError(f"the {part} data has a {column!r} that train lacks: {', '.join(sorted(unseen))}")
         dataset = words.cast_column(column, ClassLabel(names=sorted(values, key=values.get)))
     for part, rows in dataset.items():
         if -1 in rows.unique(column):  # as data sets of the Hub mark labels that they keep secret
             raise ValueError(f"the {part} data has rows without a {column!r} (--train_split, --test_split)")
+    if len(dataset["train"].unique(column)) < 2:
+        raise ValueError(f"the train data has only one {column!r}: there is nothing to tell apart")
     return dataset
 
 
@@ -102,7 +109,21 @@ def load_data(args: ScriptArguments) -> DatasetDict:
     if "test" not in dataset:
         dataset = dataset["train"].train_test_split(0.1, seed=0)
     limits = {"train": args.max_train_samples, "test": args.max_eval_samples}
-    return DatasetDict({name: rows.take(min(limits[name] or len(rows), len(rows))) for name, rows in dataset.items()})
+    for name, limit in limits.items():
+        if limit:  # drawn, and not the first: many data sets are sorted by class
+            dataset[name] = dataset[name].shuffle(seed=0).take(min(limit, len(dataset[name])))
+    return dataset
+
+
+def to_rgb(image: dict[str, Any]) -> PIL.Image.Image:
+    """What a file or its bytes show; a damaged one is named."""
+    try:
+        pixels = Image().decode_example(image)
+    except Exception as error:  # PIL has one for each format
+        raise ValueError(f"{image['path'] or 'an image'} cannot be read: {error}") from error
+    if pixels.mode.startswith("I;16"):  # all above 255 would be white
+        pixels = pixels.point(lambda value: value / 257)
+    return pixels.convert("RGB")
 
 
 def build_trainer(args: ScriptArguments, training_args: TrainingArguments, config: hf_mhe.MHEConfig):
@@ -122,10 +143,10 @@ def build_trainer(args: ScriptArguments, training_args: TrainingArguments, confi
         processor = AutoImageProcessor.from_pretrained(args.model_name_or_path)
 
     def to_pixels(batch):
-        images = [image.convert("RGB") for image in batch[args.image_column]]
+        images = [to_rgb(image) for image in batch[args.image_column]]
         return {**processor(images, return_tensors="pt"), "labels": batch[args.label_column]}
 
-    dataset = dataset.with_transform(to_pixels)
+    dataset = dataset.cast_column(args.image_column, Image(decode=False)).with_transform(to_pixels)
     metric = evaluate.load(args.metric)
     return hf_mhe.MHETrainer(
         model=model,
@@ -163,9 +184,9 @@ def main() -> None:
         parser.exit(2, f"{parser.prog}: error: {' '.join(f'{reason} (arguments: {sys.argv[1:]})'.split())}\n")
 
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.save_model()  # before anything else can fail
     metrics = trainer.evaluate()
     trainer.log_metrics("eval", metrics)
-    trainer.save_model()
     if trainer.is_world_process_zero():
         change = hf_mhe.compare(before, training_args.output_dir)
         columns = ["name", "n", "d", "spread_before", "spread_after", "verdict"]

@@ -32,7 +32,7 @@ from sentence_transformers.evaluation import InformationRetrievalEvaluator
 from sentence_transformers.losses import GlobalOrthogonalRegularizationLoss, MultipleNegativesRankingLoss
 from sentence_transformers.util import cos_sim
 from torch import Tensor
-from transformers import HfArgumentParser, set_seed
+from transformers import HfArgumentParser, PreTrainedTokenizerBase, set_seed
 
 import hf_mhe
 from hf_mhe.integrations.sentence_transformers import EnergyRegularizedLoss
@@ -124,6 +124,8 @@ def load_data(args: ScriptArguments) -> DatasetDict:
     for column in (args.anchor_column, args.positive_column):
         if dataset["train"].features[column] not in (Value("string"), Value("large_string")):
             raise ValueError(f"the column {column!r} has no texts: it is {dataset['train'].features[column]}")
+    if args.anchor_column == args.positive_column:
+        raise ValueError(f"what is looked up and what is to be found are one column, {args.anchor_column!r}")
     if "test" not in dataset:
         dataset = dataset["train"].train_test_split(0.1, seed=0)
     dataset = dataset.select_columns([args.anchor_column, args.positive_column])  # in this order
@@ -143,6 +145,11 @@ def build_trainer(
         args.model_name_or_path = minilm()
     # Else it looks for the last two names of a folder's path on the Hub at every save, however long that takes.
     model = SentenceTransformer(args.model_name_or_path, local_files_only=Path(args.model_name_or_path).is_dir())
+    if isinstance(tokenizer := model.tokenizer, PreTrainedTokenizerBase) and (
+        tokenizer.get_vocab().keys() <= {*tokenizer.all_special_tokens, "▁"}  # what transformers makes without files
+    ):
+        name = args.model_name_or_path
+        raise ValueError(f"{name} has no tokenizer with words: its files are missing, such as tokenizer.json")
     loss = MultipleNegativesRankingLoss(model, gather_across_devices=True)
     if args.arm == "energy":
         loss = EnergyRegularizedLoss(loss, args.arm_weight)

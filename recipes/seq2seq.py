@@ -26,6 +26,7 @@ from transformers import (
     AutoTokenizer,
     DataCollatorForSeq2Seq,
     HfArgumentParser,
+    PreTrainedTokenizerBase,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     T5Config,
@@ -100,6 +101,17 @@ def load_data(args: ScriptArguments) -> DatasetDict:
     return DatasetDict({name: rows.take(min(limits[name] or len(rows), len(rows))) for name, rows in dataset.items()})
 
 
+def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model. Where its files are missing, transformers makes one without words, or fails."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except Exception as error:  # of the kind that each class of tokenizers has
+        raise ValueError(f"{model} has no tokenizer that can be loaded: {error}") from error
+    if tokenizer.get_vocab().keys() <= {*tokenizer.all_special_tokens, "▁"}:
+        raise ValueError(f"{model} has no tokenizer with words: its files are missing, such as tokenizer.json")
+    return tokenizer
+
+
 def build_trainer(args: ScriptArguments, training_args: Seq2SeqTrainingArguments, config: hf_mhe.MHEConfig):
     set_seed(training_args.seed)
     with training_args.main_process_first():
@@ -115,8 +127,11 @@ def build_trainer(args: ScriptArguments, training_args: Seq2SeqTrainingArguments
         )
         model.lm_head.weight.data *= model.config.d_model**-0.5  # T5 itself does so only where the tables are tied
     else:
-        tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
+        tokenizer = load_tokenizer(args.model_name_or_path)
         model = AutoModelForSeq2SeqLM.from_pretrained(args.model_name_or_path)
+    longest = getattr(model.config, "max_position_embeddings", None) or 0
+    if 0 < longest < tokenizer.model_max_length:  # which the tokenizer does not know
+        tokenizer.model_max_length = longest - 2  # RoBERTa counts positions from 2
 
     def to_tokens(batch):
         return tokenizer(batch[args.source_column], text_target=batch[args.target_column], truncation=True)
@@ -170,9 +185,9 @@ def main() -> None:
         parser.exit(2, f"{parser.prog}: error: {' '.join(f'{reason} (arguments: {sys.argv[1:]})'.split())}\n")
 
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.save_model()  # before anything else can fail
     metrics = trainer.evaluate()
     trainer.log_metrics("eval", metrics)
-    trainer.save_model()
     if trainer.is_world_process_zero():
         change = hf_mhe.compare(before, hf_mhe.analyze(training_args.output_dir, exclude=VOCABULARY))
         columns = ["name", "n", "d", "spread_before", "spread_after", "verdict"]

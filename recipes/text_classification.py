@@ -24,6 +24,7 @@ from transformers import (
     AutoTokenizer,
     DataCollatorWithPadding,
     HfArgumentParser,
+    PreTrainedTokenizerBase,
     TrainingArguments,
     set_seed,
 )
@@ -58,8 +59,8 @@ class ScriptArguments:
         default_factory=lambda: ["text"], metadata={"help": "The column with the texts, or two for pairs."}
     )
     label_column: str = field(default="label", metadata={"help": "The column with the classes."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many, drawn once."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on so many, drawn once."})
     lora_r: int = field(default=0, metadata={"help": "Rank of a LoRA adapter on all linear layers; 0: none."})
     metric: str = field(
         default=str(Path(__file__).parent / "metrics" / "accuracy"),
@@ -76,10 +77,15 @@ def as_classes(dataset: DatasetDict, column: str) -> DatasetDict:
             raise ValueError(f"the column {column!r} has no classes: it is {feature}")
         words = dataset.cast_column(column, Value("string"))
         values = dict(zip(words["train"].unique(column), dataset["train"].unique(column), strict=True))
+        for part, rows in words.items():
+            if unseen := set(rows.unique(column)) - {"-1", *values}:
+                raise ValueError(f"the {part} data has a {column!r} that train lacks: {', '.join(sorted(unseen))}")
         dataset = words.cast_column(column, ClassLabel(names=sorted(values, key=values.get)))
     for part, rows in dataset.items():
         if -1 in rows.unique(column):  # as data sets of the Hub mark labels that they keep secret
             raise ValueError(f"the {part} data has rows without a {column!r} (--train_split, --test_split)")
+    if len(dataset["train"].unique(column)) < 2:
+        raise ValueError(f"the train data has only one {column!r}: there is nothing to tell apart")
     return dataset
 
 
@@ -111,7 +117,21 @@ def load_data(args: ScriptArguments) -> DatasetDict:
     if "test" not in dataset:
         dataset = dataset["train"].train_test_split(0.1, seed=0)
     limits = {"train": args.max_train_samples, "test": args.max_eval_samples}
-    return DatasetDict({name: rows.take(min(limits[name] or len(rows), len(rows))) for name, rows in dataset.items()})
+    for name, limit in limits.items():
+        if limit:  # drawn, and not the first: many data sets are sorted by class
+            dataset[name] = dataset[name].shuffle(seed=0).take(min(limit, len(dataset[name])))
+    return dataset
+
+
+def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model. Where its files are missing, transformers makes one without words, or fails."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except Exception as error:  # of the kind that each class of tokenizers has
+        raise ValueError(f"{model} has no tokenizer that can be loaded: {error}") from error
+    if tokenizer.get_vocab().keys() <= {*tokenizer.all_special_tokens, "▁"}:
+        raise ValueError(f"{model} has no tokenizer with words: its files are missing, such as tokenizer.json")
+    return tokenizer
 
 
 def build_trainer(args: ScriptArguments, training_args: TrainingArguments, config: hf_mhe.MHEConfig):
@@ -124,10 +144,13 @@ def build_trainer(args: ScriptArguments, training_args: TrainingArguments, confi
         from offline import minilm
 
         args.model_name_or_path = minilm()
-    tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
+    tokenizer = load_tokenizer(args.model_name_or_path)
     model = AutoModelForSequenceClassification.from_pretrained(
         args.model_name_or_path, ignore_mismatched_sizes=True, **labels
     )
+    longest = getattr(model.config, "max_position_embeddings", None) or 0
+    if 0 < longest < tokenizer.model_max_length:  # which the tokenizer does not know
+        tokenizer.model_max_length = longest - 2  # RoBERTa counts positions from 2
     if tokenizer.pad_token is None:  # as of many decoders
         tokenizer.pad_token = tokenizer.eos_token
         model.config.pad_token_id = tokenizer.pad_token_id
@@ -156,7 +179,7 @@ def build_trainer(args: ScriptArguments, training_args: TrainingArguments, confi
     )
 
 
-def check(training_args: TrainingArguments) -> None:
+def check(training_args: TrainingArguments, adapter: bool) -> None:
     """Refuse before the training what would end it later."""
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != training_args.world_size:  # accelerate does not connect them where it finds no GPU
@@ -164,6 +187,12 @@ def check(training_args: TrainingArguments) -> None:
     start = training_args.resume_from_checkpoint
     if start and not Path(start, "trainer_state.json").is_file():
         raise ValueError(f"there is no checkpoint in {start}: it has no trainer_state.json")
+    other = "model*.safetensors" if adapter else "adapter_model.safetensors"
+    if any(Path(training_args.output_dir).glob(other)):  # which from_pretrained would take for the result, or a part
+        with_or_without = "without" if adapter else "with"
+        raise ValueError(
+            f"{training_args.output_dir} has a model {with_or_without} an adapter in it: give another --output_dir"
+        )
     if Path(training_args.output_dir).is_dir():
         tempfile.TemporaryFile(dir=training_args.output_dir).close()  # can it be written?
 
@@ -173,7 +202,7 @@ def main() -> None:
     parser.set_defaults(**(QUICK if "--quick" in sys.argv else DEFAULTS))
     try:
         args, training_args, mhe_args = parser.parse_args_into_dataclasses()
-        check(training_args)
+        check(training_args, bool(args.lora_r))
         trainer = build_trainer(args, training_args, mhe_args.to_config())
         before = hf_mhe.analyze(trainer.model, exclude=VOCABULARY) if trainer.is_world_process_zero() else None
     except (hf_mhe.MHEError, DatasetsError, ImportError, OSError, RuntimeError, ValueError) as error:
@@ -181,9 +210,9 @@ def main() -> None:
         parser.exit(2, f"{parser.prog}: error: {' '.join(f'{reason} (arguments: {sys.argv[1:]})'.split())}\n")
 
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.save_model()  # before anything else can fail
     metrics = trainer.evaluate()
     trainer.log_metrics("eval", metrics)
-    trainer.save_model()
     if trainer.is_world_process_zero():
         trained = trainer.model if args.lora_r else training_args.output_dir
         change = hf_mhe.compare(before, hf_mhe.analyze(trained, exclude=VOCABULARY))

@@ -162,8 +162,21 @@ def cosines(model: MixtralForCausalLM) -> list[float]:
     return found
 
 
+def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model. Where its files are missing, transformers makes one without words, or fails."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except Exception as error:  # of the kind that each class of tokenizers has
+        raise ValueError(f"{model} has no tokenizer that can be loaded: {error}") from error
+    if tokenizer.get_vocab().keys() <= {*tokenizer.all_special_tokens, "▁"}:
+        raise ValueError(f"{model} has no tokenizer with words: its files are missing, such as tokenizer.json")
+    return tokenizer
+
+
 def build(args: ScriptArguments, training_args: SFTConfig, model_args: ModelConfig):
     """The data, the tokenizer, and the mixture before it is trained."""
+    if model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit:
+        raise ValueError("experts are trained in full, and not with --use_peft or --load_in_4bit")
     set_seed(training_args.seed)
     with training_args.main_process_first():
         dataset = load_data(args, training_args.dataset_text_field)
@@ -174,7 +187,7 @@ def build(args: ScriptArguments, training_args: SFTConfig, model_args: ModelConf
             raise ValueError(f"the default model reads a column {text!r}; others need --model_name_or_path")
         tokenizer = byte_pairs(dataset["train"][text])
     else:
-        tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
+        tokenizer = load_tokenizer(model_args.model_name_or_path)
     if training_args.resume_from_checkpoint:
         # Trainer would miss what from_pretrained renames (huggingface/transformers#43701).
         model = MixtralForCausalLM.from_pretrained(training_args.resume_from_checkpoint, dtype=model_args.dtype)

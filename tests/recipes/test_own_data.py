@@ -16,26 +16,10 @@ import pytest
 from PIL import Image
 from transformers import AutoConfig, AutoTokenizer, GPT2Config, GPT2Model
 
-from tests.recipes.scripts import OWN, RECIPES, images, in_this_process, tokenizer_of_minilm
+from tests.recipes.own import IMAGES, LABELS, TEXTS, WORDS, json_lines, refused
+from tests.recipes.scripts import OWN, RECIPES, furthest, images, in_this_process, tokenizer_of_minilm, weights
 
 pytestmark = [pytest.mark.recipes, pytest.mark.timeout(300)]
-WORDS = [f"{'good' if i % 2 else 'poor'} number {i}" for i in range(40)]
-# Which arguments name the columns with texts, of the recipes that read them.
-TEXTS = {
-    "text_classification": ["--text_columns"], "data_selection": ["--text_column"],
-    "causal_lm": ["--dataset_text_field"], "upcycle": ["--dataset_text_field"],
-    "seq2seq": ["--source_column", "--target_column"], "sentence_embeddings": ["--anchor_column", "--positive_column"],
-}  # fmt: skip
-LABELS = ["text_classification", "data_selection", "accelerate_loop"]
-IMAGES = ["image_classification", "class_prototypes", "watch_training"]
-
-
-def json_lines(file: Path, **columns: Any) -> Path:
-    """A file of one object a line."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    file.write_text("\n".join(map(json.dumps, rows)))
-    return file
 
 
 def load(script: str, path: Path, **changes: Any) -> datasets.DatasetDict:
@@ -43,20 +27,11 @@ def load(script: str, path: Path, **changes: Any) -> datasets.DatasetDict:
     given = {
         "dataset_name": str(path), "dataset_config": None, "train_split": "train", "test_split": "test",
         "text_columns": ["text"], "text_column": "text", "label_column": "label", "max_train_samples": None,
-        "max_eval_samples": None, "max_samples": None, "rounds": 1, "per_round": 1,
+        "max_eval_samples": None, "max_samples": None, "rounds": 1, "per_round": 2,
     } | changes  # fmt: skip
     recipe = runpy.run_path(str(RECIPES / f"{script}.py"), run_name="recipe")
     found: datasets.DatasetDict = recipe["load_data"](SimpleNamespace(**given))
     return found
-
-
-def refused(capsys: Any, script: str, *arguments: object) -> str:
-    """The line with which a recipe refuses its arguments."""
-    capsys.readouterr()
-    assert in_this_process(script, "--quick", *arguments) == 2
-    last: str = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith(f"{script}.py: error: ")
-    return last
 
 
 @pytest.mark.parametrize("script", LABELS)
@@ -113,6 +88,31 @@ def test_a_test_without_labels_is_refused_before_the_training(
     assert "the test data has rows without a 'label'" in said
 
 
+@pytest.mark.parametrize("script", LABELS)
+def test_classes_that_cannot_be_learnt_are_refused_before_the_training(
+    script: str, tmp_path: Path, capsys: Any
+) -> None:
+    """A classifier of one class would be trained as a regression, which its accuracy of 1 hides."""
+    out = ["--output_dir", tmp_path / "out"]
+    one = json_lines(tmp_path / "rows.jsonl", text=WORDS, label=["yes"] * 40)
+    assert "the train data has only one 'label'" in refused(capsys, script, "--dataset_name", one, *out)
+    json_lines(tmp_path / "own" / "train.jsonl", text=WORDS, label=[["no", "yes"][i % 2] for i in range(40)])
+    json_lines(tmp_path / "own" / "test.jsonl", text=["a", "b", "c"], label=["yes", "perhaps", "maybe"])
+    said = refused(capsys, script, "--dataset_name", tmp_path / "own", *out)
+    assert "the test data has a 'label' that train lacks: maybe, perhaps" in said
+
+
+@pytest.mark.parametrize("script", LABELS[:2])
+def test_a_limit_draws_rows_of_all_classes(script: str, tmp_path: Path) -> None:
+    """The first thousand reviews of a data set that is sorted by class would all be bad ones."""
+    for part in ("train", "test"):
+        json_lines(tmp_path / f"{part}.jsonl", text=WORDS, label=[i // 20 for i in range(40)])
+    found = load(script, tmp_path, max_train_samples=16, max_samples=16, max_eval_samples=12)
+    for part, rows in (("train", 16), ("test", 12)):
+        assert len(found[part]) == rows
+        assert set(found[part]["label"]) == {0, 1}
+
+
 @pytest.mark.parametrize("script", TEXTS)
 @pytest.mark.parametrize(
     ("values", "expected"),
@@ -133,6 +133,13 @@ def test_a_column_without_texts_is_one_clear_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_texts_are_not_looked_up_by_themselves(tmp_path: Path, capsys: Any) -> None:
+    """One column for both would end in a traceback of pyarrow's."""
+    file = json_lines(tmp_path / "rows.jsonl", said=WORDS)
+    columns = ["--anchor_column", "said", "--positive_column", "said", "--output_dir", tmp_path / "out"]
+    assert "are one column, 'said'" in refused(capsys, "sentence_embeddings", "--dataset_name", file, *columns)
+
+
 @pytest.mark.parametrize("script", [*TEXTS, "accelerate_loop"])
 def test_a_file_that_is_damaged_is_one_clear_line(script: str, tmp_path: Path, capsys: Any) -> None:
     """A line that was cut off would be a traceback without the reason."""
@@ -147,6 +154,37 @@ def test_measurements_are_no_classes(tmp_path: Path, capsys: Any) -> None:
     for script in LABELS:
         said = refused(capsys, script, "--dataset_name", file, "--output_dir", tmp_path / "out")
         assert "the column 'label' has no classes: it is Value('float64')" in said
+
+
+@pytest.mark.parametrize("script", IMAGES)
+def test_gray_of_16_bits_keeps_its_values_and_a_damaged_file_is_named(script: str, tmp_path: Path) -> None:
+    """X-rays would be white, without a word, and one file of thousands be damaged, without a name."""
+    to_rgb = runpy.run_path(str(RECIPES / f"{script}.py"), run_name="recipe")["to_rgb"]
+    gray = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(gray).save(tmp_path / "gray.png")
+    pixels = np.asarray(to_rgb({"path": str(tmp_path / "gray.png"), "bytes": None}))
+    assert np.abs(pixels - gray[..., None] / 257).max() <= 1
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (99, 99, 3)).astype(np.uint8)).save(tmp_path / "a.jpg")
+    cut = (tmp_path / "a.jpg").read_bytes()[:2000]
+    for name, content in {"cut.jpg": cut, "page.png": b"<html>", "empty.png": b""}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name} cannot be read"):
+            to_rgb({"path": str(tmp_path / name), "bytes": None})
+        with pytest.raises(ValueError, match=f"{name} cannot be read"):
+            to_rgb({"path": name, "bytes": content})
+
+
+@pytest.mark.parametrize("script", IMAGES)
+def test_what_was_trained_is_saved_before_a_damaged_image_ends_its_evaluation(script: str, tmp_path: Path) -> None:
+    """Hours of training would be lost at the first test image that cannot be read."""
+    given = images(tmp_path)
+    damaged = tmp_path / "images" / "test" / "dark" / "3.png"
+    damaged.write_bytes(damaged.read_bytes()[:400])
+    arguments = ["--quick", *(word for pair in given.arguments.items() for word in pair), "--report_to", "none"]
+    with pytest.raises(ValueError, match=f"{damaged} cannot be read"):
+        in_this_process(script, *arguments, "--output_dir", tmp_path / "out")
+    assert AutoConfig.from_pretrained(tmp_path / "out").id2label == {0: "dark", 1: "light"}
+    assert furthest(weights(tmp_path / "out"), weights(tmp_path / "out" / "checkpoint-2")) > 0
 
 
 @pytest.mark.parametrize("script", IMAGES)
