@@ -270,3 +270,33 @@ def test_restart_keeps_everything(tmp_path: Path) -> None:
             second.terminate()
     files = sorted([file["rfilename"], file["size"], file["blobId"]] for file in info["siblings"])
     assert [info["sha"], info["private"], files] == made
+
+
+def test_a_data_set_lies_beside_a_model_of_its_name(hub: HubServer, tmp_path: Path) -> None:
+    """If this fails, rows would be downloaded from a model's repository, or anyone could write to another's."""
+    out = client(
+        hub,
+        tmp_path,
+        """
+        name = "alice/both"
+        for kind, content in (("model", b"weights"), ("dataset", b"rows" * 1000)):
+            api.create_repo(name, repo_type=kind)
+            for path in ("x.parquet", "folder/x.txt"):  # by git-lfs, and by git
+                api.upload_file(path_or_fileobj=content, path_in_repo=path, repo_id=name, repo_type=kind)
+            files = {path: Path(hf_hub_download(name, path, repo_type=kind)).read_bytes() == content
+                     for path in api.list_repo_files(name, repo_type=kind) if path.endswith(("x.parquet", "x.txt"))}
+            commits = api.list_repo_commits(name, repo_type=kind)
+            out[kind] = [files, api.repo_info(name, repo_type=kind).id, len(commits)]
+        bob = HfApi(token="hf_bob")
+        upload = dict(path_or_fileobj=b"", path_in_repo="y", repo_id=name, repo_type="dataset")
+        out["bob"] = [status(bob.upload_file, **upload), status(bob.create_repo, "alice/new", repo_type="dataset")]
+        out["space"] = status(api.create_repo, "alice/space", repo_type="space", space_sdk="static")
+        api.delete_repo(name, repo_type="dataset")
+        out["left"] = [api.repo_exists(name, repo_type=kind) for kind in ("model", "dataset")]
+        """,
+    )
+    files = {"x.parquet": True, "folder/x.txt": True}
+    assert out["model"] == out["dataset"] == [files, "alice/both", 3]
+    assert out["bob"] == [["HfHubHTTPError", 403]] * 2
+    assert out["space"] == ["BadRequestError", 400]
+    assert out["left"] == [True, False]

@@ -27,25 +27,32 @@ def whoami(request: HubHandler) -> None:
 
 
 def create_repo(request: HubHandler) -> None:
-    """A new model repository in the user's own namespace or one of the user's organizations."""
+    """A new repository of a model or a data set, in the user's own namespace or one of the user's organizations."""
     body, user = request.json_body(), request.user()
     if user is None:
         raise HubError(401, "Invalid username or password.")
-    if body.get("type", "model") != "model":
-        raise HubError(400, f"This Hub keeps models only, not {body['type']}")
-    repo_id = f"{body.get('organization') or user}/{body['name']}"
+    repo_id = _named(body, user)
     if user not in request.hub.members(repo_id):
-        namespace = repo_id.split("/")[0]
-        raise HubError(403, f'You don\'t have the rights to create a model under the namespace "{namespace}"')
+        kind, namespace = body.get("type") or "model", repo_id.split("/")[-2]
+        raise HubError(403, f'You don\'t have the rights to create a {kind} under the namespace "{namespace}"')
     private = body.get("visibility") == "private" or bool(body.get("private"))
     repo = request.hub.store.create(repo_id, private=private, author=user)
-    request.send_json({"url": f"{request.hub.url}/{repo.id}", "name": repo.id, "id": repo.id})
+    request.send_json({"url": f"{request.hub.url}/{repo.id}", "name": repo.name, "id": repo.name})
+
+
+def _named(body: dict[str, Any], user: str | None) -> str:
+    """The repository that a body names, as the store calls it."""
+    prefixes = {"model": "", "dataset": "datasets/"}
+    kind = body.get("type") or "model"
+    if kind not in prefixes:
+        raise HubError(400, f"This Hub keeps models and data sets, not a {kind}")
+    return f"{prefixes[kind]}{body.get('organization') or user}/{body['name']}"
 
 
 def delete_repo(request: HubHandler) -> None:
     """Remove a repository."""
     body, user = request.json_body(), request.user()
-    repo, _ = request.writer(f"{body.get('organization') or user}/{body['name']}")
+    repo, _ = request.writer(_named(body, user))
     request.hub.store.delete(repo.id)
     request.send_json({})
 
@@ -113,7 +120,7 @@ def _card_data(request: HubHandler, commit: Commit) -> dict[str, Any] | None:
     return yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else None
 
 
-def model_info(request: HubHandler, repo: str, revision: str | None) -> None:
+def repo_info(request: HubHandler, repo: str, revision: str | None) -> None:
     """What a repository holds at a revision, `main` by default."""
     found = request.readable(repo)
     oid = found.resolve(revision or "main")
@@ -129,9 +136,9 @@ def model_info(request: HubHandler, repo: str, revision: str | None) -> None:
                 sibling["lfs"] = {**entry["lfs"], "sha256": file.sha256}
         siblings.append(sibling)
     info = {
-        "id": found.id,
-        "modelId": found.id,
-        "author": found.id.split("/")[0],
+        "id": found.name,
+        "modelId": found.name,
+        "author": found.name.split("/")[0],
         "sha": oid,
         "private": found.private,
         "gated": False,

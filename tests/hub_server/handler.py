@@ -18,25 +18,27 @@ if TYPE_CHECKING:
     from tests.hub_server.server import HubServer
 
 NAME = r"[\w.-]+/[\w.-]+"
+REPO = rf"(?P<repo>(?:datasets/)?{NAME})"  # as it is called in URLs and in the store: a model has no prefix
+API = rf"/api/(?P<repo>(?:models|datasets)/{NAME})"
 # The path is matched before percent-decoding: "refs%2Fpr%2F1" is one revision, "refs/pr/1" would be three segments.
 ROUTES = [
     ("GET", re.compile(r"/api/whoami-v2"), api.whoami),
     ("POST", re.compile(r"/api/repos/create"), api.create_repo),
     ("DELETE", re.compile(r"/api/repos/delete"), api.delete_repo),
     ("POST", re.compile(r"/api/validate-yaml"), api.validate_yaml),
-    ("POST", re.compile(rf"/api/models/(?P<repo>{NAME})/preupload/(?P<revision>[^/]+)"), api.preupload),
-    ("POST", re.compile(rf"/api/models/(?P<repo>{NAME})/commit/(?P<revision>[^/]+)"), api.commit),
-    ("POST", re.compile(rf"/api/models/(?P<repo>{NAME})/paths-info/(?P<revision>[^/]+)"), api.paths_info),
-    ("POST", re.compile(rf"/api/models/(?P<repo>{NAME})/branch/(?P<branch>[^/]+)"), api.create_branch),
-    ("DELETE", re.compile(rf"/api/models/(?P<repo>{NAME})/branch/(?P<branch>[^/]+)"), api.delete_branch),
-    ("GET", re.compile(rf"/api/models/(?P<repo>{NAME})/refs"), api.refs),
-    ("GET", re.compile(rf"/api/models/(?P<repo>{NAME})/commits/(?P<revision>[^/]+)"), api.commits),
-    ("GET", re.compile(rf"/api/models/(?P<repo>{NAME})/tree/(?P<revision>[^/]+)(?:/(?P<path>.*))?"), api.tree),
-    ("GET", re.compile(rf"/api/models/(?P<repo>{NAME})(?:/revision/(?P<revision>[^/]+))?"), api.model_info),
-    ("POST", re.compile(rf"/(?P<repo>{NAME})\.git/info/lfs/objects/batch"), api.lfs_batch),
-    ("POST", re.compile(rf"/(?P<repo>{NAME})\.git/info/lfs/objects/verify"), api.lfs_verify),
+    ("POST", re.compile(API + r"/preupload/(?P<revision>[^/]+)"), api.preupload),
+    ("POST", re.compile(API + r"/commit/(?P<revision>[^/]+)"), api.commit),
+    ("POST", re.compile(API + r"/paths-info/(?P<revision>[^/]+)"), api.paths_info),
+    ("POST", re.compile(API + r"/branch/(?P<branch>[^/]+)"), api.create_branch),
+    ("DELETE", re.compile(API + r"/branch/(?P<branch>[^/]+)"), api.delete_branch),
+    ("GET", re.compile(API + r"/refs"), api.refs),
+    ("GET", re.compile(API + r"/commits/(?P<revision>[^/]+)"), api.commits),
+    ("GET", re.compile(API + r"/tree/(?P<revision>[^/]+)(?:/(?P<path>.*))?"), api.tree),
+    ("GET", re.compile(API + r"(?:/revision/(?P<revision>[^/]+))?"), api.repo_info),
+    ("POST", re.compile(rf"/{REPO}\.git/info/lfs/objects/batch"), api.lfs_batch),
+    ("POST", re.compile(rf"/{REPO}\.git/info/lfs/objects/verify"), api.lfs_verify),
 ]
-RESOLVE = re.compile(rf"/(?P<repo>{NAME})/(?:resolve|raw)/(?P<revision>[^/]+)/(?P<path>.+)")
+RESOLVE = re.compile(rf"/{REPO}/(?:resolve|raw)/(?P<revision>[^/]+)/(?P<path>.+)")
 STORAGE = re.compile(r"/lfs-storage/(?P<sha256>[0-9a-f]{64})")
 LINK_SECONDS = 3600
 CHUNK = 1 << 20
@@ -100,9 +102,10 @@ class HubHandler(BaseHTTPRequestHandler):
             return
         for method, pattern, route in ROUTES:
             if method == self.command and (match := pattern.fullmatch(path)):
-                route(
-                    self, **{key: None if text is None else unquote(text) for key, text in match.groupdict().items()}
-                )
+                values = {key: None if text is None else unquote(text) for key, text in match.groupdict().items()}
+                if repo := values.get("repo"):
+                    values["repo"] = repo.removeprefix("models/")
+                route(self, **values)
                 return
         if self.command in ("GET", "HEAD") and (match := RESOLVE.fullmatch(path)):
             self._resolve(unquote(match["repo"]), unquote(match["revision"]), unquote(match["path"]))

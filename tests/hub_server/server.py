@@ -83,7 +83,7 @@ class HubServer:
 
     def members(self, repo_id: str) -> set[str]:
         """The users who may write to a repository, and see it when it is private."""
-        namespace = repo_id.split("/")[0]
+        namespace = repo_id.split("/")[-2]
         return self.organizations.get(namespace, {namespace})
 
     # What tests ask of it

@@ -54,12 +54,18 @@ class Commit:
 
 @dataclass
 class Repo:
-    """A model repository: refs such as `main` or `refs/pr/1`, and the commits they point into."""
+    """A repository: refs such as `main` or `refs/pr/1`, and the commits they point into. `datasets/` before its name
+    is what its id says of a data set, as in its address; a model has nothing there."""
 
     id: str
     private: bool
     refs: dict[str, str] = field(default_factory=dict)
     commits: dict[str, Commit] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The user and the name, which a model and a data set may share."""
+        return self.id.removeprefix("datasets/")
 
     def resolve(self, revision: str) -> str:
         """Commit id of a branch, a pull request's ref or a full commit id; `HubError` 404 otherwise."""
@@ -147,7 +153,7 @@ class Store:
         """A new repository with the first commit that huggingface.co makes; 409 when there is one already."""
         with self.lock:
             if repo_id in self.repos:
-                raise HubError(409, "You already created this model repo")
+                raise HubError(409, "You already created this repo")
             repo = Repo(repo_id, private)
             first = Commit(
                 None, author, "initial commit", "", _now(), {".gitattributes": self.regular_file(GITATTRIBUTES)}

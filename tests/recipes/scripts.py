@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoConfig
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"
@@ -59,7 +65,7 @@ def in_two_processes(launcher: Sequence[object], *arguments: object, timeout: fl
         launched.terminate()  # not killed, which would leave its processes behind
         launched.communicate()
         raise
-    assert launched.returncode == 0, errors[-4000:]
+    assert launched.returncode == 0, errors[-8000:]
     return said
 
 
@@ -71,14 +77,23 @@ def launched_by_accelerate(config: str) -> list[object]:
 
 @dataclass(frozen=True)
 class Own:
-    """A user's own model and data for a recipe, and how the result is loaded."""
+    """A user's own model and data for a recipe, how the result is loaded, and what its arguments are called."""
 
     arguments: dict[str, Any]
     auto_class: str
+    steps: dict[str, Any] = field(default_factory=lambda: STEPS)
+    batch_size: str = "--per_device_train_batch_size"
+    on_cpus: str = "--use_cpu"
+    publish: tuple[str, ...] = ("--push_to_hub", "--hub_model_id")
+    checkpoint: str = "checkpoint-2"  # where half of the steps are done
 
-    def given(self, output: Path, **changes: object) -> list[str]:
-        """The arguments of a training of four steps into a folder."""
-        steps = {**STEPS, **self.arguments, "--output_dir": output}
+    @property
+    def penalized(self) -> bool:
+        return "--mhe_hidden_weight" in self.steps
+
+    def given(self, output: Path, processes: int = 1, **changes: object) -> list[str]:
+        """The arguments of a short training into a folder, in batches that are the same however many train on them."""
+        steps = {**self.steps, self.batch_size: 8 // processes, **self.arguments, "--output_dir": output}
         steps |= {f"--{key}": value for key, value in changes.items()}
         return [str(word) for pair in steps.items() for word in pair]
 
@@ -177,6 +192,28 @@ def pairs(folder: Path) -> Own:
     return Own(data, "AutoModelForSeq2SeqLM")
 
 
+def pairs_of_two_embeddings(folder: Path) -> Own:
+    """The pairs with an encoder and a decoder that share no weight.
+
+    A T5 cannot be had: its four modules share one, and accelerate has two of them in one group of FSDP2, where torch
+    wants all (huggingface/accelerate#4171, which is about a language model's two).
+    """
+    from transformers import BertConfig, EncoderDecoderConfig, EncoderDecoderModel
+
+    own = pairs(folder)
+    torch.manual_seed(0)
+    vocabulary = AutoConfig.from_pretrained(folder / "model").vocab_size
+    config = BertConfig(
+        vocab_size=vocabulary, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, tie_word_embeddings=False,
+    )  # fmt: skip
+    both = EncoderDecoderConfig.from_encoder_decoder_configs(
+        config, config, decoder_start_token_id=101, pad_token_id=0, eos_token_id=102, tie_word_embeddings=False
+    )
+    EncoderDecoderModel(both).save_pretrained(folder / "model")
+    return own
+
+
 def sentences(folder: Path) -> Own:
     """A small BERT without dropout, and a CSV of pairs, whose columns are in the other order."""
     model = texts(folder).arguments["--model_name_or_path"]
@@ -211,14 +248,68 @@ def dense(folder: Path) -> Own:
     return Own(data, "AutoModelForCausalLM")
 
 
+def watched_images(folder: Path) -> Own:
+    """Images for an ordinary training, which has no arguments for a penalty."""
+    ordinary = {name: value for name, value in STEPS.items() if not name.startswith("--mhe_")}
+    return replace(images(folder), steps=ordinary)
+
+
+def texts_for_the_loop(folder: Path) -> Own:
+    """A small BERT without dropout, and a folder of Parquet files, in two passes of four steps each."""
+    model = texts(folder).arguments["--model_name_or_path"]
+    said = [f"{'good' if i % 2 else 'poor'} number {i}" for i in range(40)]
+    rows = datasets.Dataset.from_dict({"text": said, "label": [i % 2 for i in range(40)]})
+    rows = rows.cast_column("label", datasets.ClassLabel(names=["no", "yes"]))
+    data = folder / "data"
+    data.mkdir()
+    rows.take(32).to_parquet(data / "train-0.parquet")
+    rows.skip(32).to_parquet(data / "test-0.parquet")
+    steps = {"--num_epochs": 2, "--learning_rate": 1e-3, "--mhe_hidden_weight": 10, "--mhe_schedule": "linear"}
+    return Own(
+        {"--model_name_or_path": model, "--dataset_name": data}, "AutoModelForSequenceClassification", steps,
+        batch_size="--batch_size", on_cpus="--cpu", publish=("--push_to_hub",), checkpoint="epoch_0",
+    )  # fmt: skip
+
+
+# Every recipe that trains.
 OWN = {
     "image_classification": images, "text_classification": texts, "causal_lm": prose, "seq2seq": pairs,
-    "sentence_embeddings": sentences, "upcycle": dense,
+    "sentence_embeddings": sentences, "upcycle": dense, "class_prototypes": images, "watch_training": watched_images,
+    "accelerate_loop": texts_for_the_loop,
 }  # fmt: skip
+
+
+@functools.cache
+def _folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="recipes-"))
+
+
+@functools.cache
+def own(script: str, make: Callable[[Path], Own] | None = None) -> tuple[Own, Path]:
+    """A user's own model and data for a recipe, and the folder of its training in one process."""
+    make = make or OWN[script]
+    folder = _folder() / f"{script}-{make.__name__}"
+    folder.mkdir()
+    given = make(folder)
+    assert in_this_process(script, *given.given(folder / "trained")) == 0
+    return given, folder / "trained"
+
+
+def spreads(said: str) -> tuple[float, float]:
+    """The mean spread before and after, of what a recipe printed."""
+    found = re.search(r"mean spread (\S+) -> (\S+)", said)
+    assert found, said
+    return float(found[1]), float(found[2])
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "model.safetensors")
+
+
+def parameters(folder: Path, auto_class: str) -> dict[str, Tensor]:
+    """The parameters of a model as they are loaded, each once where an engine saves it under several names."""
+    model = getattr(transformers, auto_class).from_pretrained(folder)
+    return {name: value.detach() for name, value in model.named_parameters()}
 
 
 def furthest(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:

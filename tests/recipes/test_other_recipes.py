@@ -9,60 +9,36 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+from transformers import AutoModelForImageClassification
 
 from tests.recipes.scripts import (
-    RECIPES,
-    furthest,
     images,
     in_this_process,
-    in_two_processes,
-    launched_by_accelerate,
-    texts,
-    weights,
 )
 
 pytestmark = [pytest.mark.recipes, pytest.mark.timeout(300)]
 
 
-def loop_arguments(folder: Path, output: Path, **changes: object) -> list[str]:
-    """A user's own model and data for the loop, in two epochs of two steps."""
-    rows = datasets.Dataset.from_dict(
-        {"text": [f"{'good' if i % 2 else 'poor'} number {i}" for i in range(40)], "label": [i % 2 for i in range(40)]}
-    ).cast_column("label", datasets.ClassLabel(names=["no", "yes"]))
-    if not (folder / "data").exists():
-        texts(folder)
-        (folder / "data").mkdir()
-        rows.take(32).to_parquet(folder / "data" / "train-0.parquet")
-        rows.skip(32).to_parquet(folder / "data" / "test-0.parquet")
-    given = {
-        "model_name_or_path": folder / "model", "dataset_name": folder / "data", "output_dir": output, "num_epochs": 2,
-        "batch_size": 16, "learning_rate": 1e-3, "mhe_hidden_weight": 10, "mhe_schedule": "linear",
-    } | changes  # fmt: skip
-    return [str(word) for key, value in given.items() for word in (f"--{key}", value)]
-
-
-def test_a_loop_goes_on_where_it_was_stopped_and_loads(tmp_path: Path, capsys: Any) -> None:
-    """A loop that was resumed would forget the step of the penalty's schedule, or its data's order."""
-    assert in_this_process("accelerate_loop", *loop_arguments(tmp_path, tmp_path / "whole")) == 0
-    assert re.search(r"mean spread \S+ -> \S+", capsys.readouterr().out)
-    resumed = loop_arguments(tmp_path, tmp_path / "resumed", resume_from_checkpoint=tmp_path / "whole" / "epoch_0")
-    assert in_this_process("accelerate_loop", *resumed) == 0
-    assert furthest(weights(tmp_path / "whole"), weights(tmp_path / "whole" / "epoch_0")) > 1e-4
-    assert furthest(weights(tmp_path / "whole"), weights(tmp_path / "resumed")) == 0
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "whole")
-    assert (
-        furthest({name: model.state_dict()[name] for name in weights(tmp_path / "whole")}, weights(tmp_path / "whole"))
-        == 0
-    )
-
-
-def test_a_loop_of_two_processes_trains_as_one_process_does(tmp_path: Path) -> None:
-    """The launch line of the loop would train something else than the plain line."""
-    assert in_this_process("accelerate_loop", *loop_arguments(tmp_path, tmp_path / "one")) == 0
-    arguments = loop_arguments(tmp_path, tmp_path / "two", batch_size=8)
-    in_two_processes(launched_by_accelerate("multi_gpu"), RECIPES / "accelerate_loop.py", *arguments, "--cpu")
-    assert furthest(weights(tmp_path / "one"), weights(tmp_path / "two")) < 1e-4
+@pytest.mark.parametrize(
+    ("columns", "part", "expected"),
+    [
+        (("said", "label"), "train", "the train data has no column 'text'; it has said, label"),
+        (("text", "liked"), "train", "the train data has no column 'label'; it has text, liked"),
+        (("text", "label"), "dev", "the data has no split 'train'; it has "),
+    ],
+)
+def test_a_loop_says_what_its_data_lacks(
+    columns: tuple[str, str], part: str, expected: str, tmp_path: Path, capsys: Any
+) -> None:
+    """Data of other columns, which the loop has no arguments for, would end in a key error."""
+    (tmp_path / "data").mkdir()
+    rows = dict(zip(columns, ([f"number {i}" for i in range(8)], [i % 2 for i in range(8)]), strict=True))
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "data" / f"{part}-0.parquet")
+    arguments = ["--dataset_name", tmp_path / "data", "--output_dir", tmp_path / "out"]
+    assert in_this_process("accelerate_loop", *arguments) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("accelerate_loop.py: error: ")
+    assert expected in last
 
 
 @pytest.mark.parametrize("federated", [0, 3])
@@ -98,7 +74,6 @@ def test_what_is_chosen_by_energy_has_less_of_it(tmp_path: Path, capsys: Any) ->
 
 
 BAD = {
-    "accelerate_loop": (["--dataset_name", "nobody/nothing"], "nobody/nothing"),
     "class_prototypes": (["--image_column", "pixels"], "no column 'pixels'; it has image, label"),
     "data_selection": (["--rounds", "1000"], "1000 rounds of 20 cannot be chosen among 200 rows"),
 }
