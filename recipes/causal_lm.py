@@ -16,6 +16,7 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from datasets import DatasetDict, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetsError
@@ -89,10 +90,10 @@ def load_data(args: ScriptArguments, text: str) -> DatasetDict:
     return DatasetDict({name: rows.take(min(limits[name] or len(rows), len(rows))) for name, rows in dataset.items()})
 
 
-def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(model: str, **version: Any) -> PreTrainedTokenizerBase:
     """The tokenizer beside a model. Where its files are missing, transformers makes one without words, or fails."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer = AutoTokenizer.from_pretrained(model, **version)
     except Exception as error:  # of the kind that each class of tokenizers has
         raise ValueError(f"{model} has no tokenizer that can be loaded: {error}") from error
     if tokenizer.get_vocab().keys() <= {*tokenizer.all_special_tokens, "▁"}:
@@ -104,6 +105,7 @@ def build_trainer(args: ScriptArguments, training_args: SFTConfig, model_args: M
     set_seed(training_args.seed)
     with training_args.main_process_first():
         dataset = load_data(args, training_args.dataset_text_field)
+    version = {"revision": model_args.model_revision}
     if model_args.model_name_or_path is None:
         from offline import byte_pairs
 
@@ -113,11 +115,12 @@ def build_trainer(args: ScriptArguments, training_args: SFTConfig, model_args: M
         sizes = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 4}
         model = AutoModelForCausalLM.from_config(LlamaConfig(**sizes, vocab_size=len(tokenizer)))
     else:
-        tokenizer = load_tokenizer(model_args.model_name_or_path)
+        tokenizer = load_tokenizer(model_args.model_name_or_path, **version)
         model = AutoModelForCausalLM.from_pretrained(
             model_args.model_name_or_path,
             dtype=model_args.dtype,
             attn_implementation=model_args.attn_implementation,
+            **version,
             quantization_config=get_quantization_config(model_args),
         )
     if model_args.use_peft:

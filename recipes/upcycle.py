@@ -19,6 +19,7 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import DatasetDict, Value, load_dataset
@@ -162,10 +163,10 @@ def cosines(model: MixtralForCausalLM) -> list[float]:
     return found
 
 
-def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(model: str, **version: Any) -> PreTrainedTokenizerBase:
     """The tokenizer beside a model. Where its files are missing, transformers makes one without words, or fails."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer = AutoTokenizer.from_pretrained(model, **version)
     except Exception as error:  # of the kind that each class of tokenizers has
         raise ValueError(f"{model} has no tokenizer that can be loaded: {error}") from error
     if tokenizer.get_vocab().keys() <= {*tokenizer.all_special_tokens, "▁"}:
@@ -180,6 +181,7 @@ def build(args: ScriptArguments, training_args: SFTConfig, model_args: ModelConf
     set_seed(training_args.seed)
     with training_args.main_process_first():
         dataset = load_data(args, training_args.dataset_text_field)
+    version = {"revision": model_args.model_revision}
     if model_args.model_name_or_path is None:
         from offline import byte_pairs
 
@@ -187,7 +189,7 @@ def build(args: ScriptArguments, training_args: SFTConfig, model_args: ModelConf
             raise ValueError(f"the default model reads a column {text!r}; others need --model_name_or_path")
         tokenizer = byte_pairs(dataset["train"][text])
     else:
-        tokenizer = load_tokenizer(model_args.model_name_or_path)
+        tokenizer = load_tokenizer(model_args.model_name_or_path, **version)
     if training_args.resume_from_checkpoint:
         # Trainer would miss what from_pretrained renames (huggingface/transformers#43701).
         model = MixtralForCausalLM.from_pretrained(training_args.resume_from_checkpoint, dtype=model_args.dtype)
@@ -207,6 +209,7 @@ def build(args: ScriptArguments, training_args: SFTConfig, model_args: ModelConf
         model_args.model_name_or_path,
         dtype=model_args.dtype,
         attn_implementation=model_args.attn_implementation,
+        **version,
     )
     return dataset, tokenizer, upcycle(dense, args)
 
