@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -316,3 +317,23 @@ def test_inductor(name: str, tmp_path: Path) -> None:
     torch.compile(regularizer.penalty, fullgraph=True)().backward()
     gradients = {key: torch.zeros_like(p) if p.grad is None else p.grad for key, p in model.named_parameters()}
     assert relative_difference(gradients, starting_gradient(name, HIDDEN, OUTPUT)) < 1e-9
+
+
+@pytest.mark.parametrize("space", ["full", "half"])
+def test_channels_that_lie_last_in_memory_change_nothing(space: str) -> None:
+    """A convolution in the layout that is fast on many machines would have other neurons, or another gradient."""
+    torch.manual_seed(0)
+    first = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 3, groups=2), nn.Conv3d(2, 5, 3), nn.ConvTranspose2d(4, 6, 3)
+    )
+    last = copy.deepcopy(first)
+    for layer in last:
+        layer.to(memory_format=torch.channels_last_3d if layer.weight.ndim == 5 else torch.channels_last)
+        assert not layer.weight.is_contiguous()
+    penalties = [MHERegularizer(model, MHEConfig(space=space)).penalty() for model in (first, last)]
+    assert torch.equal(*penalties)
+    for penalty in penalties:
+        penalty.backward()
+    for one, other in zip(first, last, strict=True):
+        assert one.weight.grad.abs().max() > 0
+        assert torch.equal(one.weight.grad, other.weight.grad)
