@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -117,6 +118,7 @@ def power(effect: float, n: int, alpha: float = 1 - LEVEL) -> float:
     return float((weights / 2 * found).sum())
 
 
+@functools.cache
 def detectable(n: int, wanted: float = 0.8) -> float:
     """Smallest effect (mean over deviation) that a paired t test of n pairs finds with probability `wanted`."""
     if n < 2:
