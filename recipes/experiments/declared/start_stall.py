@@ -12,7 +12,7 @@ HALF = {**rivals.MHE_HALF, "softening": 0.01, "hidden_weight": 1.0, "output_weig
 
 EXPERIMENT = Experiment(
     name="start_stall",
-    title="Does MHE help the authors' network to start?",
+    title="Starting: the authors' network",
     question="Which share of seeds stalls at which learning rate, with and without warm-up, in each arm?",
     task="starting",
     settings={
