@@ -116,7 +116,7 @@ def test_the_interaction_is_the_gain_in_the_claimed_combination_less_that_in_the
     assert found is not None
     assert found.mean == pytest.approx(statistics.fmean(wanted))
     assert found.p == pytest.approx(stats.ttest_1samp(wanted, 0).pvalue)
-    assert f"larger by {found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f}) points" in block(summary)
+    assert f"differs by {found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f}) points" in block(summary)
     assert of_interaction(summarize(crossed(claimed={}), finished(crossed()))) is None
 
 

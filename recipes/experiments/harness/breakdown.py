@@ -126,6 +126,6 @@ def interaction(summary: Summary) -> str:
     if each is None:
         return ""
     where = label(summary.experiment.claimed)
-    said = f"Interaction: at {where} the gain of `{summary.experiment.primary}` is larger by {difference(each)} points"
-    said += " than in the other columns"
+    said = f"Interaction: at {where} the gain of `{summary.experiment.primary}` differs by {difference(each)} points"
+    said += " from that in the other columns"
     return f"{said}." if math.isnan(each.low) else f"{said}, p {each.p:.3f}, n {each.n}."
