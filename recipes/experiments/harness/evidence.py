@@ -29,12 +29,12 @@ def brief(summary: Summary) -> str:
 
 
 def _line(summary: Summary) -> list[str]:
-    experiment = summary.experiment
+    experiment, table_alone = summary.experiment, summary.experiment.primary is None
     first = [experiment.title, experiment.called]
-    if experiment.primary is None:
-        return [*first, "", _above_and_below(summary), "", aim(summary).strip("*.")]
-    if summary.verdict == "undecided":
+    if summary.runs < summary.planned if table_alone else summary.verdict == "undecided":
         return [*first, "", "", "", f"undecided: {summary.runs} of {summary.planned} runs"]
+    if table_alone:
+        return [*first, "", _above_and_below(summary), "", aim(summary).strip("*.")]
     best, nothing = summary.best_of_the_others, experiment.nothing
     return [
         *first,
