@@ -154,3 +154,7 @@ def test_what_is_not_decided_gives_no_numbers_to_a_reader_in_haste() -> None:
     line = overview([summarize(experiment, records[:-1])]).splitlines()[-1]
     assert line == "| Toy | test accuracy, % |  |  |  | undecided: 20 of 21 runs |"
     assert "Not run yet: 0 of 21 runs." in brief(summarize(experiment, []))
+    table_alone = toy(primary=None, nothing="second")
+    line = overview([summarize(table_alone, records[:-1])]).splitlines()[-1]
+    assert line == "| Toy | test accuracy, % |  |  |  | undecided: 20 of 21 runs |"
+    assert "0 of 2 above it and 0 below" in overview([summarize(table_alone, records)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from dataclasses import dataclass
@@ -27,6 +28,30 @@ DEBIAN = {
 def test_every_recipe_that_trains_is_in_the_table() -> None:
     """A new recipe would be tested by nothing."""
     assert {file.stem for file in RECIPES.glob("*.py")} == {*OWN, "data_selection", "offline"}
+
+
+IMAGES = ("class_prototypes", "image_classification", "watch_training")
+# Functions that recipes repeat, since each is copied by itself.
+ALIKE = [
+    ("as_classes", (*IMAGES, "data_selection", "text_classification")),
+    ("check", IMAGES),
+    ("load_data", IMAGES),
+    ("load_data", ("causal_lm", "upcycle")),
+    ("load_tokenizer", ("accelerate_loop", "data_selection", "seq2seq", "text_classification")),
+    ("load_tokenizer", ("causal_lm", "upcycle")),
+    ("to_rgb", IMAGES),
+]
+
+
+@pytest.mark.parametrize(("function", "scripts"), ALIKE)
+def test_what_recipes_repeat_is_alike_to_the_letter(function: str, scripts: tuple[str, ...]) -> None:
+    """A fault that was mended in one recipe would stay in another."""
+    found = set()
+    for script in scripts:
+        text = (RECIPES / f"{script}.py").read_text(encoding="utf-8")
+        (node,) = (n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef) and n.name == function)
+        found.add(ast.get_source_segment(text, node))
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize("script", OWN)

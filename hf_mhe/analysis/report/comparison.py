@@ -146,16 +146,17 @@ class ComparisonSummary:
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def to_dict(self) -> dict[str, Any]:
-        """The summary as JSON types; a number that is not defined is None."""
-        before, after = to_json(self.before), to_json(self.after)
+        """The summary as JSON types; an infinite or undefined number is None."""
         content: dict[str, Any] = {
             "groups": self.groups,
-            "mean_spread_change": to_json(self.mean_spread_change),
-            "mean_score_change": to_json(self.mean_score_change),
+            "mean_spread_change": self.mean_spread_change,
+            "mean_score_change": self.mean_score_change,
         }
         for key in _SUMMARY_KEYS:
-            content |= {f"{key}_before": before[key], f"{key}_after": after[key]}
-        return content | {"improved": self.improved, "worsened": self.worsened, "unchanged": self.unchanged}
+            content |= {f"{key}_before": getattr(self.before, key), f"{key}_after": getattr(self.after, key)}
+        content |= {"improved": self.improved, "worsened": self.worsened, "unchanged": self.unchanged}
+        json_types: dict[str, Any] = to_json(content)
+        return json_types
 
 
 @dataclass(frozen=True)
@@ -308,8 +309,8 @@ def _other_threshold(before: EnergyReport, after: EnergyReport) -> list[str]:
 def _row_dict(row: ComparisonRow) -> dict[str, Any]:
     before, after = row.before.to_dict(), row.after.to_dict()
     content: dict[str, Any] = {key: after[key] for key in ("name", "kind", "role", "n", "d")}
-    content["spread_change"] = to_json(row.spread_change)
-    content["score_change"], content["verdict"] = to_json(row.score_change), row.verdict
+    content |= {"spread_change": row.spread_change, "score_change": row.score_change, "verdict": row.verdict}
     content["before"] = {key: before.get(key) for key in (*_OF_A_SIDE, *_COMPARED)}
     content["after"] = {key: after.get(key) for key in (*_OF_A_SIDE, *_COMPARED)}
-    return content
+    json_types: dict[str, Any] = to_json(content)
+    return json_types

@@ -29,12 +29,13 @@ def brief(summary: Summary) -> str:
 
 
 def _line(summary: Summary) -> list[str]:
-    experiment, table_alone = summary.experiment, summary.experiment.primary is None
+    experiment = summary.experiment
     first = [experiment.title, experiment.called]
-    if summary.runs < summary.planned if table_alone else summary.verdict == "undecided":
+    if not summary.decided:
         return [*first, "", "", "", f"undecided: {summary.runs} of {summary.planned} runs"]
-    if table_alone:
-        return [*first, "", _above_and_below(summary), "", aim(summary).strip("*.")]
+    if experiment.primary is None:
+        said = aim(summary).strip("*.") if experiment.name == rule.CURVES else ""
+        return [*first, "", _above_and_below(summary), "", said]
     best, nothing = summary.best_of_the_others, experiment.nothing
     return [
         *first,

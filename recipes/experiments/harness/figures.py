@@ -77,7 +77,7 @@ def of_all(summaries: Sequence[Summary]) -> Numbers:
     rows = {}
     for summary in summaries:
         against = {"doing nothing": summary.experiment.nothing, "the best of the others": summary.best_of_the_others}
-        if summary.runs and summary.experiment.primary is not None and summary.verdict != "undecided":
+        if summary.decided and summary.experiment.primary is not None:
             found = {says: summary.comparisons[name] for says, name in against.items() if name is not None}
             rows[summary.experiment.title] = {says: _rounded(each) for says, each in found.items()}
     return {"title": "MHE: paired difference in points, 95 % t interval", "rows": rows}

@@ -77,6 +77,11 @@ class Summary:
     records: Sequence[Record] = ()
 
     @property
+    def decided(self) -> bool:
+        """Whether all that the claim needs is there; without a claim, whether all runs are."""
+        return self.runs == self.planned if self.experiment.primary is None else self.verdict != "undecided"
+
+    @property
     def best_of_the_others(self) -> str | None:
         """The rival with the highest mean on the fresh seeds, of those compared with the primary arm.
 
