@@ -6,15 +6,17 @@ import re
 import runpy
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from harness.choice import tuning_runs
 from harness.document import block
 from harness.evidence import brief, overview
-from harness.experiment import declared
+from harness.experiment import Arm, declared
 from harness.markdown import replaced
 from harness.summary import summarize
 
-from tests.recipes.toy_experiment import RECIPES, TABLES, figure, finished, program, toy, tuned
+from tests.recipes.toy_experiment import RECIPES, TABLES, figure, finished, program, record, toy, tuned
 
 # The verdicts.
 
@@ -85,6 +87,30 @@ def test_an_outside_arm_is_compared_and_is_no_rival() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said"),
+    [
+        ({"size": [1, 2], "grown.lr": [0.1, 0.2]}, [0.1, 0.2, 0.3, 0.4], "first (0.4)"),
+        ({"size": [1, 2], "grown.lr": [0.1, 0.2]}, [0.1, 0.15, 0.2, 0.01], "first (0.01)"),
+        ({"size": [1, 2], "grown.lr": [0.1, 0.5]}, [0.1, 0.2, 0.3, 0.4], None),  # between them is within reach
+        ({"size": [1, 2, 3, 4]}, [0.1, 0.2, 0.3, 0.05], None),  # its only rate is what the rival chose
+        ({"size": [1, 2, 3, 4]}, [0.1, 0.2, 0.3, 0.4], "first (0.4)"),
+    ],
+)
+def test_a_rival_with_a_rate_that_mhe_could_not_choose_is_named(
+    ours: dict[str, Any], theirs: list[float], said: str | None
+) -> None:
+    arms = [Arm("ours", "ours", {"arm": "ours"}, ours), Arm("first", "first", {"arm": "first"}, {"grown.lr": theirs})]
+    experiment = toy(arms=arms, settings={"arm": "", "size": 0, "grown": {"lr": 0.05}})
+    runs = list(tuning_runs(experiment))
+    tuning = [record(run, float(run.choice.get("grown.lr") == theirs[-1])) for run in runs]
+    summary = summarize(experiment, finished(experiment, tuning, lambda arm, seed: 80.0 + seed))
+    assert summary.experiment.primary == "ours"
+    for text in (block(summary), brief(summary)):
+        assert ("beyond those that MHE chose from" in text) is (said is not None)
+        assert said is None or said in text
+
+
 def test_the_documents_agree_with_the_runs() -> None:
     program(TABLES, "--check")
 

@@ -1,4 +1,4 @@
-"""Penalties that stand beside MHE in more than one experiment."""
+"""Penalties that stand in more than one experiment."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 # Softening is always given, so that results do not depend on the library's default.
 MHE_FULL: dict[str, Any] = {"name": "mhe", "s": 2.0, "space": "full", "softening": 0.5, "output_weight": 0.0}
 MHE_HALF: dict[str, Any] = {**MHE_FULL, "space": "half"}
+# On the class vectors alone; an output group is always full space.
+CLASS_VECTORS: dict[str, Any] = {"name": "mhe", "s": 2.0, "softening": 0.1, "hidden_weight": 0.0}
 SOFT_ORTHOGONALITY: dict[str, Any] = {"name": "soft_orthogonality"}
 SRIP: dict[str, Any] = {"name": "srip"}
 MINIMAL_ANGLE: dict[str, Any] = {"name": "minimal_angle"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from declared import _rivals as rivals
 from harness.experiment import Arm, Experiment
 
-LR = [2e-3, 5e-3]
-MANY_LR = [1e-3, 2e-3, 5e-3, 1e-2]
+LR = [5e-3, 1e-2]
+DECAY = [0.0, 0.1]
 A_LITTLE_NOISE = {"how": "noise", "size": 0.01}
 RENEWED = {"how": "renewed", "rows": "normal", "outgoing": 0.0}
 GROWN_LAYERS = ["*.mlp.fc1"]  # what was copied
@@ -39,7 +39,7 @@ EXPERIMENT = Experiment(
             {"penalty.hidden_weight": [1.0, 10.0], "grown.lr": LR}),
         Arm("mhe_all", "MHE on every hidden layer", {"start": A_LITTLE_NOISE, "penalty": rivals.MHE_FULL},
             {"penalty.hidden_weight": [0.1, 1.0], "grown.lr": LR}),
-        Arm("copied", "as copied", {}, {"grown.lr": MANY_LR}),
+        Arm("copied", "as copied", {}, {"grown.weight_decay": DECAY, "grown.lr": LR}),
         Arm("noise", "noise on the copies", {"start": {"how": "noise"}}, {"start.size": [0.3, 1.0], "grown.lr": LR}),
         Arm("renewed", "copies re-initialised", {"start": RENEWED}, {"start.outgoing": [0.0, 0.3], "grown.lr": LR}),
         Arm("soft_orthogonality", "soft orthogonality",
@@ -52,7 +52,7 @@ EXPERIMENT = Experiment(
             {"start": RENEWED, "penalty": {**rivals.MHE_FULL, "include": GROWN_LAYERS}},
             {"penalty.hidden_weight": [1.0, 10.0], "grown.lr": LR}),
         Arm("scratch_data", "wide from scratch, equal data", {"start": {"how": "scratch"}, "grown.epochs": 24},
-            {"grown.lr": MANY_LR}),
+            {"grown.weight_decay": DECAY, "grown.lr": LR}),
     ],
     tuning_seeds=[0, 1],
     final_seeds=range(100, 108),

@@ -7,8 +7,8 @@ from declared import _rivals as rivals
 from harness.experiment import Arm, Experiment
 from harness.rule import derived
 
-LR = [0.5, 1.0]
-MANY_LR = [0.25, 0.5, 1.0, 2.0]  # times the rate of the part
+LR = [1.0, 2.0]  # times the rate of the part
+RATE_AND_DECAY = {"part.recipe.weight_decay": [0.0, 0.03], "rate": LR}
 DEFAULT = {**rivals.MHE_FULL, "hidden_weight": 1.0}  # the library's weight
 
 EXPERIMENT = Experiment(
@@ -19,9 +19,9 @@ EXPERIMENT = Experiment(
     settings={"part": {}, "penalty": None, "by_ratio": False, "ratio": None, "rate": 1.0},
     arms=[
         Arm("rule", "MHE, weight by the rule", {"penalty": rivals.MHE_FULL, "by_ratio": True, "ratio": derived()},
-            {"rate": MANY_LR}),
-        Arm("none", "nothing", {}, {"rate": MANY_LR}),
-        Arm("default", "MHE, weight 1", {"penalty": DEFAULT}, {"rate": MANY_LR}),
+            RATE_AND_DECAY),
+        Arm("none", "nothing", {}, RATE_AND_DECAY),
+        Arm("default", "MHE, weight 1", {"penalty": DEFAULT}, RATE_AND_DECAY),
         Arm("tuned", "MHE, tuned weight", {"penalty": rivals.MHE_FULL},
             {"penalty.hidden_weight": [0.1, 10.0], "rate": LR}),
     ],

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from declared import _rivals as rivals
 from harness.experiment import Arm, Experiment
 
-# On the class vectors alone; an output group is always full space.
-CLASS_VECTORS: dict[str, Any] = {"name": "mhe", "s": 2.0, "softening": 0.1, "hidden_weight": 0.0}
-WEIGHTS = [0.3, 1.0, 3.0, 10.0]
-LR = [2e-3, 5e-3, 1e-2, 2e-2]
+LR = [5e-3, 1e-2]
+DECAY = [0.0, 0.03]
+WEIGHTS = [0.3, 3.0]
 
 EXPERIMENT = Experiment(
     name="names_tail",
@@ -19,17 +17,22 @@ EXPERIMENT = Experiment(
     settings={
         "data": {"name": "names", "languages": None},
         "model": {"dim": 32, "head": "plain", "loss": "cross_entropy", "prototypes": False},
-        "recipe": {"lr": 1e-2, "optimizer": "adam", "steps": 5000, "batch": 128},
+        "recipe": {"lr": 1e-2, "optimizer": "adam", "steps": 3000, "batch": 128},
         "penalty": None,
     },
     arms=[
-        Arm("mhe", "MHE on the class vectors", {"penalty": CLASS_VECTORS}, {"penalty.output_weight": WEIGHTS}),
-        Arm("none", "nothing", {}, {"recipe.lr": LR}),
-        Arm("logit_adjustment", "logit adjustment", {"model.loss": "logit_adjustment"}, {"recipe.lr": LR}),
-        Arm("class_balanced", "class-balanced loss", {"model.loss": "class_balanced"}, {"recipe.lr": LR}),
-        Arm("prototypes", "fixed prototypes of least energy", {"model.prototypes": True}, {"recipe.lr": LR}),
+        Arm("mhe", "MHE on the class vectors", {"penalty": rivals.CLASS_VECTORS},
+            {"penalty.output_weight": WEIGHTS, "recipe.lr": LR}),
+        Arm("none", "nothing", {}, {"recipe.weight_decay": DECAY, "recipe.lr": LR}),
+        Arm("logit_adjustment", "logit adjustment", {"model.loss": "logit_adjustment"},
+            {"model.tau": [1.0, 1.5], "recipe.lr": LR}),
+        Arm("class_balanced", "class-balanced loss", {"model.loss": "class_balanced"},
+            {"model.beta": [0.999, 1.0], "recipe.lr": LR}),
+        Arm("prototypes", "fixed prototypes of least energy", {"model.prototypes": True},
+            {"recipe.weight_decay": DECAY, "recipe.lr": LR}),
         Arm("adjusted_mhe", "logit adjustment, and MHE",
-            {"model.loss": "logit_adjustment", "penalty": CLASS_VECTORS}, {"penalty.output_weight": WEIGHTS}),
+            {"model.loss": "logit_adjustment", "penalty": rivals.CLASS_VECTORS},
+            {"penalty.output_weight": WEIGHTS, "recipe.lr": LR}),
     ],
     tuning_seeds=[0, 1],
     final_seeds=range(100, 108),
@@ -37,5 +40,6 @@ EXPERIMENT = Experiment(
     primary="mhe",
     nothing="none",
     outside=["adjusted_mhe"],
-    quick={"data.languages": 12, "recipe.steps": 3},
+    further={"test_rare": "rare languages, %"},
+    quick={"data.languages": 60, "recipe.steps": 3},
 )  # fmt: skip

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from declared import _rivals as rivals
 from harness.experiment import Arm, Experiment
 
-# On the class vectors alone; an output group is always full space.
-CLASS_VECTORS: dict[str, Any] = {"name": "mhe", "s": 2.0, "softening": 0.1, "hidden_weight": 0.0}
 LR = [0.02, 0.05]
 MANY_LR = [0.01, 0.02, 0.05, 0.1]
 
@@ -25,7 +22,7 @@ EXPERIMENT = Experiment(
         "penalty": None,
     },
     arms=[
-        Arm("mhe", "MHE on the class vectors", {"penalty": CLASS_VECTORS},
+        Arm("mhe", "MHE on the class vectors", {"penalty": rivals.CLASS_VECTORS},
             {"penalty.output_weight": [1.0, 10.0], "recipe.lr": LR}),
         Arm("none", "no MHE", {}, {"recipe.lr": MANY_LR}),
         Arm("prototypes", "fixed class vectors of least energy", {"prototypes": True}, {"recipe.lr": MANY_LR}),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from declared.open_set import CLASS_VECTORS, MANY_LR
+from declared import _rivals as rivals
 from declared.open_set import EXPERIMENT as FIRST
+from declared.open_set import MANY_LR
 from harness.experiment import Arm, Experiment
 
 EXPERIMENT = Experiment(
@@ -13,7 +14,7 @@ EXPERIMENT = Experiment(
     task=FIRST.task,
     settings=FIRST.settings,  # margin 1
     arms=[
-        Arm("mhe", "MHE on the class vectors", {"penalty": {**CLASS_VECTORS, "output_weight": 1.0}},
+        Arm("mhe", "MHE on the class vectors", {"penalty": {**rivals.CLASS_VECTORS, "output_weight": 1.0}},
             {"recipe.lr": MANY_LR}),
         *(arm for arm in FIRST.arms if arm.name != "mhe"),
     ],

@@ -64,7 +64,7 @@ def claim(summary: Summary) -> str:
     if compared.holm >= 0.05:
         least = f"{compared.detectable:.2f}"
         text += f" The test would have found a difference of {least} points with a probability of 80 %."
-    return f"{text} {_better(summary)}".strip()
+    return " ".join(part for part in (text, _better(summary), _out_of_reach(summary)) if part)
 
 
 def _better(summary: Summary) -> str:
@@ -73,6 +73,15 @@ def _better(summary: Summary) -> str:
         return ""
     each = [f"{summary.experiment.arm(n).says} ({-summary.comparisons[n].mean:+.2f})" for n in summary.better]
     return f"Better than it by Holm's p: {', '.join(each)}."
+
+
+def _out_of_reach(summary: Summary) -> str:
+    """The rivals that were tuned to a learning rate that the primary arm could not have been tuned to."""
+    if not summary.out_of_reach:
+        return ""
+    rates = summary.out_of_reach.items()
+    each = [f"{summary.experiment.arm(n).says} ({', '.join(f'{rate:g}' for rate in found)})" for n, found in rates]
+    return f"Tuned to a learning rate beyond those that MHE chose from: {', '.join(each)}."
 
 
 def _table(summary: Summary) -> str:

@@ -104,6 +104,15 @@ class Experiment:
                 return arm
         raise ExperimentError(f"{self.name} has no arm {name!r}; arms: {', '.join(arm.name for arm in self.arms)}")
 
+    def values(self, arm: Arm, cell: Mapping[str, Any], name: str) -> Sequence[Any]:
+        """What a setting (dotted) can be in an arm: those that it chooses from, or the one that it has."""
+        if name in arm.tuned:
+            return arm.tuned[name]
+        place: Any = merged(self.settings, arm.fixed, cell)
+        for part in name.split("."):
+            place = place[part]
+        return [place]
+
     def cells(self) -> list[dict[str, Any]]:
         """Every combination of the factors; one empty dict without any."""
         return [dict(zip(self.factors, values, strict=True)) for values in itertools.product(*self.factors.values())]

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, Trainer
 from hf_mhe import MHEConfig, MHETrainer, neuron_groups
 from hf_mhe.energy import family
 
-# Every rival acts on the hidden groups, as MHE does here with `output_weight=0`, and adds
-# `weight * sum over groups` to the loss.
+# A rival acts on the hidden groups, as MHE does here with `output_weight=0`, or with `role="output"` on the class
+# vectors, as MHE does with `hidden_weight=0`; it adds `weight * sum over groups` to the loss.
 RIVALS: dict[str, Callable[..., Tensor]] = {
     "soft_orthogonality": family.soft_orthogonality_penalty,
     "srip": family.srip_penalty,
@@ -23,13 +23,15 @@ RIVALS: dict[str, Callable[..., Tensor]] = {
 
 
 class RivalTrainer(Trainer):
-    """`Trainer` with a member of `hf_mhe.energy.family` on the hidden layers, in one process without accumulation."""
+    """`Trainer` with a member of `hf_mhe.energy.family` on the layers of a role, in one process, not accumulating."""
 
     def __init__(self, *args: Any, penalty: str, weight: float, options: Mapping[str, Any], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.function, self.weight, self.options = RIVALS[penalty], weight, dict(options)
-        include = self.options.pop("include", None)
-        self.groups = [group for group in neuron_groups(self.model, include=include) if group.role == "hidden"]
+        include, role = self.options.pop("include", None), self.options.pop("role", "hidden")
+        self.groups = [group for group in neuron_groups(self.model, include=include) if group.role == role]
+        if not self.groups:
+            raise ValueError(f"the model has no group of role {role!r} for {penalty}")
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)

@@ -13,6 +13,7 @@ from harness.experiment import Arm, Experiment, make_run
 from harness.inference import Paired, corrected, paired
 
 Record = Mapping[str, Any]
+LEARNING_RATES = ("lr", "rate")  # the last part of the settings that are one, or a factor of one
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,29 @@ class Summary:
         """
         rivals = [name for name in self.comparisons if name not in self.experiment.outside]
         return max(rivals, key=lambda name: statistics.fmean(self.outcomes[name].figures.values()), default=None)
+
+    @property
+    def out_of_reach(self) -> dict[str, list[float]]:
+        """The rivals whose tuning chose a learning rate outside of the range that the primary arm chose from.
+
+        Such a difference may be one of rates, and not of what the arms are.
+        """
+        experiment, found = self.experiment, {}
+        if experiment.primary is None:
+            return {}
+        ours, cells = experiment.arm(experiment.primary), experiment.claimed_cells()
+        for name, outcome in self.outcomes.items():
+            if name == experiment.primary or name in experiment.outside:
+                continue
+            rates = set()
+            for cell, choice in zip(cells, outcome.choices or [], strict=False):  # none before the tuning
+                for key in (key for key in choice if key.split(".")[-1] in LEARNING_RATES):
+                    open_to_us = experiment.values(ours, cell, key)
+                    if not min(open_to_us) <= choice[key] <= max(open_to_us):
+                        rates.add(choice[key])
+            if rates:
+                found[name] = sorted(rates)
+        return found
 
 
 def summarize(experiment: Experiment, records: Sequence[Record]) -> Summary:

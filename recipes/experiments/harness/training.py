@@ -67,7 +67,12 @@ def train(
 
     A penalty that is no longer finite ends the training: that is an outcome, and is recorded as one. `stop` ends it
     after so many steps of the recipe's, whose rates are as if it went on.
+
+    Raises:
+        ValueError: there are fewer rows than a batch has; the last batch is dropped, so that nothing would be trained.
     """
+    if len(rows) < recipe.batch:
+        raise ValueError(f"a batch of {recipe.batch} needs as many rows; got {len(rows)}")
     set_seed(seed)
     every = watch_every or recipe.steps
     watcher = _Watcher(watch, every, recipe.steps, stop)

@@ -12,6 +12,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from harness.measure import energies, of_training
 from harness.names import BUCKETS, language_names
+from harness.tail import tail_loss
 from harness.training import Recipe, balanced, train
 from hf_mhe import minimize_energy
 
@@ -20,7 +21,7 @@ SCALE = 16.0  # of the logits of a normalised classifier
 
 
 class NamesConfig(PretrainedConfig):
-    """`head`: "plain" or "normalised"; `loss`: "cross_entropy", "logit_adjustment" or "class_balanced"."""
+    """`head`: "plain" or "normalised"; `loss`, `tau` and `beta` as `harness.tail` has them."""
 
     model_type = "experiment_names"
 
@@ -29,11 +30,14 @@ class NamesConfig(PretrainedConfig):
         dim: int = 32,
         head: str = "plain",
         loss: str = "cross_entropy",
+        tau: float = 1.0,
+        beta: float = 1.0,
         prototypes: bool = False,
         counts: list[int] | None = None,
         **kwargs: Any,
     ) -> None:
         self.dim, self.head, self.loss, self.prototypes = dim, head, loss, prototypes
+        self.tau, self.beta = tau, beta
         self.counts = counts or []
         super().__init__(**kwargs)
 
@@ -50,8 +54,8 @@ class NamesForSequenceClassification(PreTrainedModel):
         self.embeddings = nn.EmbeddingBag(BUCKETS, config.dim, mode="mean", padding_idx=0)
         self.hidden = nn.Linear(config.dim, config.dim)
         self.classifier = nn.Linear(config.dim, config.num_labels, bias=config.head == "plain")
-        prior = torch.tensor(config.counts, dtype=torch.float32) if config.counts else torch.ones(config.num_labels)
-        self.register_buffer("prior", prior / prior.sum(), persistent=False)
+        counts = torch.tensor(config.counts or [1] * config.num_labels, dtype=torch.float32)
+        self.register_buffer("counts", counts, persistent=False)
         self.post_init()
 
     @torch.no_grad()
@@ -68,15 +72,10 @@ class NamesForSequenceClassification(PreTrainedModel):
             logits = SCALE * nn.functional.normalize(x, dim=1) @ unit.t()
         else:
             logits = self.classifier(x)
-        loss = None if labels is None else self._loss(logits, labels)
+        config, loss = self.config, None
+        if labels is not None:
+            loss = tail_loss(logits, labels, self.counts, config.loss, tau=config.tau, beta=config.beta)
         return SequenceClassifierOutput(loss=loss, logits=logits)
-
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if self.config.loss == "logit_adjustment":  # Menon et al., ICLR 2021, arXiv:2007.07314, with tau = 1
-            return nn.functional.cross_entropy(logits + self.prior.log(), labels)
-        if self.config.loss == "class_balanced":
-            return nn.functional.cross_entropy(logits, labels, weight=1 / (self.prior * len(self.prior)))
-        return nn.functional.cross_entropy(logits, labels)
 
 
 def run(settings: Mapping[str, Any], seed: int, final: bool) -> dict[str, Any]:
