@@ -86,19 +86,19 @@ def test_noise_is_as_long_as_it_is_said_to_be(kind: str) -> None:
 def test_new_units_without_outgoing_weights_keep_the_function(kind: str, how: str) -> None:
     small, wide = grown(kind, 4)
     before = wide.state_dict()[f"{wide.widened_layers()[0].makes}.weight"].clone()
-    renew(wide, 4, how, 0.0, torch.Generator().manual_seed(0))
+    renew(wide, 4, torch.Generator().manual_seed(0), rows=how, outgoing=0.0)
     after = wide.state_dict()[f"{wide.widened_layers()[0].makes}.weight"]
     changed = (after != before).flatten(1).any(1)
     assert changed.tolist() == [index % 4 != 0 for index in range(len(changed))]
     outputs = [m.eval()(pixel_values=images()).logits for m in (small, wide)]
     torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-4)
-    renew(wide, 4, how, 1.0, torch.Generator().manual_seed(0))
+    renew(wide, 4, torch.Generator().manual_seed(0), rows=how, outgoing=1.0)
     assert not torch.allclose(wide(pixel_values=images()).logits, outputs[0], atol=1e-3)
 
 
 def test_orthogonal_units_are_orthogonal_and_as_long_as_normal_ones() -> None:
     wide = build(kind="mlp", widths=[64, 64], classes=10, side=16)  # 64 rows in 256 dimensions
-    renew(wide, 64, "orthogonal", 0.0, torch.Generator().manual_seed(0))
+    renew(wide, 64, torch.Generator().manual_seed(0), rows="orthogonal", outgoing=0.0)
     rows = wide.hidden[0].weight[1:]
     gram = (rows @ rows.t()).detach()
     torch.testing.assert_close(gram, 2.0 * torch.eye(63), atol=1e-4, rtol=0)  # Kaiming: variance 2 / fan-in

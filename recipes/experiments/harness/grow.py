@@ -48,25 +48,24 @@ def add_noise(wide: PreTrainedModel, size: float, generator: torch.Generator) ->
 
 
 @torch.no_grad()
-def renew(wide: PreTrainedModel, factor: int, how: str, outgoing: float, generator: torch.Generator) -> None:
+def renew(wide: PreTrainedModel, factor: int, generator: torch.Generator, *, rows: str, outgoing: float) -> None:
     """Keep one of each `factor` copies, with the whole of its outgoing weights, and initialise the others anew.
 
     Args:
-        how: `"normal"`, rows as Kaiming draws them, or `"orthogonal"`, rows of random orthogonal matrices of the same
+        rows: `"normal"`, rows as Kaiming draws them, or `"orthogonal"`, rows of random orthogonal matrices of the same
             size, layer by layer.
         outgoing: what a new unit's outgoing weights are, as a share of a Kaiming draw: 0 keeps the function.
 
     Raises:
-        ValueError: `how` is neither.
+        ValueError: `rows` is neither.
     """
-    if how not in ("normal", "orthogonal"):
-        raise ValueError(f"how must be normal or orthogonal; got {how!r}")
+    if rows not in ("normal", "orthogonal"):
+        raise ValueError(f"rows must be normal or orthogonal; got {rows!r}")
     modules = dict(wide.named_modules())
     for units in wide.widened_layers():
         made, taken = modules[units.makes], modules[units.takes]
         fresh = torch.arange(made.weight.shape[0]) % factor != 0
-        rows = _draw(made.weight, how, generator)
-        made.weight[fresh] = rows[fresh]
+        made.weight[fresh] = _draw(made.weight, rows, generator)[fresh]
         if made.bias is not None:
             made.bias[fresh] = 0
         if units.norm is not None:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, ViTConfig, ViTForImageClassification
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from harness.mixture import MixtureConfig, MixtureForImageClassification
+
 
 @dataclass(frozen=True)
 class Units:
@@ -151,7 +153,7 @@ class PatchesForImageClassification(ViTForImageClassification):
 
 
 def build(kind: str, *, classes: int, side: int, loss: str = "cross_entropy", **options: Any) -> PreTrainedModel:
-    """A freshly initialised model of one channel images: "mlp", "conv" or "patches"; options as its config takes them.
+    """A freshly initialised model of one channel images: "mlp", "conv", "patches" or "mixture"; options of its config.
 
     Raises:
         ValueError: there is no such kind.
@@ -164,7 +166,9 @@ def build(kind: str, *, classes: int, side: int, loss: str = "cross_entropy", **
     if kind == "patches":
         config = ViTConfig(image_size=side, num_channels=1, num_labels=classes, **options)
         return PatchesForImageClassification(config)
-    raise ValueError(f"model must be one of mlp, conv, patches; got {kind!r}")
+    if kind == "mixture":
+        return MixtureForImageClassification(MixtureConfig(side=side, num_labels=classes, **options))
+    raise ValueError(f"model must be one of mlp, conv, patches, mixture; got {kind!r}")
 
 
 def task_loss(logits: Tensor, labels: Tensor, kind: str) -> Tensor:

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, set_seed
 
+from harness import grow, mixture
 from harness.data import Splits, load
-from harness.grow import add_noise, renew, widen
 from harness.measure import energies, of_training
 from harness.models import build
 from harness.training import Recipe, Trained, accuracy, train
 
 _CURVE_ROWS = 2000  # of the validation data, for the curves: the choice of settings uses all of it
+_EXPERTS = "mixture"  # the kind of model that grows by experts, and not by units
 
 
 def run(settings: Mapping[str, Any], seed: int, final: bool) -> dict[str, Any]:
@@ -29,14 +30,12 @@ def run(settings: Mapping[str, Any], seed: int, final: bool) -> dict[str, Any]:
         final: whether the test set is read.
     """
     data = load(**settings["data"], seed=seed)
-    start = settings["start"]
     set_seed(seed + 1_000_000)
     wide = build(**_model(settings, data, settings["factor"]))
     base: dict[str, Any] | None = None
-    if start["how"] != "scratch":
+    if settings["start"]["how"] != "scratch":
         small, base = _base(json.dumps([settings["data"], settings["model"], settings["base"]], sort_keys=True), seed)
-        widen(small, wide, settings["factor"])
-        _begin(wide, settings["factor"], start, torch.Generator().manual_seed(seed))
+        _begin(wide, small, settings, torch.Generator().manual_seed(seed))
     before = energies(wide)
     trained = _train(wide, data, settings["grown"], seed, settings.get("penalty"))
     return {
@@ -46,21 +45,28 @@ def run(settings: Mapping[str, Any], seed: int, final: bool) -> dict[str, Any]:
         **of_training(trained, wide, before),
         "validation": accuracy(wide, data.validation),
         "test": accuracy(wide, data.test) if final else None,
+        **({"experts_cosine": mixture.cosine(wide)} if settings["model"]["kind"] == _EXPERTS else {}),
     }
 
 
-def _begin(wide: PreTrainedModel, factor: int, start: Mapping[str, Any], generator: torch.Generator) -> None:
-    """What is done to the copies before the training goes on.
+def _begin(
+    wide: PreTrainedModel, small: PreTrainedModel, settings: Mapping[str, Any], generator: torch.Generator
+) -> None:
+    """The copies, and what is done to them before the training goes on.
 
     Raises:
         ValueError: there is no such start.
     """
-    if start["how"] == "noise":
-        add_noise(wide, start["size"], generator)
-    elif start["how"] == "renewed":
-        renew(wide, factor, start["rows"], start["outgoing"], generator)
-    elif start["how"] != "copied":
-        raise ValueError(f"start must be copied, noise, renewed or scratch; got {start['how']!r}")
+    ways: Any = mixture if settings["model"]["kind"] == _EXPERTS else grow
+    ways.widen(small, wide, settings["factor"])
+    options = dict(settings["start"])
+    how = options.pop("how")
+    if how == "noise":
+        ways.add_noise(wide, options["size"], generator)
+    elif how == "renewed":
+        ways.renew(wide, settings["factor"], generator, **options)
+    elif how != "copied":
+        raise ValueError(f"start must be copied, noise, renewed or scratch; got {how!r}")
 
 
 @functools.lru_cache(maxsize=4)
