@@ -56,7 +56,7 @@ def run(settings: Mapping[str, Any], seed: int, final: bool) -> dict[str, Any]:
     return {
         "base": base,
         "probed": probed,
-        "weight": None if penalty is None else penalty["hidden_weight"],
+        "weight": None if penalty is None else penalty.get("hidden_weight", penalty.get("weight")),
         "parameters": model.num_parameters(only_trainable=True),
         **of_training(trained, model, before),
         "validation": score(model, data.validation),
