@@ -13,6 +13,7 @@ from harness.data import Rows, Splits, load
 from harness.experiment import ExperimentError
 from harness.measure import energies, of_training
 from harness.models import build
+from harness.penalties import orthogonal_hidden
 from harness.training import Recipe, accuracy, balanced, train
 
 _CURVE_ROWS = 1000
@@ -25,7 +26,8 @@ def run(settings: Mapping[str, Any], seed: int, final: bool) -> dict[str, Any]:
     Args:
         settings: `part` (`kind` "images" or "names", `data`, `model`, `recipe`; for names `from`, and `base`, the
             recipe of what it comes from), `rate` (times the part's learning rate), `penalty`, and with `by_ratio` the
-            `ratio` of the gradients that the penalty's weight is to give at step 64.
+            `ratio` of the gradients that the penalty's weight is to give at step 64; with `start` "orthogonal" the
+            hidden neurons keep their lengths and get other directions.
         seed: draws the training rows, the weights and the batches.
         final: whether the test set is read.
     """
@@ -42,6 +44,8 @@ def run(settings: Mapping[str, Any], seed: int, final: bool) -> dict[str, Any]:
         probed = _probe(part, data, recipe, penalty, seed)
         penalty = {**penalty, "hidden_weight": rule.weight_for(settings["ratio"], probed["ratio"])}
     model, base = _begin(part, data, seed)
+    if settings.get("start") == "orthogonal":
+        orthogonal_hidden(model)
     before = energies(model)
     few = data.validation.first(_CURVE_ROWS)
     trained = train(
