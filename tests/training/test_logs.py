@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
 from hf_mhe import MHEConfig, MHERegularizer, MHETrainer, energy_lower_bound, expected_energy
+from hf_mhe.training.diagnosis import DWARFS
 from tests.training.cases import CASES, make_tiny, slow_energy, slow_penalty, tiny_data, tiny_terms
 from tests.training.loops import forget_accelerate
 from tests.training.trainers import logged_arguments, records
@@ -227,16 +228,40 @@ def test_a_gradient_scaler_does_not_change_the_ratio() -> None:
 def test_a_penalty_that_dwarfs_the_task_is_warned_of_once(tmp_path: Path) -> None:
     """A lambda a thousand times too large would be found out at the end of the training."""
     args = logged_arguments(tmp_path, learning_rate=1e-6)
-    trainer = MHETrainer(make_tiny(), args, train_dataset=tiny_data(48), mhe_config={"hidden_weight": 1e4})
+    data = tiny_data(8 * 20)
+    trainer = MHETrainer(make_tiny(), args, train_dataset=data, mhe_config={"hidden_weight": 1e4})
     with pytest.warns(UserWarning, match=r"times the task's.*MHEConfig by some \d+, or.*warmup_steps") as caught:
         trainer.train()
     assert sum("the task is hardly learnt" in str(warning.message) for warning in caught) == 1
     ratios = {index: record.get("mhe_gradient_ratio") for index, record in enumerate(records(trainer), 1)}
-    assert [step for step, ratio in ratios.items() if ratio is not None] == [1, 2, 4]  # seldom, for it costs a walk
-    quiet = MHETrainer(make_tiny(), args, train_dataset=tiny_data(48), mhe_config={"hidden_weight": 1e-3})
+    assert [step for step, ratio in ratios.items() if ratio is not None] == [
+        1,
+        2,
+        4,
+        8,
+        16,
+    ]  # seldom, for it costs a walk
+    quiet = MHETrainer(make_tiny(), args, train_dataset=data, mhe_config={"hidden_weight": 1e-3})
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*hardly learnt")
         quiet.train()
+
+
+@pytest.mark.slow
+def test_a_penalty_that_makes_itself_smaller_is_not_warned_of(tmp_path: Path) -> None:
+    """On neurons that are nearly alike the first ratios are large, and the weight that says so may be the best."""
+    model: Any = make_tiny()
+    with torch.no_grad():
+        for layer in (model.body, model.middle):
+            layer.weight.copy_(layer.weight[:1] + 0.1 * torch.randn_like(layer.weight))
+    args = logged_arguments(tmp_path, learning_rate=0.03, optim="adamw_torch", lr_scheduler_type="constant")
+    trainer = MHETrainer(model, args, train_dataset=tiny_data(8 * 20), mhe_config={"hidden_weight": 30.0})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*hardly learnt")
+        trainer.train()
+    ratios = [ratio for record in records(trainer) if (ratio := record.get("mhe_gradient_ratio")) is not None]
+    assert ratios[0] > 10 * ratios[-1]
+    assert ratios[0] > DWARFS, "there was nothing to warn of"
 
 
 @pytest.mark.slow

@@ -14,7 +14,9 @@ EXPERIMENT = Experiment(
     title="Fine-tuning a redundant checkpoint",
     question="Does MHE help to fine-tune a checkpoint whose neurons are nearly alike, beside what else parts them?",
     task="weighing",
-    settings={"part": parts.FINE_TUNING, "penalty": None, "by_ratio": False, "ratio": None, "rate": 1.0, "start": None},
+    settings={
+        "part": parts.FINE_TUNING, "penalty": None, "by_ratio": False, "ratio": None, "rate": 1.0, "start": None,
+    },
     arms=[
         Arm("mhe", "MHE", {"penalty": rivals.MHE_FULL}, {"penalty.hidden_weight": [30.0, 100.0], "rate": RATES}),
         Arm("none", "nothing", {}, {"part.recipe.weight_decay": DECAY, "rate": RATES}),
