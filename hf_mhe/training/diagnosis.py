@@ -14,10 +14,10 @@ done at the first, second, fourth, eighth, ... step that computes the penalty, w
 Not taken inside a compiled graph, nor where an engine keeps gradients elsewhere than in `.grad`.
 
 Note [Too strong]
-A penalty that acts makes itself smaller. In `recipes/EVIDENCE.md`, fine-tuning a redundant checkpoint, the weight that did best
-began with a ratio of 511; after 64 steps it was 0.4. So the first ratios say nothing of whether a weight is too large: it is
-the one that is still above `DWARFS` at the 16th penalty, and has not halved since the 8th. Warning at the first one, which
-would save 15 steps, was wrong about the best weight.
+A penalty that acts makes itself smaller. In `recipes/EVIDENCE.md`, fine-tuning a redundant checkpoint, the weight that
+did best began with a ratio of 511; after 64 steps it was 0.4. So the first ratios say nothing of whether a weight is
+too large: it is the one that is still above `DWARFS` at the 16th penalty, and has not halved since the 8th. Warning at
+the first one, which would save 15 steps, was wrong about the best weight.
 """
 
 from __future__ import annotations
