@@ -111,6 +111,22 @@ def test_a_rival_with_a_rate_that_mhe_could_not_choose_is_named(
         assert said is None or said in text
 
 
+@pytest.mark.parametrize("role", ["hidden", "output"])
+def test_the_mechanism_is_that_of_the_neurons_that_the_experiment_is_about(role: str) -> None:
+    vectors = {"role": "output", "spread": 7.25, "score": 0.125, "near_duplicates": 9}
+    layer = {"role": "hidden", "spread": 2.75, "score": 1.625, "near_duplicates": 4}
+    after = {"mean_spread": 2.75, "mean_score": 1.625, "near_duplicates": 4, "groups": [layer, vectors]}
+    experiment = toy(role=role)
+    records = finished(experiment, tuned(experiment, figure), lambda arm, seed: 80.0 + seed)
+    for each in records:
+        each["result"]["energies"]["after"] = after
+    summary = summarize(experiment, records)
+    shown, hidden = ("| 7.25 | 0.12 | 9.0 |", "2.75") if role == "output" else ("| 2.75 | 1.62 | 4.0 |", "7.25")
+    assert shown in brief(summary)
+    assert hidden not in brief(summary)
+    assert ("| 9.0 | 0.12 |" if role == "output" else "| 4.0 | 1.62 |") in block(summary)
+
+
 def test_the_documents_agree_with_the_runs() -> None:
     program(TABLES, "--check")
 

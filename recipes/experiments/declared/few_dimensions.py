@@ -39,5 +39,6 @@ EXPERIMENT = Experiment(
     claimed={"model.features": 3},
     primary="mhe",
     nothing="none",
+    role="output",
     quick={"data": {"name": "digits", "train": 400, "side": 8}, "recipe.steps": 3},
 )  # fmt: skip

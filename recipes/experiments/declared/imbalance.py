@@ -41,6 +41,7 @@ EXPERIMENT = Experiment(
     factors={"imbalance": [10, 100]},
     primary="mhe",
     nothing="none",
+    role="output",
     outside=["adjusted_mhe"],
     further={"test_rare": "the rarer half of the classes, %"},
     quick={"data": {"name": "digits", "train": 1197, "side": 8}, "recipe.steps": 3},

@@ -36,6 +36,7 @@ EXPERIMENT = Experiment(
     factors={"model.head": ["plain", "normalised"]},
     primary="mhe",
     nothing="none",
+    role="output",
     further={"test_rare": "rare languages, %"},
     quick={"data.languages": 60, "recipe.steps": 3},
 )  # fmt: skip

@@ -34,6 +34,7 @@ EXPERIMENT = Experiment(
     called="TAR at FAR 1e-2, %",
     primary="mhe",
     nothing="none",
+    role="output",
     further={"test_auc": "AUC, %", "familiar": "accuracy on the classes trained on, %"},
     quick={"data": {"name": "digits", "train": 400, "side": 8}, "recipe.steps": 3},
 )  # fmt: skip

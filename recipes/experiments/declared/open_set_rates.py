@@ -23,6 +23,7 @@ EXPERIMENT = Experiment(
     called=FIRST.called,
     primary="mhe",
     nothing="none",
+    role="output",
     further=FIRST.further,
     quick=FIRST.quick,
 )  # fmt: skip

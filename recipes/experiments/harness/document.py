@@ -103,8 +103,8 @@ def _row(summary: Summary, outcome: Outcome) -> list[str]:
     if experiment.primary is not None:
         cells += _compared(summary.comparisons.get(arm.name))
     cells += [
-        number(outcome.after("near_duplicates"), 1),
-        number(outcome.after("mean_score"), 2),
+        number(outcome.after("near_duplicates", experiment.role), 1),
+        number(outcome.after("score", experiment.role), 2),
         number(outcome.mean_of(lambda record: record["result"].get("train_cpu_seconds")), 1),
         number(outcome.mean_of(lambda record: record["peak_memory"]["mb"]), 0),
     ]

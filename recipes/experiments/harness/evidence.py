@@ -66,7 +66,8 @@ def _deciding(summary: Summary) -> str:
 def _arm(summary: Summary, outcome: Outcome) -> list[str]:
     compared = summary.comparisons.get(outcome.arm.name)
     beside = summary.experiment.measure != "test"
-    after = [outcome.after(name) for name in ("mean_spread", "mean_score", "near_duplicates")]
+    role = summary.experiment.role
+    after = [outcome.after(name, role) for name in ("spread", "score", "near_duplicates")]
     return [
         outcome.arm.says,
         str(len(outcome.figures)),

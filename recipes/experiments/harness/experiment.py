@@ -53,6 +53,7 @@ class Experiment:
             a mapping with a "name", for what differs in many settings at once.
         claimed: the values of factors at which the claim is made; the other combinations are shown beside it.
         further: other keys of a final run's result, with what a table calls them; compared with `nothing`.
+        role: of the neurons whose spread, score and copies the tables have: "hidden", or "output", the class vectors.
         quick: settings that make a run a matter of seconds, for tests and a look.
     """
 
@@ -72,6 +73,7 @@ class Experiment:
     outside: Sequence[str] = ()
     claimed: Mapping[str, Any] = field(default_factory=dict)
     further: Mapping[str, str] = field(default_factory=dict)
+    role: str = "hidden"
     quick: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
