@@ -26,10 +26,10 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # before torch: a run is on
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
-from harness.choice import pending, planned  # noqa: E402
-from harness.data import MissingDataError  # noqa: E402
-from harness.experiment import Experiment, ExperimentError, Run, declared, find, label, make_run  # noqa: E402
-from harness.store import RESULTS, Store  # noqa: E402
+from harness.data.images import MissingDataError  # noqa: E402
+from harness.plan.choice import pending, planned  # noqa: E402
+from harness.plan.experiment import Experiment, ExperimentError, Run, declared, find, label, make_run  # noqa: E402
+from harness.runs.store import RESULTS, Store  # noqa: E402
 
 
 def main() -> int:
@@ -103,7 +103,7 @@ def todo(experiment: Experiment, store: Store, only: list[str]) -> list[Run]:
 
 def perform_and_keep(run: Run, store: Store) -> float:
     """In a worker: do a run and write its line. Returns the seconds."""
-    from harness.perform import perform
+    from harness.runs.perform import perform
 
     record = perform(run)
     store.append(record)

@@ -17,12 +17,12 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
-from harness import evidence, figures  # noqa: E402
-from harness.document import block  # noqa: E402
-from harness.experiment import ExperimentError, declared, find  # noqa: E402
-from harness.markdown import places, replaced  # noqa: E402
-from harness.store import Store  # noqa: E402
-from harness.summary import Summary, summarize  # noqa: E402
+from harness.plan.experiment import ExperimentError, declared, find  # noqa: E402
+from harness.report import evidence, figures  # noqa: E402
+from harness.report.document import block  # noqa: E402
+from harness.report.markdown import places, replaced  # noqa: E402
+from harness.runs.store import Store  # noqa: E402
+from harness.statistics.summary import Summary, summarize  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path("recipes", "results")

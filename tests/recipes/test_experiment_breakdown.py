@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from harness import figures, rule
-from harness.breakdown import by_cell, by_measure, differences, of_interaction
-from harness.choice import final_runs, tuning_runs
-from harness.document import block
-from harness.experiment import Arm, Experiment, ExperimentError, Run
-from harness.inference import holm
-from harness.summary import Summary, summarize
+from harness.plan.choice import final_runs, tuning_runs
+from harness.plan.experiment import Arm, Experiment, ExperimentError, Run
+from harness.report import figures
+from harness.report.document import block
+from harness.statistics import rule
+from harness.statistics.breakdown import by_cell, by_measure, differences, of_interaction
+from harness.statistics.inference import holm
+from harness.statistics.summary import Summary, summarize
 from scipy import stats
 
 MARGINS = [1, 2, 3]

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.choice import tuning_runs
-from harness.document import block
-from harness.evidence import brief, overview
-from harness.experiment import Arm, declared
-from harness.markdown import replaced
-from harness.summary import summarize
+from harness.plan.choice import tuning_runs
+from harness.plan.experiment import Arm, declared
+from harness.report.document import block
+from harness.report.evidence import brief, overview
+from harness.report.markdown import replaced
+from harness.statistics.summary import summarize
 
 from tests.recipes.toy_experiment import RECIPES, TABLES, figure, finished, program, record, toy, tuned
 
@@ -170,7 +170,7 @@ def test_a_document_without_a_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "recipes" / "results").mkdir(parents=True)
     for name in DOCUMENTS:
         (tmp_path / name).write_text("# Nothing\n")
-    assert "has no place for growing_cnn" in program(TABLES, "--root", tmp_path, rc=2).stderr
+    assert f"has no place for {', '.join(declared())}" in program(TABLES, "--root", tmp_path, rc=2).stderr
     with pytest.raises(ValueError, match="0 times"):
         replaced("# Nothing", "growing_mlp", "text")
 

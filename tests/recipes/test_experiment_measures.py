@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from harness.angular import AngularConfig, AngularForVerification, annealed, psi
-from harness.confidence import calibration_error, confidence
-from harness.damage import Damage, damaged, noisy, pruned, quantized
-from harness.data import load
-from harness.models import build
-from harness.ranking import accepted, auroc
+from harness.data.images import load
+from harness.measures.confidence import calibration_error, confidence
+from harness.measures.damage import Damage, damaged, noisy, pruned, quantized
+from harness.measures.ranking import accepted, auroc
+from harness.models.angular import AngularConfig, AngularForVerification, annealed, psi
+from harness.models.images import build
 from harness.tasks.verifying import parts, rotated, verified
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor

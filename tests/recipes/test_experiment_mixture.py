@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from harness import mixture
-from harness.data import Rows
-from harness.models import build
-from harness.training import Recipe, train
+from harness.data.images import Rows
+from harness.models import mixture
+from harness.models.images import build
+from harness.training.train import Recipe, train
 from torch import Tensor
 
 SIZES = {
@@ -86,7 +86,7 @@ def test_a_share_of_the_units_is_new_in_all_their_weights_and_another_one_in_eac
         if share in (0.25, 0.5):
             assert len({tuple(row.tolist()) for row in changed[0]}) > 1
         for now, then in zip(parts, olds, strict=True):
-            assert float(now.std() / then.std()) == pytest.approx(1.0, abs=0.2)
+            assert (now.std() / then.std()).item() == pytest.approx(1.0, abs=0.2)
     if share == 1.0:
         assert abs(mixture.cosine(wide) or 0) < 0.1
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from harness.data import Rows, Splits, load
-from harness.grow import add_noise, renew, widen
-from harness.models import build, task_loss
-from harness.penalties import RIVALS, minimal_energy_hidden, orthogonal_hidden
-from harness.perform import perform, plain
-from harness.tail import LOSSES, effective_number, tail_loss
+from harness.data.images import Rows, Splits, load
+from harness.models.grow import add_noise, renew, widen
+from harness.models.images import build, task_loss
+from harness.runs.perform import perform, plain
 from harness.tasks import classifying, growing
-from harness.training import Recipe, accuracy, train
+from harness.training.penalties import RIVALS, minimal_energy_hidden, orthogonal_hidden
+from harness.training.tail import LOSSES, effective_number, tail_loss
+from harness.training.train import Recipe, accuracy, train
 from torch import Tensor, nn
 
 from hf_mhe import hyperspherical_energy, neuron_groups
@@ -198,7 +198,7 @@ def test_a_penalty_that_blows_up_is_an_outcome_and_a_slip_is_an_error() -> None:
     )
     assert done.diverged is not None
     with pytest.raises(ValueError, match="penalty must be one of mhe"):
-        train(model("mlp"), rows, Recipe(lr=0.1, steps=1), seed=0, penalty={"name": "nothing"})
+        train(model("mlp"), rows, Recipe(lr=0.1, steps=1, batch=8), seed=0, penalty={"name": "nothing"})
 
 
 def test_the_authors_loss_is_bounded_and_the_usual_one_is_torchs() -> None:
@@ -241,7 +241,7 @@ def test_accuracy_is_the_share_that_is_right() -> None:
 
 
 def quick_run(seed: int = 100, stage: str = "final") -> Any:
-    from harness.experiment import find, make_run
+    from harness.plan.experiment import find, make_run
 
     experiment = find("growing_mlp")
     arm = experiment.arm("noise")

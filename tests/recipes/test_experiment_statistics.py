@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from harness.inference import bootstrap, corrected, detectable, holm, interval, paired, power
+from harness.statistics.inference import bootstrap, corrected, detectable, holm, interval, paired, power
 from scipy import stats
 
 OURS = [86.1, 86.4, 85.9, 86.6, 86.2, 86.3, 85.7, 86.5]

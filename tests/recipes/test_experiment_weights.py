@@ -10,9 +10,10 @@ import pytest
 import torch
 from declared import _parts as parts
 from declared import _rivals as rivals
-from harness import characters, rule
-from harness.data import Splits
-from harness.experiment import ExperimentError
+from harness.data.images import Splits
+from harness.models import characters
+from harness.plan.experiment import ExperimentError
+from harness.statistics import rule
 from harness.tasks import weighing
 
 from hf_mhe import neuron_groups

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-from harness.choice import chosen, final_runs, pending, planned
-from harness.experiment import Arm, ExperimentError, declared, find, key_of, make_run, merged
-from harness.store import Store
+from harness.plan.choice import chosen, final_runs, pending, planned
+from harness.plan.experiment import Arm, ExperimentError, declared, find, key_of, make_run, merged
+from harness.runs.store import Store
 
-from tests.recipes.toy_experiment import BETTER, RUN, figure, finished, lines, program, toy, tuned
+from tests.recipes.toy_experiment import BETTER, RECIPES, RUN, figure, finished, lines, program, toy, tuned
 
 
 def test_a_setting_is_chosen_by_its_mean_over_all_tuning_seeds() -> None:
@@ -175,7 +176,20 @@ def test_every_experiment_runs(names: list[str], tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_an_unknown_name_is_one_clear_line() -> None:
     said = program(RUN, "nothing", rc=2).stderr
-    assert "no experiment 'nothing'; declared: growing_cnn, growing_mlp" in said
+    assert f"no experiment 'nothing'; declared: {', '.join(declared())}" in said
     said = program(RUN, "growing_mlp", "--only", "nobody", rc=2).stderr
     assert "growing_mlp has no arm 'nobody'; arms: mhe_full" in said
     assert "Traceback" not in said
+
+
+ROOMS = ["data", "training", "models", "measures", "plan", "runs", "statistics", "tasks", "report"]
+
+
+def test_a_room_of_the_harness_imports_those_before_it() -> None:
+    harness = RECIPES / "experiments" / "harness"
+    assert {path.name for path in harness.iterdir() if (path / "__init__.py").is_file()} == set(ROOMS)
+    assert [path.name for path in harness.glob("*.py")] == ["__init__.py"]
+    for path in harness.glob("*/*.py"):
+        allowed = ROOMS[: ROOMS.index(path.parent.name) + 1]
+        for room in re.findall(r"^ *(?:from|import) harness\.(\w+)", path.read_text(), re.MULTILINE):
+            assert room in allowed, f"{path.relative_to(harness)} imports {room}"

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from harness.choice import final_runs, tuning_runs
-from harness.experiment import Arm, Experiment
+from harness.plan.choice import final_runs, tuning_runs
+from harness.plan.experiment import Arm, Experiment
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 RUN, TABLES = RECIPES / "experiments" / "run.py", RECIPES / "experiments" / "tables.py"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from declared import _parts as parts
 from declared import _rivals as rivals
-from harness.experiment import Arm, Experiment
+from harness.plan.experiment import Arm, Experiment
 
 RATES = [1.0, 2.0]  # times that of the part
 DECAY = [0.0, 0.1]

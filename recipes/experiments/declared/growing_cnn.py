@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from declared import _rivals as rivals
-from harness.experiment import Arm, Experiment
+from harness.plan.experiment import Arm, Experiment
 
 LR = [0.05, 0.1]
 MANY_LR = [0.02, 0.05, 0.1, 0.2]

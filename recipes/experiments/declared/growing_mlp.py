@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from declared import _rivals as rivals
-from harness.experiment import Arm, Experiment
+from harness.plan.experiment import Arm, Experiment
 
 LR = [0.05, 0.1]
 MANY_LR = [0.02, 0.035, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3]  # for an arm with nothing else to choose

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from declared import _parts as parts
 from declared import _rivals as rivals
-from harness.experiment import Arm, Experiment
+from harness.plan.experiment import Arm, Experiment
 
 WEIGHTS = [0.01, 0.1, 1.0, 3.0, 10.0, 100.0]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from declared import _parts as parts
 from declared import _rivals as rivals
-from harness.experiment import Arm, Experiment
-from harness.rule import derived
+from harness.plan.experiment import Arm, Experiment
+from harness.statistics.rule import derived
 
 LR = [1.0, 2.0]  # times the rate of the part
 RATE_AND_DECAY = {"part.recipe.weight_decay": [0.0, 0.03], "rate": LR}

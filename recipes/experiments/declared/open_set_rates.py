@@ -5,7 +5,7 @@ from __future__ import annotations
 from declared import _rivals as rivals
 from declared.open_set import EXPERIMENT as FIRST
 from declared.open_set import MANY_LR
-from harness.experiment import Arm, Experiment
+from harness.plan.experiment import Arm, Experiment
 
 EXPERIMENT = Experiment(
     name="open_set_rates",

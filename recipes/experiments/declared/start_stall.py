@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from declared import _rivals as rivals
-from harness.experiment import Arm, Experiment
+from harness.plan.experiment import Arm, Experiment
 
 # The authors' weights: 0.1 on the hidden layers and 1 on the output, and for half space ten times as much (in
 # their logs the penalty of the full-space runs is a tenth of the half-space runs').

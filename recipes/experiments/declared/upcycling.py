@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from declared import _rivals as rivals
-from harness.experiment import Arm, Experiment
+from harness.plan.experiment import Arm, Experiment
 
 LR = [5e-3, 1e-2]
 DECAY = [0.0, 0.1]

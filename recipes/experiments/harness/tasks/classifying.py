@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from transformers import set_seed
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from harness.data import Rows, Splits, load
-from harness.measure import energies, of_training
-from harness.models import ConvConfig, ConvForImageClassification
-from harness.tail import tail_loss
+from harness.data.images import Rows, Splits, load
+from harness.measures.energies import energies, of_training
+from harness.models.images import ConvConfig, ConvForImageClassification
 from harness.tasks.verifying import ROTATIONS, rotated
-from harness.training import Recipe, balanced, train
+from harness.training.tail import tail_loss
+from harness.training.train import Recipe, balanced, train
 from hf_mhe import minimize_energy
 
 _CURVE_ROWS = 2000

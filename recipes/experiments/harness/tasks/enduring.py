@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
-from harness.confidence import calibration_error, confidence
-from harness.damage import Damage, damaged, noisy, pruned, quantized
-from harness.data import Rows, digits, load
-from harness.measure import energies, of_training
-from harness.models import build
-from harness.ranking import auroc
-from harness.training import Recipe, accuracy, logits, train
+from harness.data.images import Rows, digits, load
+from harness.measures.confidence import calibration_error, confidence
+from harness.measures.damage import Damage, damaged, noisy, pruned, quantized
+from harness.measures.energies import energies, of_training
+from harness.measures.ranking import auroc
+from harness.models.images import build
+from harness.training.train import Recipe, accuracy, logits, train
 
 _CURVE_ROWS = 1000
 

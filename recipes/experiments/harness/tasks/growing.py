@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, set_seed
 
-from harness import grow, mixture
-from harness.data import Splits, load
-from harness.measure import energies, of_training
-from harness.models import build
-from harness.training import Recipe, Trained, accuracy, train
+from harness.data.images import Splits, load
+from harness.measures.energies import energies, of_training
+from harness.models import grow, mixture
+from harness.models.images import build
+from harness.training.train import Recipe, Trained, accuracy, train
 
 _CURVE_ROWS = 2000  # of the validation data, for the curves: the choice of settings uses all of it
 _EXPERTS = "mixture"  # the kind of model that grows by experts, and not by units

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, set_seed
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from harness.measure import energies, of_training
-from harness.names import BUCKETS, language_names
-from harness.tail import tail_loss
-from harness.training import Recipe, balanced, train
+from harness.data.names import BUCKETS, language_names
+from harness.measures.energies import energies, of_training
+from harness.training.tail import tail_loss
+from harness.training.train import Recipe, balanced, train
 from hf_mhe import minimize_energy
 
 RARE = 60  # training strings under which a language is rare

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, set_seed
 
-from harness.data import load
-from harness.measure import energies, of_training
-from harness.models import build
-from harness.penalties import minimal_energy_hidden, orthogonal_hidden
-from harness.training import Recipe, accuracy, train
+from harness.data.images import load
+from harness.measures.energies import energies, of_training
+from harness.models.images import build
+from harness.training.penalties import minimal_energy_hidden, orthogonal_hidden
+from harness.training.train import Recipe, accuracy, train
 
 _CURVE_ROWS = 1000
 STARTED = 2.0  # times the accuracy of guessing: above it a training has begun to learn

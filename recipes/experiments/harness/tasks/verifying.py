@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from transformers import set_seed
 
-from harness.angular import AngularConfig, AngularForVerification
-from harness.data import Rows, load
-from harness.measure import energies, of_training
-from harness.ranking import accepted, auroc
-from harness.training import Recipe, accuracy, train
+from harness.data.images import Rows, load
+from harness.measures.energies import energies, of_training
+from harness.measures.ranking import accepted, auroc
+from harness.models.angular import AngularConfig, AngularForVerification
+from harness.training.train import Recipe, accuracy, train
 from hf_mhe import minimize_energy
 
 FAR = 0.01

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
-from harness.data import Rows
-from harness.penalties import trainer_class
+from harness.data.images import Rows
+from harness.training.penalties import trainer_class
 from hf_mhe import MHEError
 
 LR_SCHEDULES = ("cosine", "steps", "constant")

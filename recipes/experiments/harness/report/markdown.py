@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from harness.inference import Paired, interval
+from harness.statistics.inference import Paired, interval
 
 
 def mean(values: Sequence[float]) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness import breakdown, rule
-from harness.document import aim, claim, state
-from harness.markdown import difference, mean, number, table
-from harness.summary import Outcome, Summary
+from harness.report import factors
+from harness.report.document import aim, claim, state
+from harness.report.markdown import difference, mean, number, table
+from harness.statistics import breakdown, rule
+from harness.statistics.summary import Outcome, Summary
 
 
 def overview(summaries: Sequence[Summary]) -> str:
@@ -22,9 +23,9 @@ def brief(summary: Summary) -> str:
     if not summary.runs:
         return state(summary)
     if summary.experiment.primary is None:
-        parts = [*breakdown.parts(summary), aim(summary) if summary.experiment.name == rule.CURVES else ""]
+        parts = [*factors.parts(summary), aim(summary) if summary.experiment.name == rule.CURVES else ""]
     else:
-        parts = [claim(summary), breakdown.interaction(summary), _deciding(summary)]
+        parts = [claim(summary), factors.interaction(summary), _deciding(summary)]
     return "\n\n".join(part for part in (state(summary), *parts) if part)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from harness.experiment import Run
-from harness.surroundings import peak_memory, reset_peak_memory, surroundings
+from harness.plan.experiment import Run
+from harness.runs.surroundings import peak_memory, reset_peak_memory, surroundings
 
 
 def perform(run: Run) -> dict[str, Any]:

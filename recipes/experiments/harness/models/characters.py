@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel, set_seed
 
-from harness.data import Rows, Splits
-from harness.names import CHARACTERS, SHORT, language_names
-from harness.training import Recipe, balanced, train
+from harness.data.images import Rows, Splits
+from harness.data.names import CHARACTERS, SHORT, language_names
+from harness.training.train import Recipe, balanced, train
 
 ADAPTED = ["query", "key", "value", "dense"]
 

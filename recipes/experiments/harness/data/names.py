@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 
 import torch
 
-from harness.data import MissingDataError, Rows, Splits
+from harness.data.images import MissingDataError, Rows, Splits
 
 AT_LEAST = 12  # strings that a language needs to take part
 BUCKETS = 2**14

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, ViTConfig, ViTForImageClassification
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from harness.mixture import MixtureConfig, MixtureForImageClassification
+from harness.models.mixture import MixtureConfig, MixtureForImageClassification
 
 
 @dataclass(frozen=True)

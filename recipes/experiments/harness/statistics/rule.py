@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.experiment import Experiment
-from harness.store import Store
-from harness.summary import Outcome, summarize
+from harness.plan.experiment import Experiment
+from harness.runs.store import Store
+from harness.statistics.summary import Outcome, summarize
 
 CURVES = "lambda_curves"
 STEP = 64  # Trainer's logs have the ratio at the powers of two

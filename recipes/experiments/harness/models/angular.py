@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from harness.models import ConvConfig, ConvForImageClassification
+from harness.models.images import ConvConfig, ConvForImageClassification
 
 # Note [Annealing]. The margin comes in as in the authors' code: the target's logit is (a cos + psi) / (1 + a), with
 # a = max(5, 1000 / (1 + 0.11 t)). There it reaches 5 in step 1,809 of 12,000; here after the same share of the steps,

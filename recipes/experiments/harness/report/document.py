@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
-from harness import breakdown, figures, rule
-from harness.experiment import label
-from harness.inference import Paired
-from harness.markdown import difference, mean, number, probability, table
-from harness.summary import Outcome, Summary
+from harness.plan.experiment import label
+from harness.report import factors, figures
+from harness.report.markdown import difference, mean, number, probability, table
+from harness.statistics import rule
+from harness.statistics.inference import Paired
+from harness.statistics.summary import Outcome, Summary
 
 
 def block(summary: Summary) -> str:
@@ -23,7 +24,7 @@ def block(summary: Summary) -> str:
     if summary.experiment.measure == "started":
         parts.append(_cells(summary))
     else:
-        parts += breakdown.parts(summary)
+        parts += factors.parts(summary)
     if summary.experiment.name == rule.CURVES:
         parts.append(_rule(summary))
     return "\n\n".join(part for part in parts if part)

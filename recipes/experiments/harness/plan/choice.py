@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from harness.experiment import Arm, Experiment, Run, make_run, tuning_runs
+from harness.plan.experiment import Arm, Experiment, Run, make_run, tuning_runs
 
 Record = Mapping[str, Any]
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.choice import chosen, planned, scores
-from harness.experiment import Arm, Experiment, make_run
-from harness.inference import Paired, corrected, paired
+from harness.plan.choice import chosen, planned, scores
+from harness.plan.experiment import Arm, Experiment, make_run
+from harness.statistics.inference import Paired, corrected, paired
 
 Record = Mapping[str, Any]
 LEARNING_RATES = ("lr", "rate")  # the last part of the settings that are one, or a factor of one

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-DECLARED = Path(__file__).parents[1] / "declared"
+DECLARED = Path(__file__).parents[2] / "declared"
 
 # Part of every key: raised by hand when the harness changes what a run with the same config computes.
 PROTOCOL = 1

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import breakdown, rule
-from harness.experiment import Arm, Experiment
-from harness.inference import Paired
-from harness.summary import Outcome, Summary, measured
+from harness.plan.experiment import Arm, Experiment
+from harness.statistics import breakdown, rule
+from harness.statistics.inference import Paired
+from harness.statistics.summary import Outcome, Summary, measured
 
 _KEY = "Numbers"
 _VALIDATION = "validation accuracy, %, at the better rate"

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from harness.training import Trained
+from harness.training.train import Trained
 from hf_mhe import GroupEnergy, analyze
 
 _KEPT = ("name", "role", "n", "d", "spread", "energy", "score", "max_cosine", "near_duplicates", "coincident", "dead")

@@ -5,16 +5,14 @@ Each arm is compared with `nothing` in each column, paired by seed, with Holm's 
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.experiment import label
-from harness.inference import Paired, corrected, paired
-from harness.markdown import difference, mean, table
-from harness.summary import Outcome, Summary, measured
+from harness.plan.experiment import label
+from harness.statistics.inference import Paired, corrected, paired
+from harness.statistics.summary import Outcome, Summary, measured
 
 Figures = Mapping[int, float]  # by seed
 
@@ -25,16 +23,6 @@ class Column:
 
     heads: str
     by_arm: Mapping[str, Figures]
-
-
-def parts(summary: Summary) -> Iterator[str]:
-    """The tables that an experiment has beside the one of its arms, each with a line above it."""
-    if summary.experiment.factors:
-        yield _said(summary, "By factor", by_cell(summary))
-        if said := interaction(summary):
-            yield said
-    if summary.experiment.further:
-        yield _said(summary, "Other measures", by_measure(summary))
 
 
 def by_cell(summary: Summary) -> list[Column]:
@@ -96,36 +84,3 @@ def _of(outcome: Outcome, key: str) -> dict[int, float]:
     for record in outcome.records:
         by_seed.setdefault(record["config"]["seed"], []).append(record["result"].get(key))
     return {seed: statistics.fmean(v) for seed, v in by_seed.items() if all(value is not None for value in v)}
-
-
-def _said(summary: Summary, title: str, columns: list[Column]) -> str:
-    found = differences(summary, columns)
-    rows = [
-        [outcome.arm.says, *(_cell(each.by_arm[name], found.get((name, each.heads))) for each in columns)]
-        for name, outcome in summary.outcomes.items()
-    ]
-    beside = ""
-    if summary.experiment.nothing is not None:
-        nothing = summary.experiment.arm(summary.experiment.nothing).says
-        beside = f", and the paired difference from “{nothing}”; * where Holm's p over the table is below 0.05"
-    over = table(["arm", *(column.heads for column in columns)], rows, left=1)
-    return f"{title}: means of the fresh seeds{beside}.\n\n{over}"
-
-
-def _cell(figures: Figures, each: Paired | None) -> str:
-    said = mean(list(figures.values()))
-    if each is None:
-        return said
-    star = "*" if each.holm is not None and each.holm < 0.05 else ""
-    return f"{said}; {difference(each)}{star}"
-
-
-def interaction(summary: Summary) -> str:
-    """By how much the gain is larger where the claim is made; nothing without a claim in some columns only."""
-    each = of_interaction(summary)
-    if each is None:
-        return ""
-    where = label(summary.experiment.claimed)
-    said = f"Interaction: at {where} the gain of `{summary.experiment.primary}` differs by {difference(each)} points"
-    said += " from that in the other columns"
-    return f"{said}." if math.isnan(each.low) else f"{said}, p {each.p:.3f}, n {each.n}."

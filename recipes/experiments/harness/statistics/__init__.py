@@ -1,0 +1,1 @@
+"""From records to numbers: arms, comparisons, verdicts, the rule."""

@@ -1,0 +1,1 @@
+"""How it is trained: recipes, penalties, losses."""
