@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from typing import Any
 
 import pytest
@@ -13,10 +14,13 @@ from declared import _rivals as rivals
 from harness.data.images import Splits
 from harness.models import characters
 from harness.plan.experiment import ExperimentError
+from harness.runs.store import RESULTS
+from harness.runs.surroundings import ROOT
 from harness.statistics import rule
 from harness.tasks import weighing
 
 from hf_mhe import neuron_groups
+from tests.recipes.toy_experiment import RECIPES
 
 
 def few_steps(part: dict[str, Any], steps: int = 3) -> dict[str, Any]:
@@ -100,3 +104,16 @@ def test_a_weight_by_the_ratio_is_in_proportion_to_what_a_training_logs() -> Non
     assert result["probed"]["ratio"] == pytest.approx(logged)
     with pytest.raises(ExperimentError, match="lambda_curves, whose runs are not all there"):
         weighed(small, by_ratio=True)
+
+
+def test_the_rule_that_runs_take_is_the_one_that_the_document_says() -> None:
+    said = re.search(r"Rule: aim at a ratio of ([\d.]+)\.\*\*", (RECIPES / "results" / "TABLES.md").read_text())
+    assert said is not None
+    taken = rule.derived()
+    assert taken is not None, f"{RESULTS} has not all runs of {rule.CURVES}"
+    assert f"{taken:.2g}" == said.group(1)
+
+
+def test_results_and_repository_are_where_they_are() -> None:
+    assert RESULTS == RECIPES / "results"
+    assert (ROOT / "pyproject.toml").is_file()
