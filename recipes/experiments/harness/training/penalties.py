@@ -9,8 +9,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer
 
-from hf_mhe import MHEConfig, MHETrainer, neuron_groups
+from hf_mhe import MHEConfig, MHETrainer, hyperspherical_energy, neuron_groups
 from hf_mhe.energy import family
+
+
+def lengths_held(weight: Tensor, *, lengths: float, energy: float = 0.0, **options: Any) -> Tensor:
+    """`lengths` times the sum of the neurons' squared distances from length 1, plus `energy` times their energy."""
+    held = lengths * (weight.norm(dim=1) - 1).square().sum()
+    return held + energy * hyperspherical_energy(weight, **options) if energy else held
+
 
 # A rival acts on the hidden groups, as MHE does here with `output_weight=0`, or with `role="output"` on the class
 # vectors, as MHE does with `hidden_weight=0`; it adds `weight * sum over groups` to the loss.
@@ -19,6 +26,7 @@ RIVALS: dict[str, Callable[..., Tensor]] = {
     "srip": family.srip_penalty,
     "minimal_angle": family.minimal_angle_penalty,
     "comhe_random": family.random_projection_energy,
+    "lengths_held": lengths_held,
 }
 
 
