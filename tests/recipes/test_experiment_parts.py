@@ -127,6 +127,7 @@ PENALTIES: dict[str, dict[str, Any]] = {
     "srip": {"name": "srip", "weight": 2.0, "seed": 3},
     "minimal_angle": {"name": "minimal_angle", "weight": 2.0},
     "comhe_random": {"name": "comhe_random", "weight": 2.0, "dim": 40, "projections": 2, "seed": 3},
+    "lengths_held": {"name": "lengths_held", "weight": 2.0, "lengths": 0.3, "energy": 1.5, "s": 2.0, "softening": 0.1},
 }
 ON_CLASS_VECTORS = {
     name: {**options, **({"hidden_weight": 0.0, "output_weight": 2.0} if name == "mhe" else {"role": "output"})}
@@ -144,6 +145,9 @@ def one_step(penalty: dict[str, Any] | None) -> Any:
 def formula(name: str, weight: Tensor) -> Tensor:
     if name == "mhe":
         return hyperspherical_energy(weight, 2.0, softening=0.1)
+    if name == "lengths_held":
+        lengths = sum((row.square().sum().sqrt() - 1) ** 2 for row in weight)
+        return 0.3 * lengths + 1.5 * hyperspherical_energy(weight, 2.0, softening=0.1)
     options = {key: value for key, value in PENALTIES[name].items() if key not in ("name", "weight")}
     if "dim" in options:
         options["dim"] = min(options["dim"], weight.shape[1])

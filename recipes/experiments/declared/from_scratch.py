@@ -1,4 +1,4 @@
-"""A vision transformer from scratch with Adam: the lead of lambda_rule, with rivals, and with lengths that are held."""
+"""A vision transformer from scratch with Adam: the lead of lambda_rule, with rivals, and with lengths held."""
 
 from __future__ import annotations
 
