@@ -13,7 +13,7 @@ HELD: dict[str, Any] = {"name": "lengths_held", "weight": 1.0, "lengths": 0.1, "
 
 EXPERIMENT = Experiment(
     name="from_scratch",
-    title="A vision transformer from scratch",
+    title="A vision transformer from scratch, lengths held",
     question="Adam drives neurons together: does MHE with lengths held help more than what else keeps them apart?",
     task="weighing",
     settings={"part": parts.VIT, "penalty": None, "by_ratio": False, "ratio": None, "rate": 1.0},
