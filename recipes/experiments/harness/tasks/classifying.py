@@ -79,8 +79,8 @@ def run(settings: Mapping[str, Any], seed: int, final: bool) -> dict[str, Any]:
 
     Args:
         settings: `data`, `rotations` (1 or 4), `imbalance` (how many times the most frequent class has the rows of
-            the rarest one), `model`, `recipe`, `prototypes` (class vectors of least energy that are not trained) and
-            `penalty`.
+            the rarest one), `model`, `recipe`, `prototypes` (class vectors that are not trained: True, those of least
+            energy; "random"; "orthonormal") and `penalty`.
         seed: draws images, rotations, which classes are rare, weights and batches.
         final: whether the test set is read.
     """
@@ -92,7 +92,7 @@ def run(settings: Mapping[str, Any], seed: int, final: bool) -> dict[str, Any]:
     )
     model = StrainedForImageClassification(config)
     if settings["prototypes"]:
-        model.classifier.weight.data.copy_(minimize_energy(data.classes, config.features, s=2.0, seed=seed))
+        model.classifier.weight.data.copy_(prototypes(settings["prototypes"], data.classes, config.features, seed))
         model.classifier.weight.requires_grad_(False)
     before, few = energies(model), data.validation.first(_CURVE_ROWS)
     recipe = Recipe(**settings["recipe"])
@@ -116,6 +116,22 @@ def run(settings: Mapping[str, Any], seed: int, final: bool) -> dict[str, Any]:
         "test": test,
         "test_rare": test_rare if rare is not None else None,
     }
+
+
+def prototypes(kind: Any, classes: int, features: int, seed: int) -> Tensor:
+    """Class vectors of length one, `(classes, features)`.
+
+    Raises:
+        ValueError: there is no such kind, or there are more classes than orthonormal vectors.
+    """
+    if kind is True:
+        return minimize_energy(classes, features, s=2.0, seed=seed)
+    drawn = torch.randn(classes, features, generator=torch.Generator().manual_seed(seed))
+    if kind == "random":
+        return nn.functional.normalize(drawn, dim=1)
+    if kind != "orthonormal" or classes > features:
+        raise ValueError(f"no prototypes {kind!r} of {classes} classes in {features} dimensions")
+    return torch.linalg.qr(drawn.t()).Q.t()
 
 
 def strained(settings: Mapping[str, Any], seed: int) -> Splits:
