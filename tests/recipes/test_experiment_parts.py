@@ -11,9 +11,8 @@ from harness.data.images import Rows, Splits, load
 from harness.models.grow import add_noise, renew, widen
 from harness.models.images import build, task_loss
 from harness.runs.perform import perform, plain
-from harness.tasks import classifying, growing
+from harness.tasks import growing
 from harness.training.penalties import RIVALS, minimal_energy_hidden, orthogonal_hidden
-from harness.training.tail import LOSSES, effective_number, tail_loss
 from harness.training.train import Recipe, accuracy, train
 from torch import Tensor, nn
 
@@ -278,55 +277,3 @@ def test_a_record_is_json_whatever_it_measured() -> None:
     assert plain({"a": (float("nan"), float("inf"), 1 / 3), "b": {"c": None, "d": True}}) == {
         "a": [None, None, 0.333333], "b": {"c": None, "d": True},
     }  # fmt: skip
-
-
-COUNTS = torch.tensor([5.0, 50.0, 500.0, 5000.0])
-
-
-def test_logit_adjustment_is_the_loss_of_the_priors_times_tau() -> None:
-    logits, labels = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
-    plain = nn.functional.cross_entropy(logits, labels)
-    assert torch.equal(tail_loss(logits, labels, COUNTS, "cross_entropy"), plain)
-    assert torch.equal(tail_loss(logits, labels, COUNTS, "logit_adjustment", tau=0.0), plain)
-    scaled = logits.exp() * (COUNTS / COUNTS.sum()) ** 1.5  # softmax over pi^tau exp(f)
-    expected = -(scaled / scaled.sum(1, keepdim=True)).log()[range(6), labels].mean()
-    torch.testing.assert_close(tail_loss(logits, labels, COUNTS, "logit_adjustment", tau=1.5), expected)
-
-
-def test_a_class_weighs_by_the_inverse_of_its_effective_number() -> None:
-    by_sum = torch.tensor([sum(0.99**i for i in range(int(n))) for n in COUNTS])  # 1 + beta + ... + beta^(n - 1)
-    torch.testing.assert_close(effective_number(COUNTS, 0.99), by_sum, rtol=1e-4, atol=0)
-    assert torch.equal(effective_number(COUNTS, 1.0), COUNTS)
-    logits, labels = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
-    each = nn.functional.cross_entropy(logits, labels, reduction="none")
-    weights = 1 / COUNTS[labels]
-    expected = (each * weights).sum() / weights.sum()
-    torch.testing.assert_close(tail_loss(logits, labels, COUNTS, "class_balanced"), expected)
-
-
-def test_a_loss_that_is_none_is_refused_with_those_that_are() -> None:
-    with pytest.raises(ValueError, match=", ".join(LOSSES) + "; got 'focal'"):
-        tail_loss(torch.zeros(1, 4), torch.tensor([0]), COUNTS, "focal")
-    with pytest.raises(ValueError, match="smoothed with loss cross_entropy only; got 'logit_adjustment'"):
-        classifying.StrainedConfig(loss="logit_adjustment", smoothing=0.1)
-
-
-@pytest.mark.parametrize("rotations", [1, 4])
-@pytest.mark.parametrize("imbalance", [1, 5, 20])
-def test_classes_fall_in_number_to_the_share_that_is_said(rotations: int, imbalance: int) -> None:
-    settings = {"data": {"name": "digits", "train": None, "side": 8}, "rotations": rotations, "imbalance": imbalance}
-    data, again, other = (classifying.strained(settings, seed) for seed in (0, 0, 1))
-    assert data.classes == 10 * rotations
-    counts = [part.train.columns["labels"].bincount(minlength=data.classes) for part in (data, other)]
-    assert torch.equal(again.train.columns["labels"], data.train.columns["labels"])
-    if imbalance == 1:
-        assert len(data.train) == 1197
-        return
-    for count in counts:
-        assert count.min() >= 1
-        assert count.max() / count.min() == pytest.approx(imbalance, rel=0.5)
-        down = count.sort(descending=True).values
-        expected = down[0] * imbalance ** (-torch.arange(data.classes) / (data.classes - 1))
-        assert (down - expected).abs().max() <= 1, "rounded, and no class is empty"
-    assert not torch.equal(counts[0].argsort(), counts[1].argsort()), "the same classes are rare in every seed"
-    assert len(data.test) == 300  # nothing is thinned out where a model is judged
