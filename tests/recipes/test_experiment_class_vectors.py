@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from harness.data.images import Rows
+from harness.models import class_vectors
+from harness.models.images import build
 from harness.tasks import classifying
 from harness.training.tail import LOSSES, effective_number, tail_loss
+from harness.training.train import Recipe, train
 from torch import nn
 
 COUNTS = torch.tensor([5.0, 50.0, 500.0, 5000.0])
@@ -61,7 +67,7 @@ def test_classes_fall_in_number_to_the_share_that_is_said(rotations: int, imbala
 
 
 def test_fixed_vectors_of_least_energy_are_a_simplex_where_there_is_room() -> None:
-    vectors = classifying.prototypes(True, 10, 16, seed=0).float()
+    vectors = class_vectors.vectors(True, 10, 16, seed=0).float()
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(10))
     cosines = vectors @ vectors.t()
     torch.testing.assert_close(cosines, torch.eye(10) - (1 - torch.eye(10)) / 9, atol=1e-4, rtol=0)
@@ -69,7 +75,7 @@ def test_fixed_vectors_of_least_energy_are_a_simplex_where_there_is_room() -> No
 
 def test_a_softmax_sees_orthonormal_vectors_as_those_of_least_energy() -> None:
     """Why they are no rival of these: less their mean they have the same cosines, and it moves no probability."""
-    vectors = classifying.prototypes("orthonormal", 10, 16, seed=0)
+    vectors = class_vectors.vectors("orthonormal", 10, 16, seed=0)
     torch.testing.assert_close(vectors @ vectors.t(), torch.eye(10), atol=1e-5, rtol=0)
     centred = vectors - vectors.mean(0)
     unit = nn.functional.normalize(centred, dim=1)
@@ -79,9 +85,24 @@ def test_a_softmax_sees_orthonormal_vectors_as_those_of_least_energy() -> None:
 
 
 def test_fixed_vectors_that_there_are_none_of_are_refused() -> None:
-    random = classifying.prototypes("random", 10, 4, seed=3)
-    assert torch.equal(random, classifying.prototypes("random", 10, 4, seed=3))
+    random = class_vectors.vectors("random", 10, 4, seed=3)
+    assert torch.equal(random, class_vectors.vectors("random", 10, 4, seed=3))
     torch.testing.assert_close(random.norm(dim=1), torch.ones(10))
     for kind, features in (("orthonormal", 9), ("simplex", 16)):
-        with pytest.raises(ValueError, match=f"no prototypes '{kind}' of 10 classes in {features} dimensions"):
-            classifying.prototypes(kind, 10, features, seed=0)
+        with pytest.raises(ValueError, match=f"no fixed vectors '{kind}' of 10 classes in {features} dimensions"):
+            class_vectors.vectors(kind, 10, features, seed=0)
+
+
+@pytest.mark.parametrize("kind", [False, True, "random", "orthonormal"])
+def test_vectors_that_are_fixed_stay_where_they_are(kind: bool | str) -> None:
+    torch.manual_seed(0)
+    model: Any = build(kind="conv", classes=10, side=8, widths=[2, 3], depth=1, features=12)
+    drawn = model.classifier.weight.detach().clone()
+    class_vectors.fix(model, kind, seed=1)
+    start = model.classifier.weight.detach().clone()
+    assert torch.equal(start, drawn) is (kind is False)
+    rows = Rows(pixel_values=torch.randn(32, 1, 8, 8), labels=torch.arange(32) % 10)
+    bias = model.classifier.bias.detach().clone()
+    train(model, rows, Recipe(lr=0.1, steps=2, batch=16, weight_decay=0.1), seed=0)
+    assert torch.equal(model.classifier.weight, start) is (kind is not False)
+    assert not torch.equal(model.classifier.bias, bias), "the rest is trained"

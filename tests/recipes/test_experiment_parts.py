@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 from harness.data.images import Rows, Splits, load
+from harness.measures.accuracy import accuracy
 from harness.models.grow import add_noise, renew, widen
 from harness.models.images import build, task_loss
 from harness.runs.perform import perform, plain
 from harness.tasks import growing
 from harness.training.penalties import RIVALS, minimal_energy_hidden, orthogonal_hidden
-from harness.training.train import Recipe, accuracy, train
+from harness.training.train import Recipe, train
 from torch import Tensor, nn
 
 from hf_mhe import hyperspherical_energy, neuron_groups

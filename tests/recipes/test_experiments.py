@@ -182,7 +182,7 @@ def test_an_unknown_name_is_one_clear_line() -> None:
     assert "Traceback" not in said
 
 
-ROOMS = ["data", "training", "models", "measures", "plan", "runs", "statistics", "tasks", "report"]
+ROOMS = ["data", "training", "measures", "models", "plan", "runs", "statistics", "tasks", "report"]
 
 
 def test_a_room_of_the_harness_imports_those_before_it() -> None:

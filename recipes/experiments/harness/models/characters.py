@@ -13,7 +13,8 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedMo
 
 from harness.data.images import Rows, Splits
 from harness.data.names import CHARACTERS, SHORT, language_names
-from harness.training.train import Recipe, balanced, train
+from harness.measures.accuracy import balanced
+from harness.training.train import Recipe, train
 
 ADAPTED = ["query", "key", "value", "dense"]
 

@@ -14,12 +14,13 @@ from transformers import set_seed
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from harness.data.images import Rows, Splits, load
+from harness.measures.accuracy import balanced, by_class
 from harness.measures.energies import energies, of_training
+from harness.models import class_vectors
 from harness.models.images import ConvConfig, ConvForImageClassification
 from harness.tasks.verifying import ROTATIONS, rotated
 from harness.training.tail import tail_loss
-from harness.training.train import Recipe, balanced, train
-from hf_mhe import minimize_energy
+from harness.training.train import Recipe, train
 
 _CURVE_ROWS = 2000
 
@@ -79,8 +80,7 @@ def run(settings: Mapping[str, Any], seed: int, final: bool) -> dict[str, Any]:
 
     Args:
         settings: `data`, `rotations` (1 or 4), `imbalance` (how many times the most frequent class has the rows of
-            the rarest one), `model`, `recipe`, `prototypes` (class vectors that are not trained: True, those of least
-            energy; "random"; "orthonormal") and `penalty`.
+            the rarest one), `model`, `recipe`, `prototypes` (`kind` of `class_vectors.fix`) and `penalty`.
         seed: draws images, rotations, which classes are rare, weights and batches.
         final: whether the test set is read.
     """
@@ -91,9 +91,7 @@ def run(settings: Mapping[str, Any], seed: int, final: bool) -> dict[str, Any]:
         **settings["model"], side=settings["data"]["side"], counts=counts.tolist(), num_labels=data.classes
     )
     model = StrainedForImageClassification(config)
-    if settings["prototypes"]:
-        model.classifier.weight.data.copy_(prototypes(settings["prototypes"], data.classes, config.features, seed))
-        model.classifier.weight.requires_grad_(False)
+    class_vectors.fix(model, settings["prototypes"], seed)
     before, few = energies(model), data.validation.first(_CURVE_ROWS)
     recipe = Recipe(**settings["recipe"])
     trained = train(
@@ -106,32 +104,11 @@ def run(settings: Mapping[str, Any], seed: int, final: bool) -> dict[str, Any]:
         watch_every=max(1, recipe.steps // 3),
     )
     rare = counts.argsort()[: data.classes // 2] if settings["imbalance"] != 1 else None
-    validation, validation_rare = balanced(model, data.validation, data.classes, rare)
-    test, test_rare = balanced(model, data.test, data.classes, rare) if final else (None, None)
     return {
         "parameters": model.num_parameters(),
         **of_training(trained, model, before),
-        "validation": validation,
-        "validation_rare": validation_rare if rare is not None else None,
-        "test": test,
-        "test_rare": test_rare if rare is not None else None,
+        **by_class(model, data, rare, final),
     }
-
-
-def prototypes(kind: Any, classes: int, features: int, seed: int) -> Tensor:
-    """Class vectors of length one, `(classes, features)`.
-
-    Raises:
-        ValueError: there is no such kind, or there are more classes than orthonormal vectors.
-    """
-    if kind is True:
-        return minimize_energy(classes, features, s=2.0, seed=seed)
-    drawn = torch.randn(classes, features, generator=torch.Generator().manual_seed(seed))
-    if kind == "random":
-        return nn.functional.normalize(drawn, dim=1)
-    if kind != "orthonormal" or classes > features:
-        raise ValueError(f"no prototypes {kind!r} of {classes} classes in {features} dimensions")
-    return torch.linalg.qr(drawn.t()).Q.t()
 
 
 def strained(settings: Mapping[str, Any], seed: int) -> Splits:

@@ -11,12 +11,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
 from harness.data.images import Rows, digits, load
+from harness.measures.accuracy import accuracy, logits
 from harness.measures.confidence import calibration_error, confidence
 from harness.measures.damage import Damage, damaged, noisy, pruned, quantized
 from harness.measures.energies import energies, of_training
 from harness.measures.ranking import auroc
 from harness.models.images import build
-from harness.training.train import Recipe, accuracy, logits, train
+from harness.training.train import Recipe, train
 
 _CURVE_ROWS = 1000
 

@@ -11,10 +11,11 @@ import torch
 from transformers import PreTrainedModel, set_seed
 
 from harness.data.images import Splits, load
+from harness.measures.accuracy import accuracy
 from harness.measures.energies import energies, of_training
 from harness.models import grow, mixture
 from harness.models.images import build
-from harness.training.train import Recipe, Trained, accuracy, train
+from harness.training.train import Recipe, Trained, train
 
 _CURVE_ROWS = 2000  # of the validation data, for the curves: the choice of settings uses all of it
 _EXPERTS = "mixture"  # the kind of model that grows by experts, and not by units

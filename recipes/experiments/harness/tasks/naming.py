@@ -11,10 +11,11 @@ from transformers import PretrainedConfig, PreTrainedModel, set_seed
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from harness.data.names import BUCKETS, language_names
+from harness.measures.accuracy import balanced, by_class
 from harness.measures.energies import energies, of_training
+from harness.models import class_vectors
 from harness.training.tail import tail_loss
-from harness.training.train import Recipe, balanced, train
-from hf_mhe import minimize_energy
+from harness.training.train import Recipe, train
 
 RARE = 60  # training strings under which a language is rare
 SCALE = 16.0  # of the logits of a normalised classifier
@@ -85,10 +86,7 @@ def run(settings: Mapping[str, Any], seed: int, final: bool) -> dict[str, Any]:
     set_seed(seed)
     config = NamesConfig(**settings["model"], counts=counts.tolist(), num_labels=data.classes)
     model = NamesForSequenceClassification(config)
-    if config.prototypes:
-        directions = minimize_energy(data.classes, config.dim, s=2.0, seed=seed)
-        model.classifier.weight.data.copy_(directions)
-        model.classifier.weight.requires_grad_(False)
+    class_vectors.fix(model, config.prototypes, seed)
     before = energies(model)
     recipe = Recipe(**settings["recipe"])
     trained = train(
@@ -100,14 +98,8 @@ def run(settings: Mapping[str, Any], seed: int, final: bool) -> dict[str, Any]:
         watch=lambda m: {"validation": balanced(m, data.validation, data.classes)[0]},
         watch_every=max(1, recipe.steps // 6),
     )
-    rare = counts < RARE
-    validation, validation_rare = balanced(model, data.validation, data.classes, rare)
-    test, test_rare = balanced(model, data.test, data.classes, rare) if final else (None, None)
     return {
         "parameters": model.num_parameters(),
         **of_training(trained, model, before),
-        "validation": validation,
-        "validation_rare": validation_rare,
-        "test": test,
-        "test_rare": test_rare,
+        **by_class(model, data, counts < RARE, final),
     }

@@ -9,10 +9,11 @@ import torch
 from transformers import PreTrainedModel, set_seed
 
 from harness.data.images import load
+from harness.measures.accuracy import accuracy
 from harness.measures.energies import energies, of_training
 from harness.models.images import build
 from harness.training.penalties import minimal_energy_hidden, orthogonal_hidden
-from harness.training.train import Recipe, accuracy, train
+from harness.training.train import Recipe, train
 
 _CURVE_ROWS = 1000
 STARTED = 2.0  # times the accuracy of guessing: above it a training has begun to learn

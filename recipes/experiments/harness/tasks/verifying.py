@@ -14,11 +14,12 @@ from torch import Tensor
 from transformers import set_seed
 
 from harness.data.images import Rows, load
+from harness.measures.accuracy import accuracy
 from harness.measures.energies import energies, of_training
 from harness.measures.ranking import accepted, auroc
+from harness.models import class_vectors
 from harness.models.angular import AngularConfig, AngularForVerification
-from harness.training.train import Recipe, accuracy, train
-from hf_mhe import minimize_energy
+from harness.training.train import Recipe, train
 
 FAR = 0.01
 ROTATIONS = 4
@@ -42,9 +43,7 @@ def run(settings: Mapping[str, Any], seed: int, final: bool) -> dict[str, Any]:
     model = AngularForVerification(
         AngularConfig(**settings["model"], side=side, steps=recipe.steps, num_labels=classes)
     )
-    if settings["prototypes"]:
-        model.classifier.weight.data.copy_(minimize_energy(classes, model.config.features, s=2.0, seed=seed))
-        model.classifier.weight.requires_grad_(False)
+    class_vectors.fix(model, settings["prototypes"], seed)
     before = energies(model)
     trained = train(
         model,

@@ -9,13 +9,14 @@ from typing import Any
 from transformers import PreTrainedModel, set_seed
 
 from harness.data.images import Rows, Splits, load
+from harness.measures.accuracy import accuracy, balanced
 from harness.measures.energies import energies, of_training
 from harness.models import characters
 from harness.models.images import build
 from harness.plan.experiment import ExperimentError
 from harness.statistics import rule
 from harness.training.penalties import orthogonal_hidden
-from harness.training.train import Recipe, accuracy, balanced, train
+from harness.training.train import Recipe, train
 
 _CURVE_ROWS = 1000
 Score = Callable[[PreTrainedModel, Rows], float]

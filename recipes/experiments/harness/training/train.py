@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from harness.data.images import Rows
@@ -103,36 +102,6 @@ def train(
         diverged = "a parameter is not finite"
     log = [{key: value for key, value in record.items() if key != "epoch"} for record in trainer.state.log_history]
     return Trained(seconds, cpu_seconds, [record for record in log if "loss" in record], watcher.curve, diverged)
-
-
-def accuracy(model: PreTrainedModel, rows: Rows, batch: int = 500) -> float:
-    """Share of rows, in percent, whose largest logit is the label's; the model is left in the mode it had."""
-    labels = rows.columns["labels"]
-    return 100 * int((logits(model, rows, batch).argmax(-1) == labels).sum()) / len(rows)
-
-
-def balanced(
-    model: PreTrainedModel, rows: Rows, classes: int, rare: Tensor | None = None, batch: int = 2000
-) -> tuple[float, float]:
-    """Mean over the classes of the share that is right, in percent; and the same over the rare ones (NaN of none)."""
-    labels = rows.columns["labels"]
-    hit = (logits(model, rows, batch).argmax(-1) == labels).float()
-    right = torch.zeros(classes).index_add_(0, labels, hit)
-    shares = 100 * right / torch.bincount(labels, minlength=classes)
-    return float(shares.mean()), float((shares[rare] if rare is not None else shares[:0]).mean())
-
-
-@torch.no_grad()
-def logits(model: PreTrainedModel, rows: Rows, batch: int = 500) -> Tensor:
-    """The logits of all rows, on the CPU; the model is left in the mode it had."""
-    was_training, device = model.training, next(model.parameters()).device
-    model.eval()
-    found = []
-    for part in rows.batches(batch):
-        inputs = {name: column.to(device) for name, column in part.items() if name != "labels"}
-        found.append(model(**inputs).logits.cpu())
-    model.train(was_training)
-    return torch.cat(found)
 
 
 def _arguments(scratch: str, recipe: Recipe, seed: int, every: int) -> TrainingArguments:
