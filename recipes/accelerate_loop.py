@@ -208,6 +208,7 @@ def training_function(accelerator: Accelerator, args: LoopArguments, prepared, m
             hf_mhe.push_to_hub(
                 args.output_dir, args.push_to_hub, before=before, after=change.after, metrics=eval_metric
             )
+    accelerator.wait_for_everyone()  # leaving early may abort, and end the rest (pytorch/pytorch#190489)
     accelerator.end_training()
 
 

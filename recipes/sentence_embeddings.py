@@ -213,10 +213,10 @@ def main() -> None:
     if trainer.is_world_process_zero():
         start = {**trainer.evaluator(trainer.model), "equivalent_dimension": dimension(trainer)}
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.save_model()  # before anything else can fail
     metrics = trainer.evaluate()
     metrics["eval_equivalent_dimension"] = dimension(trainer)
     trainer.log_metrics("eval", metrics)
-    trainer.save_model()
     if trainer.is_world_process_zero():
         change = hf_mhe.compare(before, hf_mhe.analyze(training_args.output_dir, exclude=VOCABULARY))
         columns = ["name", "n", "d", "spread_before", "spread_after", "verdict"]
@@ -228,6 +228,7 @@ def main() -> None:
             hf_mhe.push_to_hub(
                 training_args.output_dir, trainer.hub_model_id, before=before, after=change.after, metrics=metrics
             )
+    trainer.accelerator.wait_for_everyone()  # leaving early may abort, and end the rest (pytorch/pytorch#190489)
     trainer.end()
 
 

@@ -223,6 +223,7 @@ def main() -> None:
             hf_mhe.push_to_hub(
                 training_args.output_dir, trainer.hub_model_id, before=before, after=change.after, metrics=metrics
             )
+    trainer.accelerator.wait_for_everyone()  # leaving early may abort, and end the rest (pytorch/pytorch#190489)
     trainer.end()
 
 

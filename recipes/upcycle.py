@@ -214,8 +214,9 @@ def build(args: ScriptArguments, training_args: SFTConfig, model_args: ModelConf
     return dataset, tokenizer, upcycle(dense, args)
 
 
-def evaluate(trainer: SFTTrainer) -> dict[str, float]:
+def save_and_evaluate(trainer: SFTTrainer) -> dict[str, float]:
     trainer.aux_loss_enabled = trainer.model.config.output_router_logits = False  # perplexity is of the tokens alone
+    trainer.save_model()  # before anything else can fail
     metrics = trainer.evaluate()
     metrics["eval_perplexity"] = math.exp(metrics["eval_loss"])
     trainer.log_metrics("eval", metrics)
@@ -255,13 +256,11 @@ def main() -> None:
         folder, alone = os.path.join(training_args.output_dir, "without"), dataclasses.replace(config, across=None)
         without = build_trainer(start, dataset, tokenizer, beside(training_args, output_dir=folder), alone)
         without.train()
-        perplexity["without"] = evaluate(without)["eval_perplexity"]
-        without.save_model()
+        perplexity["without"] = save_and_evaluate(without)["eval_perplexity"]
         without.accelerator.wait_for_everyone()
         table["without"] = cosines(MixtralForCausalLM.from_pretrained(folder))
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    metrics = evaluate(trainer)
-    trainer.save_model()
+    metrics = save_and_evaluate(trainer)
     if trainer.is_world_process_zero():
         perplexity["with"] = metrics["eval_perplexity"]
         table["with"] = cosines(MixtralForCausalLM.from_pretrained(training_args.output_dir))
@@ -276,6 +275,7 @@ def main() -> None:
             hf_mhe.push_to_hub(
                 training_args.output_dir, trainer.hub_model_id, before=before, after=change.after, metrics=metrics
             )
+    trainer.accelerator.wait_for_everyone()  # leaving early may abort, and end the rest (pytorch/pytorch#190489)
     trainer.end()
 
 

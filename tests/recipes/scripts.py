@@ -51,10 +51,11 @@ def in_two_processes(launcher: Sequence[object], *arguments: object, timeout: fl
     Raises:
         AssertionError: it failed, or took too long.
     """
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     launched = subprocess.Popen(
         [sys.executable, "-m", *map(str, launcher), *map(str, arguments)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -65,7 +66,7 @@ def in_two_processes(launcher: Sequence[object], *arguments: object, timeout: fl
         launched.terminate()  # not killed, which would leave its processes behind
         launched.communicate()
         raise
-    assert launched.returncode == 0, errors  # all of it: the rank that failed may have said so long before the last
+    assert launched.returncode == 0, said + errors  # all: the rank that failed may have said so long before the last
     return said
 
 

@@ -46,6 +46,23 @@ def test_two_processes_end_where_one_does(script: str, tmp_path: Path) -> None:
     assert furthest(weights(tmp_path), weights(trained)) < 1e-5
 
 
+def test_a_process_that_aborts_as_it_leaves_takes_nothing_from_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launcher ends every process when one aborts, as one of gloo does now and then when it leaves."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, os\nif os.environ.get('RANK') == '1':\n    atexit.register(os.abort)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    given, _ = own("upcycle")
+    arguments = [*given.given(tmp_path / "trained", processes=2), given.on_cpus]
+    with pytest.raises(AssertionError, match=r"exitcode *: -6 ") as failed:
+        in_two_processes(launched_by_accelerate("multi_gpu"), RECIPES / "upcycle.py", *arguments)
+    assert spreads(str(failed.value))
+    assert "cosine of experts by layer, with:" in str(failed.value)
+
+
 def test_federated_clients_of_two_processes_end_where_those_of_one_do(tmp_path: Path) -> None:
     """A client's rows would be divided otherwise, or the mean be of one process's models."""
     given = images(tmp_path)
