@@ -3,8 +3,9 @@
 python recipes/experiments/tables.py            # rebuild
 python recipes/experiments/tables.py --check    # exit status 1, and what differs, where they do not
 
-The documents are recipes/results/TABLES.md (everything), recipes/EVIDENCE.md (claim by claim) and README.md (a line
-for each experiment). What stands between two markers in them is written here, the rest by hand.
+The documents are recipes/results/TABLES.md (everything, one experiment at a time), recipes/EVIDENCE.md (claim by
+claim) and README.md (the experiments that say most). What stands between two markers in them is written here, the
+rest by hand; the markers name the experiments, in the order of the lines between them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
@@ -26,12 +27,12 @@ from harness.statistics.summary import Summary, summarize  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path("recipes", "results")
-OVERVIEW = "overview"
-# What each document says of an experiment; None: nothing beyond its line in the overview.
-DOCUMENTS: Mapping[Path, Callable[[Summary], str] | None] = {
-    RESULTS / "TABLES.md": block,
-    Path("recipes", "EVIDENCE.md"): evidence.brief,
-    Path("README.md"): None,
+EVIDENCE, README = Path("recipes", "EVIDENCE.md"), Path("README.md")
+# What each document says of the experiments of a place.
+DOCUMENTS: Mapping[Path, Callable[[Sequence[Summary]], str]] = {
+    RESULTS / "TABLES.md": lambda summaries: "\n\n".join(map(block, summaries)),
+    EVIDENCE: evidence.claim,
+    README: evidence.overview,
 }
 
 
@@ -73,9 +74,9 @@ def check(root: Path) -> list[str]:
             summaries.append(summarize(find(name), Store(name, root / RESULTS).records()))
         wrong += [str(each.message) for each in said]
     for path, text in texts.items():
-        for name in places(text):
-            if rewritten(path, text, summaries, [name]) != text:
-                wrong.append(f"{path}: the part {name} is not what the JSON lines say: run tables.py")
+        for place in places(text):
+            if rewritten(path, text, summaries, [place]) != text:
+                wrong.append(f"{path}: the part {place} is not what the JSON lines say: run tables.py")
     for file, content, _ in drawings(summaries):
         if figures.digest_of(root / RESULTS / file) != figures.digest(content):
             wrong.append(f"{file} does not show what the JSON lines say: run tables.py")
@@ -83,29 +84,27 @@ def check(root: Path) -> list[str]:
 
 
 def in_order(texts: Mapping[Path, str]) -> list[str]:
-    """The experiments in the order of the evidence; every document has to have a place for all that it reports.
+    """The experiments in the order of the evidence.
 
     Raises:
-        ExperimentError: a document has no place for an experiment that is declared, or for the overview.
+        ExperimentError: a document has no place for an experiment that is declared, or README.md for any.
     """
     for path, text in texts.items():
-        wanted = [*(declared() if DOCUMENTS[path] else []), *([OVERVIEW] if path.name != "TABLES.md" else [])]
-        missing = sorted(set(wanted) - set(places(text)))
-        if missing:
+        there = " ".join(places(text)).split()
+        missing = sorted(set(declared()) - set(there))
+        if missing and not (path == README and there):
             raise ExperimentError(f"{path} has no place for {', '.join(missing)}")
-    return [name for name in places(texts[Path("recipes", "EVIDENCE.md")]) if name != OVERVIEW]
+    return list(dict.fromkeys(" ".join(places(texts[EVIDENCE])).split()))
 
 
-def rewritten(path: Path, text: str, summaries: list[Summary], names: list[str] | None = None) -> str:
+def rewritten(path: Path, text: str, summaries: Sequence[Summary], chosen: Sequence[str] | None = None) -> str:
     """The text of a document with what the summaries say in these of its places, all if none are named."""
-    says, by_name = DOCUMENTS[path], {summary.experiment.name: summary for summary in summaries}
-    for name in places(text) if names is None else names:
-        if name == OVERVIEW:
-            text = replaced(text, name, evidence.overview(summaries))
-        elif says is None or name not in by_name:
-            raise ExperimentError(f"{path} has a place for {name}, which is no experiment that it reports")
-        else:
-            text = replaced(text, name, says(by_name[name]))
+    by_name = {summary.experiment.name: summary for summary in summaries}
+    for place in places(text) if chosen is None else chosen:
+        unknown = [name for name in place.split() if name not in by_name]
+        if unknown:
+            raise ExperimentError(f"{path} has a place for {', '.join(unknown)}, which the evidence does not report")
+        text = replaced(text, place, DOCUMENTS[path]([by_name[name] for name in place.split()]))
     return text
 
 
@@ -117,7 +116,7 @@ def drawings(summaries: list[Summary]) -> list[tuple[str, figures.Numbers, Calla
         if figures.has_content(content := figures.numbers(summary))
     ]
     content = figures.of_all(summaries)
-    return [*found, (f"{OVERVIEW}.png", content, figures.draw_all)] if content["rows"] else found
+    return [*found, ("overview.png", content, figures.draw_all)] if content["rows"] else found
 
 
 if __name__ == "__main__":

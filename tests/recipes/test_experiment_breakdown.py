@@ -20,6 +20,8 @@ from harness.statistics.inference import holm
 from harness.statistics.summary import Summary, summarize
 from scipy import stats
 
+from tests.recipes import toy_experiment as toys
+
 MARGINS = [1, 2, 3]
 SEEDS = [10, 11, 12, 13]
 Figure = Callable[[Run], float]
@@ -241,7 +243,15 @@ def test_the_weight_is_in_proportion_to_the_ratio() -> None:
 
 @pytest.mark.slow
 def test_a_figure_is_drawn_of_every_kind_and_says_its_numbers(tmp_path: Path) -> None:
-    for summary in (summarize(crossed(), finished(crossed())), summarize(*curves())):
+    kinds = [summarize(crossed(), finished(crossed()))]
+    words = {"settings": {"arm": "", "size": 0, "head": ""}, "factors": {"head": ["plain", "normalised"]}}
+    for toy in (toys.toy(**words), toys.toy()):  # words, and nothing to draw a curve over
+        tuning = toys.tuned(toy, toys.figure)
+        kinds.append(summarize(toy, toys.finished(toy, tuning, lambda arm, seed: 80.0 + seed)))
+    shown = [figures.numbers(each)["curves"] for each in kinds]
+    assert [list(each) for each in shown] == [["ours", "none"], ["ours", "first", "second"], []]
+    assert [value for value, _ in shown[1]["first"]] == ["plain", "normalised"]
+    for summary in (*kinds, summarize(*curves())):
         path, content = tmp_path / f"{summary.experiment.name}.png", figures.numbers(summary)
         figures.draw(content, path)
         assert figures.digest_of(path) == figures.digest(content)

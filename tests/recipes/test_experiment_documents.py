@@ -12,8 +12,8 @@ import pytest
 from harness.plan.choice import tuning_runs
 from harness.plan.experiment import Arm, declared
 from harness.report.document import block
-from harness.report.evidence import brief, overview
-from harness.report.markdown import replaced
+from harness.report.evidence import claim, overview
+from harness.report.markdown import places, replaced
 from harness.statistics.summary import summarize
 
 from tests.recipes.toy_experiment import RECIPES, TABLES, figure, finished, program, record, toy, tuned
@@ -106,9 +106,8 @@ def test_a_rival_with_a_rate_that_mhe_could_not_choose_is_named(
     tuning = [record(run, float(run.choice.get("grown.lr") == theirs[-1])) for run in runs]
     summary = summarize(experiment, finished(experiment, tuning, lambda arm, seed: 80.0 + seed))
     assert summary.experiment.primary == "ours"
-    for text in (block(summary), brief(summary)):
-        assert ("beyond those that MHE chose from" in text) is (said is not None)
-        assert said is None or said in text
+    assert ("beyond those that MHE chose from" in block(summary)) is (said is not None)
+    assert said is None or said in block(summary)
 
 
 @pytest.mark.parametrize("role", ["hidden", "output"])
@@ -122,8 +121,8 @@ def test_the_mechanism_is_that_of_the_neurons_that_the_experiment_is_about(role:
         each["result"]["energies"]["after"] = after
     summary = summarize(experiment, records)
     shown, hidden = ("| 7.25 | 0.12 | 9.0 |", "2.75") if role == "output" else ("| 2.75 | 1.62 | 4.0 |", "7.25")
-    assert shown in brief(summary)
-    assert hidden not in brief(summary)
+    assert shown in claim([summary])
+    assert hidden not in claim([summary])
     assert ("| 9.0 | 0.12 |" if role == "output" else "| 4.0 | 1.62 |") in block(summary)
 
 
@@ -171,6 +170,13 @@ def test_a_document_without_a_place_is_refused(tmp_path: Path) -> None:
     for name in DOCUMENTS:
         (tmp_path / name).write_text("# Nothing\n")
     assert f"has no place for {', '.join(declared())}" in program(TABLES, "--root", tmp_path, rc=2).stderr
+    every = "".join(f"<!-- {name}: written by tables.py -->\n<!-- end of {name} -->\n" for name in declared())
+    (tmp_path / DOCUMENTS[2]).write_text(every)
+    (tmp_path / DOCUMENTS[1]).write_text(every)
+    assert "README.md has no place for" in program(TABLES, "--root", tmp_path, rc=2).stderr
+    (tmp_path / DOCUMENTS[0]).write_text(every.replace("growing_mlp", "growing_mpl"))
+    said = program(TABLES, "--root", tmp_path, rc=2).stderr
+    assert "README.md has a place for growing_mpl, which the evidence does not report" in said
     with pytest.raises(ValueError, match="0 times"):
         replaced("# Nothing", "growing_mlp", "text")
 
@@ -182,10 +188,32 @@ def test_a_reader_sees_the_best_of_the_others_though_the_tuning_chose_another() 
     records = finished(experiment, tuned(experiment, figure), lambda arm, seed: level[arm] + 10 * SMALL[seed])
     summary = summarize(experiment, records)
     assert summary.best_rival == "second"
-    line = overview([summary]).splitlines()[-1]
-    assert "| +30.00 (+30.00 to +30.00) | -10.00 (-10.00 to -10.00), first | **not found** |" in line
-    shown = [row.split(" | ")[0].strip("| ") for row in brief(summary).splitlines() if row.startswith("| ")]
-    assert shown == ["arm", "---", "ours", "second", "first"]
+    for said in (overview([summary]), claim([summary])):
+        line = said.splitlines()[-1]
+        assert "| +30.00 (+30.00 to +30.00) | -10.00 (-10.00 to -10.00), first |" in line
+        assert line.endswith("| **not found** |")
+
+
+def test_a_line_says_what_decides_an_experiment_why_and_what_it_costs() -> None:
+    experiment = toy(nothing="second")
+    level = {"ours": 3.0, "second": 2.0, "first": 1.0}
+    records = finished(experiment, tuned(experiment, figure), lambda arm, seed: 80.0 + (seed * len(arm)) % 7)
+    for each in records:
+        spread = level[each["config"]["arm"]]
+        after = {"mean_spread": spread, "mean_score": spread / 4, "near_duplicates": 5 * spread}
+        each["result"] |= {"train_cpu_seconds": 10 * spread, "energies": {"after": after}}
+    summary = summarize(experiment, records)
+    detectable = f"{summary.comparisons['second'].detectable:.2f}"
+    expected = f"| 3 | 2.00 → 3.00 | 0.50 → 0.75 | 10.0 → 15.0 | 1.50 × | **not found** ({detectable}) |"
+    assert claim([summary]).splitlines()[-1].endswith(expected)
+    without = summarize(toy(), records)  # nothing that does nothing
+    assert "| 3 | 3.00 | 0.75 | 15.0 |  |" in claim([without])
+
+
+def test_a_place_names_the_experiments_that_stand_in_it() -> None:
+    text = "<!-- one two: written by tables.py -->\n<!-- end of one two -->\n<!-- three: written by tables.py -->"
+    assert places(text) == ["one two", "three"]
+    assert "\nboth\n" in replaced(text, "one two", "both")
 
 
 def test_what_is_not_decided_gives_no_numbers_to_a_reader_in_haste() -> None:
@@ -195,7 +223,9 @@ def test_what_is_not_decided_gives_no_numbers_to_a_reader_in_haste() -> None:
     assert overview([summarize(experiment, [])]).count("\n") == 1, "a line for what has not begun"
     line = overview([summarize(experiment, records[:-1])]).splitlines()[-1]
     assert line == "| Toy | test accuracy, % |  |  |  | undecided: 20 of 21 runs |"
-    assert "Not run yet: 0 of 21 runs." in brief(summarize(experiment, []))
+    assert "Not run yet: 0 of 21 runs." in block(summarize(experiment, []))
+    line = claim([summarize(experiment, records[:-1])]).splitlines()[-1]
+    assert line == "| Toy | test accuracy, % |  |  |  |  |  |  |  |  | undecided: 20 of 21 runs |"
     table_alone = toy(primary=None, nothing="second")
     line = overview([summarize(table_alone, records[:-1])]).splitlines()[-1]
     assert line == "| Toy | test accuracy, % |  |  |  | undecided: 20 of 21 runs |"

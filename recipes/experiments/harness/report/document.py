@@ -106,7 +106,7 @@ def _row(summary: Summary, outcome: Outcome) -> list[str]:
     cells += [
         number(outcome.after("near_duplicates", experiment.role), 1),
         number(outcome.after("score", experiment.role), 2),
-        number(outcome.mean_of(lambda record: record["result"].get("train_cpu_seconds")), 1),
+        number(outcome.seconds, 1),
         number(outcome.mean_of(lambda record: record["peak_memory"]["mb"]), 0),
     ]
     return cells

@@ -1,50 +1,56 @@
-"""What a reader sees first: a line for each experiment, and under each claim the few arms that decide it."""
+"""What a reader sees first: a line for each experiment, with what decides it, why, and what it costs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.report import factors
-from harness.report.document import aim, claim, state
+from harness.report.document import aim
 from harness.report.markdown import difference, mean, number, table
 from harness.statistics import breakdown, rule
-from harness.statistics.summary import Outcome, Summary
+from harness.statistics.summary import Summary
+
+Cells = list[str]
+_HEADS = ["experiment", "measured", "MHE", "minus doing nothing", "minus the best of the others"]
+_BESIDE = ["n", "spread", "score", "copies", "time"]
 
 
 def overview(summaries: Sequence[Summary]) -> str:
     """A line for each experiment that has begun: against doing nothing, the best of the others, and the verdict."""
-    heads = ["experiment", "measured", "MHE", "minus doing nothing", "minus the best of the others", "verdict"]
-    begun = [summary for summary in summaries if summary.runs]
-    return table(heads, [_line(summary) for summary in begun], left=2)
+    rows = [[*_compared(each), _verdict(each)] for each in summaries if each.runs]
+    return table([*_HEADS, "verdict"], rows, left=2)
 
 
-def brief(summary: Summary) -> str:
-    """The state, the verdict, and the arms that decide it: the primary one, nothing, and the best of the others."""
-    if not summary.runs:
-        return state(summary)
-    if summary.experiment.primary is None:
-        parts = [*factors.parts(summary), aim(summary) if summary.experiment.name == rule.CURVES else ""]
-    else:
-        parts = [claim(summary), factors.interaction(summary), _deciding(summary)]
-    return "\n\n".join(part for part in (state(summary), *parts) if part)
+def claim(summaries: Sequence[Summary]) -> str:
+    """The same for the experiments on one claim, with the number of seeds, the mechanism and the cost between."""
+    rows = [[*_compared(each), *_beside(each), _verdict(each)] for each in summaries]
+    return table([*_HEADS, *_BESIDE, "verdict"], rows, left=2)
 
 
-def _line(summary: Summary) -> list[str]:
+def _compared(summary: Summary) -> Cells:
     experiment = summary.experiment
     first = [experiment.title, experiment.called]
     if not summary.decided:
-        return [*first, "", "", "", f"undecided: {summary.runs} of {summary.planned} runs"]
+        return [*first, "", "", ""]
     if experiment.primary is None:
-        said = aim(summary).strip("*.") if experiment.name == rule.CURVES else ""
-        return [*first, "", _above_and_below(summary), "", said]
+        return [*first, "", _above_and_below(summary), ""]
     best, nothing = summary.best_of_the_others, experiment.nothing
     return [
         *first,
         mean(list(summary.outcomes[experiment.primary].figures.values())),
         difference(summary.comparisons[nothing]) if nothing is not None else "",
         f"{difference(summary.comparisons[best])}, {experiment.arm(best).says}" if best is not None else "",
-        f"**{summary.verdict}**",
     ]
+
+
+def _verdict(summary: Summary) -> str:
+    """In bold; of a null, in brackets, the difference that it would have found with a probability of 80 %."""
+    if not summary.decided:
+        return f"undecided: {summary.runs} of {summary.planned} runs"
+    if summary.experiment.primary is None:
+        return aim(summary).strip("*.") if summary.experiment.name == rule.CURVES else ""
+    rival = summary.comparisons.get(summary.best_rival or "")
+    open_still = summary.verdict == "not found" and not summary.better and rival is not None and rival.holm is not None
+    return f"**{summary.verdict}**" + (f" ({rival.detectable:.2f})" if rival is not None and open_still else "")
 
 
 def _above_and_below(summary: Summary) -> str:
@@ -54,27 +60,18 @@ def _above_and_below(summary: Summary) -> str:
     return f"{sum(clear)} of {len(found)} above it and {len(clear) - sum(clear)} below, by Holm's p"
 
 
-def _deciding(summary: Summary) -> str:
+def _beside(summary: Summary) -> Cells:
+    """The seeds; spread, score and copies at the end of doing nothing and of MHE; and how much longer MHE takes."""
     experiment = summary.experiment
-    names = [experiment.primary, experiment.nothing, summary.best_rival, summary.best_of_the_others]
-    heads = ["arm", "n", experiment.called, f"`{experiment.primary}` minus it", "spread", "score", "copies", "s"]
-    if experiment.measure != "test":
-        heads.append("test accuracy, %")
-    shown = [summary.outcomes[name] for name in dict.fromkeys(names) if name is not None]
-    return table(heads, [_arm(summary, outcome) for outcome in shown], left=1)
+    if not summary.decided or experiment.primary is None:
+        return [""] * len(_BESIDE)
+    ours = summary.outcomes[experiment.primary]
+    base = None if experiment.nothing is None else summary.outcomes[experiment.nothing]
 
+    def ends(name: str, digits: int) -> str:
+        before, after = (None if arm is None else arm.after(name, experiment.role) for arm in (base, ours))
+        return " → ".join(number(end, digits) for end in (before, after) if end is not None)
 
-def _arm(summary: Summary, outcome: Outcome) -> list[str]:
-    compared = summary.comparisons.get(outcome.arm.name)
-    beside = summary.experiment.measure != "test"
-    role = summary.experiment.role
-    after = [outcome.after(name, role) for name in ("spread", "score", "near_duplicates")]
-    return [
-        outcome.arm.says,
-        str(len(outcome.figures)),
-        mean(list(outcome.figures.values())),
-        "" if compared is None else difference(compared),
-        *(number(value, digits) for value, digits in zip(after, (2, 2, 1), strict=True)),
-        number(outcome.mean_of(lambda record: record["result"].get("train_cpu_seconds")), 1),
-        *([number(outcome.mean_of(lambda record: record["result"]["test"]), 2)] if beside else []),
-    ]
+    seconds = [None if arm is None else arm.seconds for arm in (base, ours)]
+    times = f"{seconds[1] / seconds[0]:.2f} ×" if seconds[0] and seconds[1] else ""
+    return [str(len(ours.figures)), ends("spread", 2), ends("score", 2), ends("near_duplicates", 1), times]

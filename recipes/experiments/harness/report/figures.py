@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.plan.experiment import Arm, Experiment
+from harness.plan.experiment import Arm
 from harness.statistics import breakdown, rule
 from harness.statistics.inference import Paired
 from harness.statistics.summary import Outcome, Summary, measured
@@ -29,9 +29,9 @@ def numbers(summary: Summary) -> Numbers:
     started = experiment.measure == "started"
     read = functools.partial(_started, summary) if started else _curve
     axes = ["learning rate", "seeds that started, %"] if started else ["weight λ of the penalty", _VALIDATION]
-    if _numbers_of_one(experiment):
+    if len(experiment.factors) == 1:
         read = functools.partial(_over_factor, summary)
-        axes = [*map(_last_part, experiment.claimed), experiment.called]
+        axes = [*map(_last_part, experiment.factors), experiment.called]
     curves = {name: curve for name, outcome in summary.outcomes.items() if len(curve := read(outcome)) > 1}
     return {
         "title": experiment.title, "primary": experiment.primary, "differences": differences, "curves": curves,
@@ -60,15 +60,18 @@ def digest_of(path: Path) -> str | None:
 
 
 def draw(content: Numbers, path: Path) -> None:
-    """Draw an experiment: differences on the left, curves on the right."""
+    """Draw an experiment: differences on the left, curves on the right where there are any."""
     plt = _pyplot()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    panels = 2 if content["curves"] else 1
+    figure, axes = plt.subplots(1, panels, figsize=(5.5 * panels, 4.2), squeeze=False, layout="constrained")
+    left, right = axes[0, 0], axes[0, -1]
     figure.suptitle(content["title"])
     if "other_curves" in content:
         _draw_curves(left, content["other_curves"], content["other_axes"])
     else:
         _draw_differences(left, content["differences"], f"{content['primary']} minus the arm: points, 95 % t interval")
-    _draw_curves(right, content["curves"], content["axes"])
+    if content["curves"]:
+        _draw_curves(right, content["curves"], content["axes"])
     _save(figure, content, path)
 
 
@@ -130,11 +133,10 @@ def _draw_differences(panel: Any, differences: Numbers, says: str) -> None:
 def _draw_curves(panel: Any, curves: Numbers, axes: list[str]) -> None:
     for name, curve in curves.items():
         panel.plot([point[0] for point in curve], [point[1] for point in curve], "o-", label=name)
-    if curves:
-        values = [point[0] for curve in curves.values() for point in curve]
-        if max(values) > 10 * min(values):
-            panel.set_xscale("log")
-        panel.legend(fontsize="small")
+    values = [point[0] for curve in curves.values() for point in curve if not isinstance(point[0], str)]
+    if values and max(values) > 10 * min(values):
+        panel.set_xscale("log")
+    panel.legend(fontsize="small")
     panel.set_xlabel(axes[0])
     panel.set_ylabel(axes[1])
 
@@ -158,17 +160,12 @@ def _over_weights(summary: Summary) -> Numbers:
     }  # fmt: skip
 
 
-def _numbers_of_one(experiment: Experiment) -> bool:
-    """Whether the only factor is one of numbers, with a claim at one of them."""
-    values = [value for values in experiment.factors.values() for value in values]
-    return len(experiment.factors) == len(experiment.claimed) == 1 and all(isinstance(v, (int, float)) for v in values)
-
-
-def _over_factor(summary: Summary, outcome: Outcome) -> list[list[float]]:
-    """The mean measure of an arm at each value of the factor that the claim names."""
-    (name,) = summary.experiment.claimed
+def _over_factor(summary: Summary, outcome: Outcome) -> list[list[Any]]:
+    """The mean measure of an arm at each value of the only factor: a number, a word, or settings with a name."""
+    (name,) = summary.experiment.factors
     found = breakdown.by_cell(summary)
-    at = [cell[name] for cell in summary.experiment.cells()]
+    values = [cell[name] for cell in summary.experiment.cells()]
+    at = [value["name"] if isinstance(value, dict) else value for value in values]
     there = [(value, list(column.by_arm[outcome.arm.name].values())) for value, column in zip(at, found, strict=True)]
     return [[value, round(statistics.fmean(figures), 6)] for value, figures in there if figures]
 

@@ -38,13 +38,13 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> 
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, rule, *rows])
 
 
-def replaced(document: str, name: str, text: str) -> str:
-    """The document with `text` between the markers of `name`.
+def replaced(document: str, place: str, text: str) -> str:
+    """The document with `text` between the markers of a place.
 
     Raises:
         ValueError: the markers are not there, or not once.
     """
-    begin, end = f"<!-- {name}: written by tables.py -->", f"<!-- end of {name} -->"
+    begin, end = f"<!-- {place}: written by tables.py -->", f"<!-- end of {place} -->"
     pattern = re.compile(re.escape(begin) + r".*?" + re.escape(end), re.DOTALL)
     found = len(pattern.findall(document))
     if found != 1:
@@ -53,5 +53,5 @@ def replaced(document: str, name: str, text: str) -> str:
 
 
 def places(document: str) -> list[str]:
-    """The names of the marked places."""
-    return re.findall(r"<!-- (\S+): written by tables.py -->", document)
+    """The marked places; each is called by the experiments that stand in it, with spaces between them."""
+    return re.findall(r"<!-- ([\w ]+): written by tables.py -->", document)

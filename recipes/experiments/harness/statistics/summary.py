@@ -48,6 +48,11 @@ class Outcome:
         found = [value for record in self.records if (value := read(record)) is not None]
         return statistics.fmean(found) if found else None
 
+    @property
+    def seconds(self) -> float | None:
+        """Mean processor time of the last training; runs that were recorded without it are left out."""
+        return self.mean_of(lambda record: record["result"].get("train_cpu_seconds"))
+
     def after(self, name: str, role: str = "hidden") -> float | None:
         """Mean of "spread", "score" or "near_duplicates" of a role at the end; trainings that diverged have none."""
         ends = [ends for record in self.records if (ends := record["result"]["energies"]["after"]) is not None]
