@@ -176,6 +176,19 @@ def test_the_best_rival_is_best_over_all_combinations_of_the_claim() -> None:
     assert summary.outcomes["other"].choices == [{"size": 2}] * 3
 
 
+def test_a_column_says_how_redundant_the_model_of_doing_nothing_is_before_the_training() -> None:
+    """What there is to gain would have to be looked up in the records; an arm's own start says nothing of it."""
+    experiment = crossed()
+    records = finished(experiment)
+    for each in records:
+        margin = each["config"]["cell"]["margin"]
+        spread = margin / 4 + each["config"]["seed"] / 10 if each["config"]["arm"] == "none" else 1e9
+        each["result"]["energies"]["before"] = {"mean_spread": spread}
+    expected = " | ".join(f"{margin / 4 + statistics.fmean(SEEDS) / 10:.2f}" for margin in MARGINS)
+    assert f"| *spread at the start* | {expected} |" in block(summarize(experiment, records))
+    assert "spread at the start" not in block(summarize(experiment, finished(experiment)))
+
+
 # The rule.
 
 WEIGHTS = [0.1, 1.0, 10.0]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from declared._rivals import MHE_FULL
+
 _BERT = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
 _NAMES: dict[str, Any] = {
     "kind": "names",
@@ -50,6 +52,12 @@ TEXT: dict[str, Any] = {
     "data": {"languages": None, "train": None},
     "recipe": {"lr": 3e-3, "optimizer": "adam", "steps": 800, "warmup": 50},
 }  # fmt: skip
+
+# As FINE_TUNING, from a base whose neurons a weak penalty has kept from falling together altogether.
+PRETRAINED: list[dict[str, Any]] = [
+    {**FINE_TUNING, "name": f"base trained with λ = {weight:g}", "base_penalty": {**MHE_FULL, "hidden_weight": weight}}
+    for weight in (0.01, 0.1)
+]
 
 CURVES = [PERCEPTRON, CNN, FINE_TUNING, LORA]
 OTHERS = [VIT, TEXT]

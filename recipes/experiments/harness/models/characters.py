@@ -50,7 +50,7 @@ def begun(part: Mapping[str, Any], data: Splits, seed: int) -> tuple[PreTrainedM
         return fresh(part["model"], data.classes), None
     if part["from"] not in ("base", "lora"):
         raise ValueError(f"from must be scratch, base or lora; got {part['from']!r}")
-    described = {name: part[name] for name in ("data", "model", "base")}
+    described = {name: part[name] for name in ("data", "model", "base", "base_penalty") if name in part}
     weights, said = _base(json.dumps(described, sort_keys=True), seed)
     set_seed(seed + 1_000_000)
     model = fresh(part["model"], data.classes)
@@ -75,7 +75,7 @@ def _base(described: str, seed: int) -> tuple[dict[str, torch.Tensor], dict[str,
     data, _ = halves(part["data"]["languages"])
     set_seed(seed)
     model: nn.Module = fresh(part["model"], data.classes)
-    trained = train(model, data.train, Recipe(**part["base"]), seed=seed)
+    trained = train(model, data.train, Recipe(**part["base"]), seed=seed, penalty=part.get("base_penalty"))
     figure, _ = balanced(model, data.validation, data.classes)
     said = {"validation": figure, "train_seconds": trained.seconds, "diverged": trained.diverged}
     return {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}, said

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from harness.plan.experiment import label
-from harness.report.markdown import difference, mean, table
+from harness.report.markdown import difference, mean, number, table
 from harness.statistics.breakdown import Column, Figures, by_cell, by_measure, differences, of_interaction
 from harness.statistics.inference import Paired
 from harness.statistics.summary import Summary
@@ -28,6 +28,8 @@ def _said(summary: Summary, title: str, columns: list[Column]) -> str:
         [outcome.arm.says, *(_cell(each.by_arm[name], found.get((name, each.heads))) for each in columns)]
         for name, outcome in summary.outcomes.items()
     ]
+    if any(column.start is not None for column in columns):
+        rows.append(["*spread at the start*", *(number(column.start, 2) for column in columns)])
     beside = ""
     if summary.experiment.nothing is not None:
         nothing = summary.experiment.arm(summary.experiment.nothing).says

@@ -6,35 +6,46 @@ Each arm is compared with `nothing` in each column, paired by seed, with Holm's 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.plan.experiment import label
+from harness.plan.experiment import Experiment, label
 from harness.statistics.inference import Paired, corrected, paired
-from harness.statistics.summary import Outcome, Summary, measured
+from harness.statistics.summary import Outcome, Record, Summary, measured, of_role
 
 Figures = Mapping[int, float]  # by seed
 
 
 @dataclass(frozen=True)
 class Column:
-    """Attributes: heads, what stands above it; by_arm, the figures of each arm's final runs."""
+    """Attributes: heads, what stands above it; by_arm, the figures of each arm's final runs; start, the mean spread
+    with which those of doing nothing begin."""
 
     heads: str
     by_arm: Mapping[str, Figures]
+    start: float | None = None
 
 
 def by_cell(summary: Summary) -> list[Column]:
     """The measure in each combination of the factors."""
     experiment, found = summary.experiment, []
     for cell in experiment.cells():
-        by_arm = {}
+        by_arm, start = {}, None
         for name, outcome in summary.outcomes.items():
             records = [r for r in (*outcome.records, *outcome.others) if r["config"]["cell"] == cell]
             by_arm[name] = {r["config"]["seed"]: measured(experiment, r) for r in records}
-        found.append(Column(label(cell), by_arm))
+            if name == experiment.nothing:
+                start = _start(experiment, records)
+        found.append(Column(label(cell), by_arm, start))
     return found
+
+
+def _start(experiment: Experiment, records: Sequence[Record]) -> float | None:
+    """The mean spread before the training, of the runs that were recorded with it."""
+    starts = [start for r in records if (start := r["result"]["energies"].get("before")) is not None]
+    spreads = [spread for s in starts if (spread := of_role(s, "spread", experiment.role)) is not None]
+    return statistics.fmean(spreads) if spreads else None
 
 
 def by_measure(summary: Summary) -> list[Column]:

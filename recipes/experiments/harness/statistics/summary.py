@@ -56,7 +56,7 @@ class Outcome:
     def after(self, name: str, role: str = "hidden") -> float | None:
         """Mean of "spread", "score" or "near_duplicates" of a role at the end; trainings that diverged have none."""
         ends = [ends for record in self.records if (ends := record["result"]["energies"]["after"]) is not None]
-        found = [value for end in ends if (value := _of_role(end, name, role)) is not None]
+        found = [value for end in ends if (value := of_role(end, name, role)) is not None]
         return statistics.fmean(found) if found else None
 
 
@@ -162,8 +162,9 @@ def _outcome(experiment: Experiment, arm: Arm, records: Sequence[Record]) -> Out
     return Outcome(arm, tried, trials[0], best, shown, figures, final, others)
 
 
-def _of_role(ends: Mapping[str, Any], name: str, role: str) -> float | None:
-    """The mean over the hidden layers as it was recorded, their number of pairs; or that of the class vectors."""
+def of_role(ends: Mapping[str, Any], name: str, role: str) -> float | None:
+    """Of a model's energies, the mean over the hidden layers as it was recorded, or their number of pairs; or that of
+    the class vectors."""
     if role == "hidden":
         return ends.get(name if name == "near_duplicates" else f"mean_{name}")
     (vectors,) = [group for group in ends["groups"] if group["role"] == role]
