@@ -193,4 +193,4 @@ def _started(summary: Summary, outcome: Outcome) -> list[list[float]]:
 
 
 def _weight(arm: Arm) -> str | None:
-    return next((name for name in arm.tuned if name in ("penalty.hidden_weight", "penalty.weight")), None)
+    return next((name for name in arm.tuned if name.startswith("penalty.") and name.endswith("weight")), None)
