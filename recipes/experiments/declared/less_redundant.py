@@ -10,7 +10,7 @@ from harness.plan.experiment import Arm, Experiment
 
 EXPERIMENT = Experiment(
     name="less_redundant",
-    title="Fine-tuning a less redundant checkpoint",
+    title="Fine-tuning a moderately redundant checkpoint",
     question="What is left of the gain of MHE where a checkpoint is as redundant as published encoders are?",
     task="weighing",
     settings=FIRST.settings,
