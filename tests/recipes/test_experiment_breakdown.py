@@ -18,6 +18,7 @@ from harness.statistics import rule
 from harness.statistics.breakdown import by_cell, by_measure, differences, of_interaction
 from harness.statistics.inference import holm
 from harness.statistics.summary import Summary, summarize
+from PIL import Image
 from scipy import stats
 
 from tests.recipes import toy_experiment as toys
@@ -264,10 +265,14 @@ def test_a_figure_is_drawn_of_every_kind_and_says_its_numbers(tmp_path: Path) ->
     shown = [figures.numbers(each)["curves"] for each in kinds]
     assert [list(each) for each in shown] == [["ours", "none"], ["ours", "first", "second"], []]
     assert [value for value, _ in shown[1]["first"]] == ["plain", "normalised"]
+    widths = []
     for summary in (*kinds, summarize(*curves())):
         path, content = tmp_path / f"{summary.experiment.name}.png", figures.numbers(summary)
         figures.draw(content, path)
         assert figures.digest_of(path) == figures.digest(content)
+        with Image.open(path) as image:
+            widths.append(image.width)
+    assert widths == [1210, 1210, 605, 1210], "a panel without curves, or curves without a panel"
     content = figures.of_all([summarize(crossed(), finished(crossed()))])
     assert list(content["rows"]["Toy"]) == ["doing nothing", "the best of the others"]
     figures.draw_all(content, tmp_path / "overview.png")
