@@ -63,7 +63,7 @@ def test_a_base_that_is_trained_with_a_penalty_is_less_redundant() -> None:
     plain = few_steps(parts.FINE_TUNING)
     strong = {**plain, "base_penalty": {**rivals.MHE_FULL, "hidden_weight": 1000.0}}
     starts = [weighed(part)["energies"]["before"]["mean_score"] for part in (plain, strong)]
-    assert starts[1] < 0.5 * starts[0]
+    assert starts[1] < 0.7 * starts[0]
     for part in parts.PRETRAINED:
         assert part["base_penalty"]["hidden_weight"] > 0
         assert {**part, "name": "", "base_penalty": None} == {**parts.FINE_TUNING, "name": "", "base_penalty": None}
