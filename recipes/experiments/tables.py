@@ -31,7 +31,7 @@ EVIDENCE, README = Path("recipes", "EVIDENCE.md"), Path("README.md")
 # What each document says of the experiments of a place.
 DOCUMENTS: Mapping[Path, Callable[[Sequence[Summary]], str]] = {
     RESULTS / "TABLES.md": lambda summaries: "\n\n".join(map(block, summaries)),
-    EVIDENCE: evidence.claim,
+    EVIDENCE: evidence.of_claim,
     README: evidence.overview,
 }
 

@@ -12,7 +12,7 @@ import pytest
 from harness.plan.choice import tuning_runs
 from harness.plan.experiment import Arm, declared
 from harness.report.document import block
-from harness.report.evidence import claim, overview
+from harness.report.evidence import of_claim, overview
 from harness.report.markdown import places, replaced
 from harness.statistics.summary import summarize
 
@@ -121,8 +121,8 @@ def test_the_mechanism_is_that_of_the_neurons_that_the_experiment_is_about(role:
         each["result"]["energies"]["after"] = after
     summary = summarize(experiment, records)
     shown, hidden = ("| 7.25 | 0.12 | 9.0 |", "2.75") if role == "output" else ("| 2.75 | 1.62 | 4.0 |", "7.25")
-    assert shown in claim([summary])
-    assert hidden not in claim([summary])
+    assert shown in of_claim([summary])
+    assert hidden not in of_claim([summary])
     assert ("| 9.0 | 0.12 |" if role == "output" else "| 4.0 | 1.62 |") in block(summary)
 
 
@@ -188,7 +188,7 @@ def test_a_reader_sees_the_best_of_the_others_though_the_tuning_chose_another() 
     records = finished(experiment, tuned(experiment, figure), lambda arm, seed: level[arm] + 10 * SMALL[seed])
     summary = summarize(experiment, records)
     assert summary.best_rival == "second"
-    for said in (overview([summary]), claim([summary])):
+    for said in (overview([summary]), of_claim([summary])):
         line = said.splitlines()[-1]
         assert "| +30.00 (+30.00 to +30.00) | -10.00 (-10.00 to -10.00), first |" in line
         assert line.endswith("| **not found** |")
@@ -205,9 +205,9 @@ def test_a_line_says_what_decides_an_experiment_why_and_what_it_costs() -> None:
     summary = summarize(experiment, records)
     detectable = f"{summary.comparisons['second'].detectable:.2f}"
     expected = f"| 3 | 2.00 → 3.00 | 0.50 → 0.75 | 10.0 → 15.0 | 1.50 × | **not found** ({detectable}) |"
-    assert claim([summary]).splitlines()[-1].endswith(expected)
+    assert of_claim([summary]).splitlines()[-1].endswith(expected)
     without = summarize(toy(), records)  # nothing that does nothing
-    assert "| 3 | 3.00 | 0.75 | 15.0 |  |" in claim([without])
+    assert "| 3 | 3.00 | 0.75 | 15.0 |  |" in of_claim([without])
 
 
 def test_a_place_names_the_experiments_that_stand_in_it() -> None:
@@ -224,7 +224,7 @@ def test_what_is_not_decided_gives_no_numbers_to_a_reader_in_haste() -> None:
     line = overview([summarize(experiment, records[:-1])]).splitlines()[-1]
     assert line == "| Toy | test accuracy, % |  |  |  | undecided: 20 of 21 runs |"
     assert "Not run yet: 0 of 21 runs." in block(summarize(experiment, []))
-    line = claim([summarize(experiment, records[:-1])]).splitlines()[-1]
+    line = of_claim([summarize(experiment, records[:-1])]).splitlines()[-1]
     assert line == "| Toy | test accuracy, % |  |  |  |  |  |  |  |  | undecided: 20 of 21 runs |"
     table_alone = toy(primary=None, nothing="second")
     line = overview([summarize(table_alone, records[:-1])]).splitlines()[-1]

@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 import pytest
+from transformers import Trainer
 
 from tests.hub_server.server import HubServer
 from tests.recipes.in_turn import Outcome, in_turn
@@ -52,6 +53,33 @@ def test_what_recipes_repeat_is_alike_to_the_letter(function: str, scripts: tupl
         (node,) = (n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef) and n.name == function)
         found.add(ast.get_source_segment(text, node))
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("script", OWN)
+def test_every_process_waits_for_the_others_before_it_leaves(script: str) -> None:
+    """One that aborts as it leaves would end the others; what that costs is tested with two processes of upcycle."""
+    lines = (RECIPES / f"{script}.py").read_text(encoding="utf-8").splitlines()
+    leaves = re.compile(r" *(trainer\.end|accelerator\.end_training)\(\)")
+    ends = [at for at, line in enumerate(lines) if leaves.fullmatch(line)]
+    assert ends
+    for at in ends:
+        assert re.match(r" *(trainer\.)?accelerator\.wait_for_everyone\(\) ", lines[at - 1]), lines[at]
+
+
+@pytest.mark.parametrize("script", sorted({*OWN} - {*IMAGES, "accelerate_loop"}))
+def test_what_was_trained_is_saved_before_its_evaluation_can_fail(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hours of training would be lost with the first row that cannot be evaluated."""
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError("no space left on device")
+
+    given = OWN[script](tmp_path)
+    monkeypatch.setattr(Trainer, "evaluate", full)
+    with pytest.raises(OSError, match="no space left"):
+        in_this_process(script, *given.given(tmp_path / "out"))
+    assert furthest(weights(tmp_path / "out"), weights(tmp_path / "out" / given.checkpoint)) > 0
 
 
 @pytest.mark.parametrize("script", OWN)

@@ -7,6 +7,7 @@ from harness.plan.experiment import Arm, Experiment
 
 LR = [0.05, 0.1]
 DECAY = [5e-4, 2e-3]
+ADJUSTED = {"model.loss": "logit_adjustment"}
 
 EXPERIMENT = Experiment(
     name="imbalance",
@@ -26,14 +27,12 @@ EXPERIMENT = Experiment(
         Arm("mhe", "MHE on the class vectors", {"penalty": rivals.CLASS_VECTORS},
             {"penalty.output_weight": [1.0, 10.0], "recipe.lr": LR}),
         Arm("none", "nothing", {}, {"recipe.weight_decay": DECAY, "recipe.lr": LR}),
-        Arm("logit_adjustment", "logit adjustment", {"model.loss": "logit_adjustment"},
-            {"model.tau": [1.0, 1.5], "recipe.lr": LR}),
+        Arm("logit_adjustment", "logit adjustment", ADJUSTED, {"model.tau": [1.0, 1.5], "recipe.lr": LR}),
         Arm("class_balanced", "class-balanced loss", {"model.loss": "class_balanced"},
             {"model.beta": [0.999, 1.0], "recipe.lr": LR}),
         Arm("prototypes", "fixed class vectors of least energy", {"prototypes": True},
             {"recipe.weight_decay": DECAY, "recipe.lr": LR}),
-        Arm("adjusted_mhe", "logit adjustment, and MHE",
-            {"model.loss": "logit_adjustment", "penalty": rivals.CLASS_VECTORS},
+        Arm("adjusted_mhe", "logit adjustment, and MHE", {**ADJUSTED, "penalty": rivals.CLASS_VECTORS},
             {"penalty.output_weight": [1.0, 10.0], "recipe.lr": LR}),
     ],
     tuning_seeds=[0, 1],

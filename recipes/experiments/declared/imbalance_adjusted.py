@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from declared import _rivals as rivals
-from declared.imbalance import DECAY
+from declared.imbalance import ADJUSTED, DECAY
 from declared.imbalance import EXPERIMENT as FIRST
 from harness.plan.experiment import Arm, Experiment
 
 LR = [0.025, 0.05]
-ADJUSTED = {"model.loss": "logit_adjustment"}
 
 EXPERIMENT = Experiment(
     name="imbalance_adjusted",

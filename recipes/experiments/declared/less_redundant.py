@@ -1,4 +1,4 @@
-"""A BERT of characters that is as redundant as published encoders are, fine-tuned: fine_tuning, less extreme."""
+"""fine_tuning, less extreme: the BERT is about as redundant as the published encoder in README.md."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.plan.experiment import Arm, Experiment
 EXPERIMENT = Experiment(
     name="less_redundant",
     title="Fine-tuning a moderately redundant checkpoint",
-    question="What is left of the gain of MHE where a checkpoint is as redundant as published encoders are?",
+    question="What is left of the gain of MHE where a checkpoint is as redundant as a published encoder?",
     task="weighing",
     settings=FIRST.settings,
     arms=[

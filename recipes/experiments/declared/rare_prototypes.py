@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from declared.imbalance import DECAY
+from declared.imbalance import ADJUSTED, DECAY, LR
 from declared.imbalance import EXPERIMENT as FIRST
 from harness.plan.experiment import Arm, Experiment
 
-CHOICE = {"recipe.weight_decay": DECAY, "recipe.lr": [0.05, 0.1]}
-ADJUSTED = {"model.loss": "logit_adjustment"}
+CHOICE = {"recipe.weight_decay": DECAY, "recipe.lr": LR}
 
 EXPERIMENT = Experiment(
     name="rare_prototypes",

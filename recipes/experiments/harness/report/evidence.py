@@ -20,7 +20,7 @@ def overview(summaries: Sequence[Summary]) -> str:
     return table([*_HEADS, "verdict"], rows, left=2)
 
 
-def claim(summaries: Sequence[Summary]) -> str:
+def of_claim(summaries: Sequence[Summary]) -> str:
     """The same for the experiments on one claim, with the number of seeds, the mechanism and the cost between."""
     rows = [[*_compared(each), *_beside(each), _verdict(each)] for each in summaries]
     return table([*_HEADS, *_BESIDE, "verdict"], rows, left=2)
